@@ -1,0 +1,62 @@
+# Two commands do it all: `make book` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+STUDY ?= fashion_mnist_quick
+# The book and the tests see no user's own packages and no display.
+export PYTHONNOUSERSITE = 1
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+READ = $(CURDIR)/.venv-read
+
+.DEFAULT_GOAL := help
+.PHONY: help book read test lint lab setup publish lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@echo "  STUDY=<id or file> chooses the study, PYTHON=<interpreter> the Python (3.11 or newer)."
+
+book: setup  ## run a study (default: 15 minutes on a laptop) and build the book
+	@snakemake --cores all --rerun-incomplete --quiet rules host reason --config study=$(STUDY)
+
+read:  ## build the book from the committed tables, without torch
+	@$(PYTHON) preflight.py read
+	@$(MAKE) --no-print-directory $(READ)/installed
+	@PATH="$(READ)/bin:$(PATH)" snakemake --cores all --rerun-incomplete --quiet rules host reason --config mode=read
+
+test: setup  ## run the whole test suite
+	@python -m pytest
+
+lint: setup  ## check style and undefined names
+	@ruff check . && ruff format --check .
+
+lab: setup  ## open JupyterLab with the notebooks
+	@jupyter lab --notebook-dir=notebooks
+
+setup:  ## create .venv and install the pinned requirements
+	@$(PYTHON) preflight.py book
+	@$(MAKE) --no-print-directory .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@echo "Installing the pinned requirements into .venv (a few minutes)"
+	@$(PYTHON) -m venv .venv
+	@start=$$(date +%s) && .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
+	  && .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . \
+	  && echo $$(( $$(date +%s) - start )) > .venv/install-seconds
+	@touch $@
+
+$(READ)/installed: requirements-read.txt pyproject.toml
+	@echo "Installing what reading needs into .venv-read"
+	@$(PYTHON) -m venv $(READ)
+	@$(READ)/bin/python -m pip install -q --disable-pip-version-check -r requirements-read.txt
+	@echo $(CURDIR) > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
+	@touch $@
+
+publish: setup  ## copy a study's fresh tables to results/, to be committed
+	@python book/pages.py publish $(STUDY)
+
+lock: setup  ## compile the pinned requirements from the *.in files
+	@pip install -q uv
+	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header requirements-read.in -o requirements-read.txt
+	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements-read.txt requirements.in \
+	  | grep -vE '^(nvidia|cuda|triton)' > requirements.txt
+
+clean:  ## remove the built book, but no run
+	@rm -rf _build book/generated

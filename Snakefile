@@ -1,0 +1,249 @@
+"""The pipeline: data -> train -> evaluate -> analyse -> book.
+
+Each rule runs one notebook with papermill and declares its table as output, so a run resumes
+where it stopped and only what changed is computed again.
+
+    snakemake --cores all --config study=cifar10      # run one study, then build the book
+    snakemake --cores all --config mode=read          # build from committed tables alone
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from advlib.study import METHODS, ROOT, find_study, load_study
+
+sys.path.insert(0, str(ROOT / "book"))
+import pages
+
+START = time.time()
+MODE = config.get("mode", "run")
+NAME = config.get("study", "fashion_mnist_quick")
+STUDY = load_study(NAME)
+FILE = pages.from_root(find_study(NAME))
+RUNS = STUDY.runs
+STUDIES = pages.studies_of_book(None if MODE == "read" else FILE)
+SOURCES = {study.study: source for study, _, source in STUDIES}
+FILES = {study.study: file for study, file, _ in STUDIES}
+BY_ID = {study.study: study for study, _, _ in STUDIES}
+SHOWN = [name for name, source in SOURCES.items() if source]
+CHAPTERS = ["training", "average_error", "classwise_error"]
+
+PAPERMILL = f"{sys.executable} -m papermill --no-progress-bar --log-output --kernel python3"
+JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
+DATA_KEYS = ["dataset", "data_dir", "train_images", "test_images", "holdout_images", "image_size"]
+DATA_KEYS += ["resize"]
+
+
+wildcard_constraints:
+    method="[a-z_]+",
+    seed=r"\d+",
+    attack="[a-z0-9_]+",
+
+
+def settings(*keys):
+    return {key: getattr(STUDY, key) for key in keys}
+
+
+def training(wildcards):
+    """What decides a training run, apart from its inputs."""
+    return STUDY.training_settings(wildcards.method, int(wildcards.seed), "", None)
+
+
+def start_of(wildcards):
+    if wildcards.method == "pretrained" or STUDY.weights:
+        return []
+    return RUNS / "train" / f"pretrained-seed{wildcards.seed}.json"
+
+
+def tables_of(wildcards):
+    """Every table that a study's chapters read."""
+    study, source = BY_ID[wildcards.study], SOURCES[wildcards.study]
+    folder = study.tables(source) if source == "committed" else study.runs
+    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
+    tables = [folder / "data.json", *(folder / "train" / f"{run}.csv" for run in runs)]
+    for benchmark in ("clean", *study.attacks):
+        tables += [folder / "predictions" / benchmark / f"{run}.parquet" for run in runs]
+    return tables
+
+
+def appendix_of(wildcards):
+    """The executed notebooks behind a fresh run; committed tables come without them."""
+    if wildcards.study != STUDY.study or SOURCES[wildcards.study] != "fresh":
+        return []
+    runs = [f"{method}-seed{seed}" for method in STUDY.methods for seed in STUDY.seeds]
+    names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
+    names += [f"evaluate_{attack}-{run}" for attack in STUDY.attacks for run in runs]
+    return [RUNS / "executed" / f"{name}.ipynb" for name in names]
+
+
+rule all:
+    input:
+        "_build/html/index.html",
+
+
+rule data:
+    input:
+        notebook="notebooks/data.ipynb",
+    output:
+        table=RUNS / "data.json",
+        executed=RUNS / "executed/data.ipynb",
+    params:
+        settings=settings(*DATA_KEYS),
+    log:
+        RUNS / "logs/data.ipynb",
+    benchmark:
+        RUNS / "benchmarks/data.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} -p study {FILE} && cp {log} {output.executed}"
+
+
+rule train:
+    input:
+        notebook="notebooks/train.ipynb",
+        data=RUNS / "data.json",
+        start=start_of,
+    output:
+        table=RUNS / "train/{method}-seed{seed}.csv",
+        facts=RUNS / "train/{method}-seed{seed}.json",
+        executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
+    params:
+        settings=training,
+    threads: workflow.cores
+    log:
+        RUNS / "logs/train-{method}-seed{seed}.ipynb",
+    benchmark:
+        RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} -p study {FILE} -p method {wildcards.method} "
+        "-p seed {wildcards.seed} && cp {log} {output.executed}"
+
+
+rule evaluate_clean:
+    input:
+        notebook="notebooks/evaluate_clean.ipynb",
+        facts=expand(RUNS / "train/{method}-seed{seed}.json", method=STUDY.methods, seed=STUDY.seeds),
+    output:
+        tables=expand(
+            RUNS / "predictions/clean/{method}-seed{seed}.parquet",
+            method=STUDY.methods,
+            seed=STUDY.seeds,
+        ),
+        executed=RUNS / "executed/evaluate_clean.ipynb",
+    params:
+        settings=settings(*DATA_KEYS, "evaluation_split"),
+    threads: workflow.cores
+    log:
+        RUNS / "logs/evaluate_clean.ipynb",
+    benchmark:
+        RUNS / "benchmarks/evaluate_clean.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} -p study {FILE} && cp {log} {output.executed}"
+
+
+rule evaluate_attack:
+    input:
+        notebook="notebooks/evaluate_pgd.ipynb",
+        facts=RUNS / "train/{method}-seed{seed}.json",
+    output:
+        table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
+        executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
+    params:
+        settings=settings(*DATA_KEYS, "evaluation_split", "dtype"),
+        threat=lambda wildcards: str(STUDY.threat(wildcards.attack)),
+    wildcard_constraints:
+        attack="|".join(STUDY.attacks),
+    threads: workflow.cores
+    log:
+        RUNS / "logs/evaluate_{attack}-{method}-seed{seed}.ipynb",
+    benchmark:
+        RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} -p study {FILE} -p method {wildcards.method} "
+        "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log} {output.executed}"
+
+
+rule analyse:
+    input:
+        notebook="notebooks/{chapter}.ipynb",
+        tables=tables_of,
+        paper="results/paper/published.csv",
+        code=["advlib/charts.py", "advlib/metrics.py"],
+    output:
+        executed="_build/studies/{study}/{chapter}.ipynb",
+    params:
+        file=lambda wildcards: FILES[wildcards.study],
+        source=lambda wildcards: SOURCES[wildcards.study],
+        folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
+    log:
+        "_build/studies/{study}/logs/{chapter}.ipynb",
+    benchmark:
+        "_build/studies/{study}/benchmarks/{chapter}.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} -p study {params.file} -p source {params.source} "
+        "-p output {params.folder} && cp {log} {output.executed}"
+
+
+rule place_study:
+    input:
+        chapters=lambda wildcards: expand(
+            "_build/studies/{study}/{chapter}.ipynb", study=wildcards.study, chapter=CHAPTERS
+        )
+        if SOURCES[wildcards.study]
+        else [],
+        appendix=appendix_of,
+        file=lambda wildcards: FILES[wildcards.study],
+        code=["book/place.py", "book/pages.py"],
+    output:
+        "book/generated/{study}/index.md",
+    params:
+        source=lambda wildcards: SOURCES[wildcards.study],
+    run:
+        pages.place_pages(BY_ID[wildcards.study], params.source, input.chapters, input.appendix)
+
+
+rule claims:
+    input:
+        notebook="notebooks/claims.ipynb",
+        paper="results/paper/published.csv",
+        code=["book/place.py", "advlib/charts.py", "advlib/metrics.py"],
+    output:
+        "book/generated/claims.ipynb",
+    log:
+        "_build/logs/claims.ipynb",
+    benchmark:
+        "_build/benchmarks/claims.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook} {log} && {sys.executable} book/place.py notebook {log} {output} "
+        "--source 'The tables printed in the paper, copied into the repository.' "
+        "--tables {input.paper}"
+
+
+rule toc:
+    input:
+        claims="book/generated/claims.ipynb",
+        studies=expand("book/generated/{study}/index.md", study=FILES),
+        template="_toc.yml",
+    output:
+        "_build/toc.yml",
+    run:
+        pages.write_toc(list(FILES))
+
+
+rule book:
+    input:
+        toc="_build/toc.yml",
+        pages=[*Path("book").glob("*.md"), "book/references.bib"],
+        code=[*Path("advlib").glob("*.py"), *Path("book/_ext").glob("*.py")],
+        config=["_config.yml", *Path("book/_static").glob("*")],
+    output:
+        "_build/html/index.html",
+    benchmark:
+        "_build/benchmarks/book.tsv"
+    shell:
+        "rm -rf _build/html _build/.doctrees && {JUPYTER_BOOK} build . --toc {input.toc} --all "
+        "-W -n --keep-going -q"
+
+
+onsuccess:
+    pages.report(START, [RUNS, ROOT / "_build"])

@@ -1,0 +1,3 @@
+"""Class-wise adversarial robustness: training, attacks, tables and metrics."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,272 @@
+"""From tables to Altair charts: one family, one colour a method, readable by the colour-blind."""
+
+import altair as alt
+import pandas as pd
+
+# Okabe and Ito's palette: distinguishable with every common colour-vision deficiency.
+METHOD_COLOURS = {
+    "Pretrained": "#999999",
+    "Std": "#0072B2",
+    "Adv": "#D55E00",
+    "Adv⁺": "#009E73",
+    "Adv, mixed": "#E69F00",
+    "Adv⁺, mixed": "#56B4E9",
+    "Adv, smoothing": "#CC79A7",
+    "Adv, extra logit": "#B8A100",
+}
+ERROR_AXIS = {"format": ".0%"}
+
+
+def method_colour(methods: list[str], title: str = "Method") -> alt.Color:
+    """The colour channel for these method names, in the project's fixed colours and order."""
+    shown = [name for name in METHOD_COLOURS if name in set(methods)]
+    shown += sorted(set(methods) - set(shown))
+    spare = [colour for colour in METHOD_COLOURS.values()]
+    colours = [METHOD_COLOURS.get(name, spare[i % len(spare)]) for i, name in enumerate(shown)]
+    return alt.Color(
+        "method:N",
+        title=title,
+        sort=shown,
+        scale=alt.Scale(domain=shown, range=colours),
+        legend=alt.Legend(orient="top", columns=3, symbolType="circle", symbolStrokeWidth=0),
+    )
+
+
+def pick_methods() -> alt.Parameter:
+    """Click a method in the legend to see it alone; shift-click adds, a double click resets."""
+    return alt.selection_point(fields=["method"], bind="legend")
+
+
+def average_error(table: pd.DataFrame) -> alt.Chart:
+    """Error of each method under each benchmark, with its interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, benchmark, value, low, high (fractions) and source; rows without an
+        interval have low = high = NaN.
+    """
+    methods = table.method.unique().tolist()
+    order = [name for name in METHOD_COLOURS if name in methods]
+    pick = pick_methods()
+    base = alt.Chart(table).encode(
+        x=alt.X("method:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y(
+            "value:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS), scale=alt.Scale(zero=True)
+        ),
+        color=method_colour(methods).legend(None),
+        opacity=alt.condition(pick, alt.value(1), alt.value(0.15)),
+        tooltip=[
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("source:N", title="Source"),
+            alt.Tooltip("value:Q", title="Error", format=".2%"),
+            alt.Tooltip("low:Q", title="95 % from", format=".2%"),
+            alt.Tooltip("high:Q", title="to", format=".2%"),
+        ],
+    )
+    rules = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    points = base.mark_point(filled=True, size=80).encode(
+        shape=alt.Shape(
+            "source:N",
+            title=None,
+            scale=alt.Scale(range=["circle", "diamond"]),
+            legend=alt.Legend(orient="top"),
+        )
+    )
+    chart = (rules + points).properties(width=230, height=260).add_params(pick)
+    return chart.facet(
+        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
+    )
+
+
+def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
+    """Figure 1: each method's class errors sorted from the best class to the worst.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, benchmark, class_name, error (fraction), one row a class. Rank is added.
+    """
+    table = table.copy()
+    table["rank"] = table.groupby(["benchmark", "method"]).error.rank(method="first").astype(int)
+    methods = table.method.unique().tolist()
+    pick = pick_methods()
+    search = alt.param(
+        name="class_search",
+        bind=alt.binding(input="search", placeholder="class name", name="Find "),
+    )
+    found = "class_search && indexof(lower(datum.class_name), lower(class_search)) >= 0"
+    base = alt.Chart(table).encode(
+        x=alt.X(
+            "rank:Q", title="Class, sorted by the method's own error", axis=alt.Axis(tickMinStep=1)
+        ),
+        y=alt.Y("error:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS)),
+        color=method_colour(methods),
+        opacity=alt.condition(pick, alt.value(1), alt.value(0.1)),
+        tooltip=[
+            alt.Tooltip("class_name:N", title="Class"),
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("error:Q", title="Error", format=".2%"),
+            alt.Tooltip("rank:Q", title="Rank"),
+        ],
+    )
+    few = table["rank"].max() <= 100
+    lines = base.mark_line(strokeWidth=2)
+    points = base.mark_circle(size=40 if few else 8)
+    marked = base.mark_point(size=160, strokeWidth=2.5, filled=False).transform_filter(found)
+    labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N").transform_filter(found)
+    layers = (lines + points + marked + labels).properties(width=300, height=260)
+    return layers.add_params(pick, search).facet(
+        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
+    )
+
+
+def class_error(table: pd.DataFrame) -> alt.Chart:
+    """Every class by name, one mark a method, with intervals; for up to about a hundred classes.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, benchmark, class_name, error, low, high (fractions).
+    """
+    methods = table.method.unique().tolist()
+    pick = pick_methods()
+    hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
+    order = [name for name in METHOD_COLOURS if name in methods]
+    base = alt.Chart(table).encode(
+        y=alt.Y("class_name:N", sort=hardest, title=None),
+        yOffset=alt.YOffset("method:N", sort=order),
+        color=method_colour(methods),
+        opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
+        tooltip=[
+            alt.Tooltip("class_name:N", title="Class"),
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("error:Q", title="Error", format=".2%"),
+            alt.Tooltip("low:Q", title="95 % from", format=".2%"),
+            alt.Tooltip("high:Q", title="to", format=".2%"),
+        ],
+    )
+    axis = alt.Axis(**ERROR_AXIS)
+    rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="Error (%)"), x2="high:Q")
+    points = base.mark_circle(size=45).encode(x=alt.X("error:Q", title="Error (%)", axis=axis))
+    chart = (rules + points).properties(width=260, height=alt.Step(9))
+    return chart.add_params(pick).facet(
+        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
+    )
+
+
+def confusion(table: pd.DataFrame) -> alt.Chart:
+    """Who is taken for whom: share of a class's images, method and benchmark by drop-down.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, benchmark, class_name, predicted_name, share (fraction).
+    """
+    names = table.class_name.unique().tolist()
+    methods = [name for name in METHOD_COLOURS if name in set(table.method)]
+    benchmarks = table.benchmark.unique().tolist()
+    method = alt.selection_point(
+        fields=["method"],
+        bind=alt.binding_select(options=methods, name="Method "),
+        value=[{"method": methods[-1]}],
+    )
+    benchmark = alt.selection_point(
+        fields=["benchmark"],
+        bind=alt.binding_select(options=benchmarks, name="Benchmark "),
+        value=[{"benchmark": benchmarks[-1]}],
+    )
+    base = (
+        alt.Chart(table)
+        .transform_filter(method)
+        .transform_filter(benchmark)
+        .encode(
+            x=alt.X("predicted_name:N", sort=names, title="Predicted class"),
+            y=alt.Y("class_name:N", sort=names, title="True class"),
+        )
+    )
+    cells = base.mark_rect().encode(
+        color=alt.Color(
+            "share:Q",
+            title="Share of the class",
+            scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+            legend=alt.Legend(format=".0%"),
+        ),
+        tooltip=[
+            alt.Tooltip("class_name:N", title="True"),
+            alt.Tooltip("predicted_name:N", title="Predicted"),
+            alt.Tooltip("share:Q", title="Share", format=".1%"),
+        ],
+    )
+    return cells.properties(width=380, height=380).add_params(method, benchmark)
+
+
+def class_changes(table: pd.DataFrame) -> alt.Chart:
+    """Change of each class's error between two methods, marked where it is beyond chance.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns class_name, benchmark, difference (fraction), change ("gains", "loses",
+        "no change").
+    """
+    order = table.groupby("class_name").difference.mean().sort_values().index.tolist()
+    return (
+        alt.Chart(table)
+        .mark_bar()
+        .encode(
+            x=alt.X("difference:Q", title="Change of error (points)", axis=alt.Axis(format="+.0%")),
+            y=alt.Y("class_name:N", sort=order, title=None),
+            color=alt.Color(
+                "change:N",
+                title="At a 5 % false discovery rate",
+                scale=alt.Scale(
+                    domain=["gains", "no change", "loses"], range=["#009E73", "#999999", "#D55E00"]
+                ),
+                legend=alt.Legend(orient="top", columns=3),
+            ),
+            tooltip=[
+                alt.Tooltip("class_name:N", title="Class"),
+                alt.Tooltip("difference:Q", title="Change", format="+.2%"),
+                alt.Tooltip("q_value:Q", title="q value", format=".2g"),
+            ],
+        )
+        .properties(width=260, height=alt.Step(18))
+        .facet(column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist()))
+    )
+
+
+def training_curves(table: pd.DataFrame) -> alt.Chart:
+    """Loss and error of the batches trained on, by epoch.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, seed, epoch, loss, error.
+    """
+    methods = table.method.unique().tolist()
+    pick = pick_methods()
+    base = (
+        alt.Chart(table)
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("epoch:Q", title="Epoch"),
+            color=method_colour(methods),
+            detail="seed:N",
+            opacity=alt.condition(pick, alt.value(1), alt.value(0.1)),
+            tooltip=[
+                alt.Tooltip("method:N", title="Method"),
+                alt.Tooltip("seed:N", title="Seed"),
+                alt.Tooltip("epoch:Q", title="Epoch", format=".1f"),
+                alt.Tooltip("loss:Q", title="Loss", format=".3f"),
+                alt.Tooltip("error:Q", title="Error", format=".1%"),
+            ],
+        )
+        .properties(width=280, height=240)
+        .add_params(pick)
+    )
+    loss = base.encode(y=alt.Y("loss:Q", title="Loss of the batch (nats)"))
+    error = base.encode(
+        y=alt.Y("error:Q", title="Error of the batch (%)", axis=alt.Axis(**ERROR_AXIS))
+    )
+    return loss | error

@@ -1,0 +1,374 @@
+"""A study: one file that says what is trained, attacked and compared, and where its runs lie."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from advlib.threat import PROTOCOLS, ThreatModel, parse_number
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES = ROOT / "notebooks" / "studies"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method as data: `advlib.train.fit` runs all of them in one loop."""
+
+    name: str
+    adversarial: bool = False
+    mix: bool = False  # N clean and N adversarial images a step
+    extra_logits: bool = False  # K+M logits instead of K
+    label_augmentation: bool = False  # Eq. 3 and 4 with the study's delta; else delta = 0
+    label_smoothing: bool = False  # torch's, with the study's delta
+
+
+METHODS: dict[str, Method] = {
+    "pretrained": Method("Pretrained"),
+    "std": Method("Std"),
+    "adv": Method("Adv", adversarial=True),
+    "adv_plus": Method("Adv⁺", adversarial=True, extra_logits=True, label_augmentation=True),
+    "adv_mix": Method("Adv, mixed", adversarial=True, mix=True),
+    "adv_plus_mix": Method(
+        "Adv⁺, mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
+    ),
+    "adv_smoothing": Method("Adv, smoothing", adversarial=True, label_smoothing=True),
+    "adv_extra_logit": Method("Adv, extra logit", adversarial=True, extra_logits=True),
+}
+"""Method ids, in the order in which tables and charts show them."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every setting of a study; the paper's values where it gives one.
+
+    A study file states only what differs. ε and steps may be written ``8/255``.
+
+    Raises
+    ------
+    ValueError
+        For a value of the wrong type or out of range, naming the key.
+    """
+
+    study: str  # id: the name of its file and of its folders
+    dataset: str  # digits, fashion_mnist, cifar10, imagenet, or folder (any ImageFolder)
+    model: str  # cifar_resnet8, cifar_resnet8_w32, ... or a torchvision classifier
+    title: str = ""  # as pages show it; the id if empty
+    data_dir: str | None = None  # folder with the data; None looks in the usual places
+    image_size: int | None = None  # px after cropping; None: the data set's own
+    resize: int | None = None  # px of the short side before cropping, for large images
+    train_images: int | None = None  # a stratified subset; None: all
+    test_images: int | None = None
+    holdout_images: int = 0  # training images kept apart for choices such as ε
+    evaluation_split: str = "test"  # or holdout: for choices that must not see the test images
+    augment: str = "none"  # none, crop, crop_flip, random_resized_crop
+    workers: int = 0  # processes that decode images
+    weights: str | None = None  # pretrained weights: a torchvision name or a .safetensors file
+    pretrain_epochs: int = 0  # clean epochs of our own where there are no weights
+    pretrain_lr: float = 0.1
+    epochs: int = 10
+    lr: float = 0.01
+    lr_final_factor: float = 1e-4  # cosine annealing ends at lr times this
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # not stated in the paper
+    batch_size: int = 64
+    norm: str = "Linf"
+    eps: float = 0.03  # pixels in [0, 1]
+    train_steps: int = 10
+    train_step_size: float | None = None  # None: 2.5 eps / min(steps, 10)
+    delta: float = 0.03  # weight of the transformation label, Eq. 3
+    num_transforms: int = 1  # M
+    replace_head: bool = False  # draw the whole head afresh when widening it
+    train_objective: str = "label_augmentation"  # what Adv+'s attack climbs: Eq. 4 or cross_entropy
+    methods: list[str] = field(default_factory=lambda: ["pretrained", "std", "adv", "adv_plus"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    attacks: list[str] = field(default_factory=lambda: ["pgd40"])
+    eval_batch_size: int = 128
+    dtype: str = "auto"  # auto: bfloat16 where the device computes in it natively
+    n_resamples: int = 10_000  # of the bootstrap
+
+    def __post_init__(self):
+        for key in dataclasses.fields(self):
+            object.__setattr__(self, key.name, _typed(key, getattr(self, key.name)))
+        if not self.title:
+            object.__setattr__(self, "title", self.study)
+        if not self.study or set(self.study) & set("/\\ .") or not self.study.isascii():
+            raise ValueError(f"study is an id of letters, digits, '-' and '_', got {self.study!r}")
+        _choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
+        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        _choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
+        _choice("train_objective", self.train_objective, ("label_augmentation", "cross_entropy"))
+        for name in self.methods:
+            _choice("methods", name, tuple(METHODS))
+        for name in self.attacks:
+            _choice("attacks", name, tuple(PROTOCOLS))
+        for name in ("methods", "seeds", "attacks"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} is a list without repetition, got {values}")
+        for name in ("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"delta is in [0, 1), got {self.delta}")
+        if not self.lr > 0 or not self.pretrain_lr > 0:
+            raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
+        if self.weights is None and self.pretrain_epochs < 1:
+            raise ValueError(
+                "a study without pretrained weights needs pretrain_epochs of 1 or more"
+            )
+        _ = self.train_threat  # checks norm, eps, steps and step size
+
+    @property
+    def train_threat(self) -> ThreatModel:
+        """The attack of adversarial training: the last iterate of one start (Madry)."""
+        return ThreatModel(
+            norm=self.norm,
+            eps=self.eps,
+            steps=self.train_steps,
+            step_size=self.train_step_size,
+            success="last",
+        )
+
+    def threat(self, attack: str) -> ThreatModel:
+        """A named protocol at the study's norm and ε."""
+        return dataclasses.replace(PROTOCOLS[attack].with_eps(self.eps), norm=self.norm)
+
+    @property
+    def data_root(self) -> Path | None:
+        """`data_dir`, relative to the project's root whatever the working directory."""
+        return None if self.data_dir is None else ROOT / Path(self.data_dir).expanduser()
+
+    def images(self, split: str):
+        """The study's images of "train", "holdout" or "test", an `advlib.data.Images`."""
+        from advlib.data import load_dataset  # needs torch, which reading a study does not
+
+        return load_dataset(
+            self.dataset,
+            split,
+            data_dir=self.data_root,
+            n_images={"train": self.train_images, "test": self.test_images}.get(split),
+            holdout_images=self.holdout_images,
+            image_size=self.image_size,
+            resize=self.resize,
+        )
+
+    @property
+    def runs(self) -> Path:
+        """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
+        return Path(os.environ.get("ADVLIB_RUNS") or ROOT / "runs").expanduser() / self.study
+
+    @property
+    def published(self) -> Path:
+        """Where this study's committed tables lie: ``results/<study>``."""
+        return ROOT / "results" / self.study
+
+    def tables(self, source: str) -> Path:
+        """The folder that pages read: all "fresh" tables or all "committed" ones.
+
+        Raises
+        ------
+        FileNotFoundError
+            If that folder is not there.
+        """
+        _choice("source", source, ("fresh", "committed"))
+        folder = self.runs if source == "fresh" else self.published
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the study {self.study!r} has no {source} tables in {folder}: "
+                f"run `make book STUDY={self.study}`"
+            )
+        return folder
+
+    def training_settings(self, method: str, seed: int, data: str, start: str | None) -> dict:
+        """All that decides the weights of one run; its hash names the run's folder.
+
+        Parameters
+        ----------
+        method : str
+            A key of `METHODS`.
+        seed : int
+        data : str
+            Fingerprint of the training images.
+        start : str or None
+            Hash of the checkpoint that the run starts from.
+        """
+        keys = ["dataset", "model", "weights", "image_size", "resize", "augment", "dtype"]
+        keys += ["batch_size", "momentum", "weight_decay", "lr_final_factor"]
+        settings = {key: getattr(self, key) for key in keys}
+        settings |= {"method": method, "seed": seed, "data": data, "start": start}
+        recipe = METHODS[method]
+        clean = method == "pretrained"
+        settings["epochs"] = self.pretrain_epochs if clean else self.epochs
+        settings["lr"] = self.pretrain_lr if clean else self.lr
+        settings |= dataclasses.asdict(recipe)
+        if recipe.adversarial:
+            settings["threat"] = self.train_threat.to_dict()
+        if recipe.label_augmentation or recipe.label_smoothing:
+            settings["delta"] = self.delta
+        if recipe.extra_logits:
+            settings["num_transforms"] = self.num_transforms
+            settings["replace_head"] = self.replace_head
+            settings["train_objective"] = self.train_objective
+        return settings
+
+    def to_dict(self) -> dict:
+        """Plain values, as papermill and the pages take them."""
+        return dataclasses.asdict(self)
+
+
+def digest(settings: dict) -> str:
+    """Ten hex digits of the SHA-256 of the settings as JSON: the same settings, the same name."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def find_study(name: str | Path) -> Path:
+    """The file of a study given by its id or by the path of its file.
+
+    Raises
+    ------
+    FileNotFoundError
+        Listing the studies there are.
+    """
+    for path in (STUDIES / f"{name}.yaml", ROOT / name, Path(name).expanduser()):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
+    raise FileNotFoundError(
+        f"no study {str(name)!r}: expected one of {known}, or the path of a study file"
+    )
+
+
+def load_study(name: str | Path, **overrides) -> Study:
+    """Read and validate a study file.
+
+    Parameters
+    ----------
+    name : str or path
+        An id in ``notebooks/studies`` or a file.
+    **overrides
+        Values that replace the file's.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        For a missing file, an unknown key, or a value that cannot be meant.
+    """
+    path = find_study(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is a list of `key: value` lines, got {type(values).__name__}")
+    try:
+        return make_study({**values, **overrides})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def make_study(values: dict) -> Study:
+    """A study from plain values; unknown keys are refused with the nearest known one."""
+    known = [key.name for key in dataclasses.fields(Study)]
+    _refuse_unknown(set(values) - set(known), known)
+    for key in ("study", "dataset", "model"):
+        if key not in values:
+            raise ValueError(f"the key {key!r} is missing")
+    return Study(**values)
+
+
+def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleNamespace]:
+    """Check a notebook's parameters; call it in the cell after ``parameters``.
+
+    papermill only warns about a name it does not know, and injects every key of a study file into
+    every notebook. So each plain value that a notebook holds at this point belongs either to the
+    study file's schema or to the notebook's own parameters; any other name is refused.
+
+    Parameters
+    ----------
+    namespace : dict
+        The notebook's ``globals()``.
+    **own
+        The notebook's own parameters and the type or the allowed values of each.
+
+    Returns
+    -------
+    (Study, SimpleNamespace)
+        The study (its file, with the values injected beside it), and the own parameters.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or a value that cannot be meant.
+    """
+    namespace = _assigned_parameters(namespace)
+    schema = [key.name for key in dataclasses.fields(Study)]
+    given = {k: v for k, v in namespace.items() if k in schema}
+    _refuse_unknown(set(namespace) - set(schema) - set(own), [*schema, *own])
+    chosen = {}
+    for name, allowed in own.items():
+        value = namespace[name]
+        if isinstance(allowed, type):
+            if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
+                raise ValueError(f"{name} is a {allowed.__name__}, got {value!r}")
+        else:
+            _choice(name, value, tuple(allowed))
+        chosen[name] = value
+    if {"dataset", "model"} <= set(given):
+        return make_study(given), types.SimpleNamespace(**chosen)
+    return load_study(given.pop("study"), **given), types.SimpleNamespace(**chosen)
+
+
+def _assigned_parameters(namespace: dict) -> dict:
+    """Plain values of the parameters cells alone, also when the notebook has run further since."""
+    sources = namespace.get("In", [])
+    cells = [s for s in sources if s.lstrip().startswith("# Parameters")]
+    names = set()
+    for source in cells:
+        compiled = compile(source, "parameters", "exec")
+        names |= set(compiled.co_names)
+    if not cells:
+        plain = str | int | float | bool | list | dict | None
+        names = {k for k, v in namespace.items() if isinstance(v, plain)} - {"In", "Out"}
+    return {k: namespace[k] for k in names if not k.startswith("_") and k in namespace}
+
+
+def _refuse_unknown(unknown: set[str], known: list[str]) -> None:
+    import difflib
+
+    for name in sorted(unknown):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown parameter {name!r}: {hint}")
+
+
+def _choice(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def _typed(key: dataclasses.Field, value):
+    """The value as the annotated type, or an error that names the key."""
+    options = typing.get_args(key.type) if isinstance(key.type, types.UnionType) else (key.type,)
+    for option in options:
+        if option is type(None) and value is None:
+            return None
+        if option is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+            return parse_number(value, key.name)
+        if option in (int, str, bool) and type(value) is option:
+            return value
+        if typing.get_origin(option) is list and isinstance(value, list):
+            inner = typing.get_args(option)[0]
+            if all(type(item) is inner for item in value):
+                return list(value)
+    expected = " or ".join(
+        getattr(o, "__name__", str(o)).replace("NoneType", "null") for o in options
+    )
+    raise ValueError(f"{key.name} is {expected}, got {value!r}")

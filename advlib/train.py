@@ -1,0 +1,462 @@
+"""One training loop for every method: Std, Adv, Adv⁺ and the controls; checkpoints and resume."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from advlib.attacks import pgd_attack
+from advlib.data import DATASETS, stream_seed, training_batches
+from advlib.labels import class_logits, label_augmentation_loss, widen_head
+from advlib.models import autocast, build_model, default_device, load_weights, resolve_dtype
+from advlib.study import METHODS, Study, digest
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
+
+
+def fit(
+    model: nn.Module,
+    dataset,
+    study: Study,
+    method: str,
+    *,
+    seed: int,
+    folder: Path,
+    settings: dict | None = None,
+    device: torch.device | str | None = None,
+    checkpoint_seconds: float = 60,
+    on_step: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Train `model` in place by one method, resuming from `folder` where a run was interrupted.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0, 1] to K logits, or K+M where the method needs them.
+    dataset : advlib.data.Images
+        Training images.
+    study : Study
+        Epochs, schedule, threat model, δ.
+    method : str
+        A key of `advlib.study.METHODS`.
+    seed : int
+        With the epoch and step it decides the order of the images, their augmentation and the
+        start of each attack, so a position in training needs no other generator state.
+    folder : Path
+        Of the checkpoint, the lock and ``log.csv``.
+    settings : dict, optional
+        What decides the weights (`Study.training_settings`); stored, and compared on resume.
+    device : optional
+        None: CUDA, MPS or the CPU, by availability.
+    checkpoint_seconds : float
+        Time between checkpoints; one is written after every epoch as well.
+    on_step : callable, optional
+        Called after each step with the number of steps done.
+
+    Returns
+    -------
+    DataFrame
+        The log: epoch, step, lr, loss, error (of the batches trained on), images_per_second.
+
+    Raises
+    ------
+    RuntimeError
+        If another process trains in `folder`, or `folder` holds a run with other settings.
+    FloatingPointError
+        If the loss is no longer finite; the last good checkpoint is kept.
+    """
+    device = torch.device(device or default_device())
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            return _train(
+                model,
+                dataset,
+                study,
+                method,
+                seed,
+                folder,
+                settings or {},
+                device,
+                checkpoint_seconds,
+                on_step,
+            )
+    except filelock.Timeout as error:
+        raise RuntimeError(
+            f"another process is training in {folder}: wait for it, or end it first"
+        ) from error
+
+
+def _train(
+    model, dataset, study, method, seed, folder, settings, device, checkpoint_seconds, on_step
+):
+    clean = method == "pretrained"
+    epochs = study.pretrain_epochs if clean else study.epochs
+    base_lr = study.pretrain_lr if clean else study.lr
+    batch_size = study.batch_size
+    steps_per_epoch = len(dataset) // batch_size
+    if not steps_per_epoch:
+        raise ValueError(
+            f"{len(dataset)} training images do not fill one batch: choose a batch_size of at most "
+            f"{len(dataset)}, got {batch_size}"
+        )
+    total = epochs * steps_per_epoch
+    dtype = resolve_dtype(study.dtype, device)
+    model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=base_lr, momentum=study.momentum, weight_decay=study.weight_decay
+    )
+    done, log = load_checkpoint(folder / CHECKPOINT, model, optimizer, settings)
+    log_every = max(1, min(50, steps_per_epoch // 10))
+    saved = window = time.monotonic()
+    window_from = done
+    losses, errors = [], []
+    bar = tqdm(
+        total=total * batch_size,
+        initial=done * batch_size,
+        unit=" images",
+        desc=method,
+        mininterval=2,
+        unit_scale=True,
+    )
+    for epoch in range(done // steps_per_epoch, epochs):
+        batches = training_batches(
+            dataset,
+            batch_size=batch_size,
+            seed=seed,
+            epoch=epoch,
+            start_step=done - epoch * steps_per_epoch,
+            augment=study.augment,
+            workers=study.workers,
+            device=device,
+        )
+        for x, y, _ in batches:
+            lr = cosine_lr(base_lr, study.lr_final_factor, done, total)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            generator = torch.Generator().manual_seed(stream_seed(seed, "attack", epoch, done))
+            loss, error = training_loss(
+                model,
+                x,
+                y,
+                study,
+                method,
+                num_classes=dataset.num_classes,
+                generator=generator,
+                dtype=dtype,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            done += 1
+            losses.append(loss.detach())
+            errors.append(error)
+            bar.update(batch_size)
+            end_of_epoch = done % steps_per_epoch == 0
+            if done % log_every == 0 or end_of_epoch:
+                row = _log_row(losses, errors, done, steps_per_epoch, lr, folder)
+                seconds = time.monotonic() - window
+                row["images_per_second"] = (done - window_from) * batch_size / seconds
+                log.append(row)
+                bar.set_postfix_str(
+                    f"epoch {row['epoch']:.1f}/{epochs} loss {row['loss']:.3f} "
+                    f"error {row['error']:.3f} lr {lr:.2g}",
+                    refresh=False,
+                )
+                losses, errors, window, window_from = [], [], time.monotonic(), done
+                # Only at a log row, so that no part of an open window is lost with the process.
+                if end_of_epoch or time.monotonic() - saved > checkpoint_seconds:
+                    save_checkpoint(folder / CHECKPOINT, model, optimizer, done, log, settings)
+                    write_log(log, folder / "log.csv")
+                    saved = time.monotonic()
+            if on_step:
+                on_step(done)
+    bar.close()
+    model.eval()
+    return pd.DataFrame(log, columns=LOG_COLUMNS)
+
+
+def training_loss(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    study: Study,
+    method: str,
+    *,
+    num_classes: int,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and error of one batch by one method.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In training mode.
+    x : float tensor (N, C, H, W) in [0, 1]
+    y : int tensor (N,)
+    study, method
+        As in `fit`.
+    num_classes : int
+        K.
+    generator : torch.Generator
+        A CPU generator for the start of the attack.
+    dtype : torch.dtype
+        Of the autocast.
+
+    Returns
+    -------
+    (scalar tensor with a graph, scalar tensor)
+        The loss and the share of wrong predictions, both over the images trained on: clean ones
+        for Std, adversarial ones for Adv, and the mean of both halves for mixed batches.
+    """
+    recipe = METHODS[method]
+    clean, attacked = (
+        torch.full_like(y, -1),
+        torch.zeros_like(y),
+    )  # the transformation is PGD: j = 0
+
+    def loss_of(logits, transform):
+        if recipe.extra_logits:
+            delta = study.delta if recipe.label_augmentation else 0.0
+            return label_augmentation_loss(
+                logits, y, transform, num_classes=num_classes, delta=delta
+            )
+        smoothing = study.delta if recipe.label_smoothing else 0.0
+        return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+
+    with autocast(x.device, dtype):
+        halves = [(x, clean)] if recipe.mix or not recipe.adversarial else []
+        if recipe.adversarial:
+            climbs_eq4 = recipe.extra_logits and study.train_objective == "label_augmentation"
+            x_adv = pgd_attack(
+                model,
+                x,
+                y,
+                study.train_threat,
+                num_classes=num_classes,
+                generator=generator,
+                # The sum, since a mean over the batch would shrink gradients towards underflow.
+                objective=(lambda z: len(y) * loss_of(z, attacked)) if climbs_eq4 else None,
+            )
+            halves.append((x_adv, attacked))
+        # Each half has a forward pass, and so batch-norm statistics, of its own.
+        outputs = [(model(images), transform) for images, transform in halves]
+    loss = sum(loss_of(logits, transform) for logits, transform in outputs) / len(outputs)
+    wrong = [class_logits(logits, num_classes).argmax(1) != y for logits, _ in outputs]
+    return loss, torch.cat(wrong).float().mean().detach()
+
+
+def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
+    """Cosine annealing per step, from `base` at step 0 down to `base * final_factor`."""
+    final = base * final_factor
+    return final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
+    """Train one method of a study, or find the finished run, and write its tables.
+
+    Parameters
+    ----------
+    study : Study
+    method : str
+        One of the study's methods, or ``pretrained``.
+    seed : int
+    device : optional
+        As in `fit`.
+
+    Returns
+    -------
+    dict
+        The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
+        and its hash, data fingerprint, number of images.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the pretrained network that the method starts from has not been trained yet.
+    """
+    info = DATASETS.get(study.dataset)
+    train_set = study.images("train")
+    start = None
+    if method != "pretrained" and study.weights is None:
+        start = read_run(study, "pretrained", seed)
+    settings = study.training_settings(
+        method, seed, train_set.fingerprint, start and start["checkpoint_hash"]
+    )
+    folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
+    model = initial_model(study, method, seed, train_set.num_classes, info, start)
+    if method == "pretrained" and study.weights is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
+        log = pd.DataFrame(columns=LOG_COLUMNS)
+    else:
+        log = fit(
+            model,
+            train_set,
+            study,
+            method,
+            seed=seed,
+            folder=folder,
+            settings=settings,
+            device=device,
+        )
+    run = {
+        "study": study.study,
+        "method": method,
+        "seed": seed,
+        "folder": folder.name,
+        "checkpoint_hash": file_hash(folder / CHECKPOINT),
+        "data": train_set.fingerprint,
+        "n_images": len(train_set),
+        "num_classes": train_set.num_classes,
+        "settings": settings,
+    }
+    table = log.assign(study=study.study, method=method, seed=seed)
+    write_log(
+        table.to_dict("records"),
+        study.runs / "train" / f"{method}-seed{seed}.csv",
+        ["study", "method", "seed", *LOG_COLUMNS],
+    )
+    text = json.dumps(run, indent=1, ensure_ascii=False)
+    _write_text(study.runs / "train" / f"{method}-seed{seed}.json", text)
+    return run
+
+
+def initial_model(study, method, seed, num_classes, info, start=None) -> nn.Module:
+    """The network a method starts from: pretrained weights, with a wider head where needed."""
+    model = build_model(
+        study.model,
+        num_classes=num_classes,
+        mean=info.mean,
+        std=info.std,
+        weights=study.weights,
+        seed=stream_seed(seed, "weights"),
+    )
+    if start is not None:
+        load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
+    if METHODS[method].extra_logits:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
+        widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
+    return model
+
+
+def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
+    """The trained network of one method and the facts of its run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has not been trained yet; the message gives the command.
+    RuntimeError
+        If the checkpoint is not the one the facts were written for.
+    """
+    run = read_run(study, method, seed)
+    path = study.runs / "models" / run["folder"] / CHECKPOINT
+    if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
+        raise RuntimeError(
+            f"the checkpoint {path} is missing or has changed since training ended: train again"
+        )
+    info = DATASETS[study.dataset]
+    bare = dataclasses.replace(study, weights=None, pretrain_epochs=1)
+    model = initial_model(bare, method, seed, run["num_classes"], info)
+    return load_weights(model, path), run
+
+
+def read_run(study: Study, method: str, seed: int) -> dict:
+    """The facts of a finished run, from ``train/<method>-seed<seed>.json``."""
+    path = study.runs / "train" / f"{method}-seed{seed}.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "
+            f"notebooks/train.ipynb out.ipynb -p study {study.study} -p method {method} "
+            f"-p seed {seed}"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_checkpoint(path: Path, model, optimizer, done: int, log: list, settings: dict) -> None:
+    """Weights, momentum, position and log in one file, in place by one rename.
+
+    Raises
+    ------
+    FloatingPointError
+        If a weight is not finite; the file of before is kept.
+    """
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    if optimizer is not None:
+        for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+            momentum = optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{i:04d}"] = momentum
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+    if not all(torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point()):
+        raise FloatingPointError(f"a weight is no longer finite after step {done}; kept {path}")
+    facts = {"done": done, "log": log, "settings": settings}
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata={"advlib": json.dumps(facts)})
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, list]:
+    """Put a checkpoint's state in place; returns the steps done and the log so far."""
+    if not path.is_file():
+        return 0, []
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["advlib"])
+        if facts["settings"] != json.loads(json.dumps(settings)):
+            raise RuntimeError(
+                f"{path.parent} holds a run with other settings: choose another folder or remove it"
+            )
+        load_weights(model, path)
+        momenta = {k: file.get_tensor(k) for k in file.keys() if k.startswith("momentum.")}
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if (momentum := momenta.get(f"momentum.{i:04d}")) is not None:
+            like = torch.empty_like(parameter)
+            optimizer.state[parameter]["momentum_buffer"] = like.copy_(momentum)
+    return facts["done"], facts["log"]
+
+
+def write_log(rows: list, path: Path, columns: list[str] = LOG_COLUMNS) -> None:
+    """Write the log as CSV, whole or not at all."""
+    _write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False))
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _log_row(losses, errors, done, steps_per_epoch, lr, folder) -> dict:
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} by step {done}: lower the learning rate, or set dtype to float32. "
+            f"The last good checkpoint is kept in {folder}"
+        )
+    error = torch.stack(errors).mean().item()
+    return {"epoch": done / steps_per_epoch, "step": done, "lr": lr, "loss": loss, "error": error}
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,144 @@
+"""What makes the book self-contained, and its charts and captions behave.
+
+* Vega and MathJax are written into ``_static`` from installed packages, so that no page asks the
+  network for them. A page loads Vega only if it shows a chart.
+* A captioned cell output whose name is ``tab-...`` (after a study's name) is numbered as a table;
+  the others are figures, as myst-nb makes them.
+* The style sheet and the script of ``book/_static`` are copied at every build, also where Sphinx
+  finds no page to write.
+* autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
+"""
+
+import json
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import vl_convert
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.ext.autodoc.mock import _make_subclass, _MockObject
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+STATIC = Path(__file__).parent.parent / "_static"
+
+# Wrapped in a function: the bundle's own names would clash with Sphinx's as globals. The second
+# function sets what Altair leaves open: SVG (which the style sheet can colour), and a menu without
+# the editor on the network.
+VEGA = """(function () {
+%s
+})();
+(function () {
+  const embed = window.vegaEmbed;
+  const defaults = {
+    renderer: "svg",
+    actions: {export: true, source: true, compiled: false, editor: false},
+  };
+  window.vegaEmbed = (element, spec, options) => embed(element, spec, {...options, ...defaults});
+})();
+"""
+
+
+class captioned_table(nodes.figure):
+    """A cell output with a caption that is numbered as a table."""
+
+
+class CaptionTables(SphinxTransform):
+    """Turn figures named ``[study-]tab-...`` into captioned tables, before they are numbered."""
+
+    default_priority = 200
+
+    def apply(self, **kwargs) -> None:
+        """Replace the figures in place."""
+        for figure in list(self.document.findall(nodes.figure)):
+            if any(re.match(r"([\w-]+-)?tab-", name) for name in figure["names"]):
+                table = captioned_table("", *figure.children, **figure.attributes)
+                figure.replace_self(table)
+                self.document.ids.update({key: table for key in table["ids"]})
+
+
+def write_scripts(app: Sphinx) -> None:
+    """Write Vega, MathJax and the book's own static files into the built ``_static``."""
+    if app.builder.format != "html":
+        return
+    out = Path(app.outdir) / "_static"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "vega.js").write_text(VEGA % vl_convert.javascript_bundle(), encoding="utf-8")
+    shutil.copyfile(_mathjax(), out / "tex-svg.js")
+    for path in STATIC.iterdir():
+        shutil.copyfile(path, out / path.name)
+
+
+def _mathjax() -> Path:
+    """MathJax's one-file build, from the package sphinx-mathjax-offline."""
+    try:
+        files = metadata.files("sphinx-mathjax-offline") or []
+        return next(Path(f.locate()) for f in files if f.name == "tex-svg.js")
+    except (metadata.PackageNotFoundError, StopIteration):
+        raise ExtensionError(
+            "MathJax is missing: pip install sphinx-mathjax-offline (it is in requirements.txt)."
+        ) from None
+
+
+def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Load Vega on a page with a chart, and tell Altair's script that it is there.
+
+    That script compares ``VEGA_DEBUG`` with the versions written into the page, and asks the
+    network for those it misses.
+    """
+    if doctree is None:
+        return
+    raw = "".join(node.astext() for node in doctree.findall(nodes.raw))
+    if "vegaEmbed" not in raw:
+        return
+    asked = dict(re.findall(r'maybeLoadScript\("([\w-]+)", "([\d.]+)"\)', raw))
+    bundled = {
+        "vega": vl_convert.get_vega_version(),
+        "vega-lite": vl_convert.get_vegalite_versions()[-1],
+        "vega-embed": vl_convert.get_vega_embed_version(),
+    }
+    for library, version in asked.items():
+        if version.split(".")[0] != bundled[library].split(".")[0]:
+            logger.warning(
+                f"a chart asks for {library} {version}, vl-convert brings {bundled[library]}: "
+                "run its notebook with the altair of requirements.txt",
+                location=pagename,
+            )
+    versions = {f"{library.replace('-', '')}_version": v for library, v in asked.items()}
+    app.add_js_file("vega.js", priority=400)
+    app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=400)
+
+
+def _mocked_union(left, right):
+    """``left | right`` in an annotation where one of them is a mocked type: its text."""
+
+    def text(part):
+        return "None" if part in (None, type(None)) else getattr(part, "__name__", str(part))
+
+    return _make_subclass(f"{text(left)} | {text(right)}", "torch")()
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the parts above."""
+    sys.path.insert(0, str(STATIC.parent.parent))
+    _MockObject.__or__ = _mocked_union
+    _MockObject.__ror__ = lambda right, left: _mocked_union(left, right)
+    app.add_enumerable_node(
+        captioned_table,
+        "table",
+        html=(
+            lambda translator, node: translator.visit_figure(node),
+            lambda translator, node: translator.depart_figure(node),
+        ),
+    )
+    app.add_transform(CaptionTables)
+    app.add_css_file("book.css", priority=900)
+    app.add_js_file("book.js")
+    app.connect("builder-inited", write_scripts)
+    app.connect("html-page-context", load_vega)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

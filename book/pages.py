@@ -1,0 +1,136 @@
+"""Which studies the book shows, from which tables, and what the first page of each says."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from place import GENERATED, expand_toc, place_study
+
+from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
+
+DEFAULT = "fashion_mnist_quick"
+
+
+def from_root(path: Path) -> str:
+    """A path as pages and commands give it: from the project's root where it lies inside."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def is_complete(study: Study, folder: Path) -> bool:
+    """Whether a folder holds every table of a study."""
+    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
+    tables = [folder / "predictions" / b for b in ("clean", *study.attacks)]
+    paths = [table / f"{run}.parquet" for table in tables for run in runs]
+    paths += [folder / "train" / f"{run}.csv" for run in runs]
+    return all(path.is_file() for path in [folder / "data.json", *paths])
+
+
+def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
+    """Every study, the file it comes from, and the tables its pages read.
+
+    Parameters
+    ----------
+    running : str or None
+        The file of the study that is being run: it shows fresh tables. None: only reading.
+
+    Returns
+    -------
+    list of (Study, file, "fresh" or "committed" or None)
+        The running study first, then those with tables, then those that were not run here.
+    """
+    files = [STUDIES / f"{DEFAULT}.yaml", *sorted(STUDIES.glob("*.yaml"))]
+    if running is not None:
+        files.insert(0, find_study(running))
+    found = {}
+    for file in files:
+        study = load_study(file)
+        if study.study in found:
+            continue
+        source = None
+        if running is not None and file == files[0]:
+            source = "fresh"
+        elif running is not None and is_complete(study, study.runs):
+            source = "fresh"
+        elif is_complete(study, study.published):
+            source = "committed"
+        found[study.study] = (study, from_root(file), source)
+    return sorted(found.values(), key=lambda entry: entry[2] is None)
+
+
+def place_pages(study: Study, source: str | None, chapters: list, appendix: list) -> None:
+    """Place a study's pages under ``book/generated``."""
+    place_study(
+        chapters,
+        appendix=appendix,
+        study_id=study.study,
+        study_title=study.title,
+        source=_source_text(study, source),
+        summary=_summary(study, source),
+        tables=ROOT / "_build/studies" / study.study / "results",
+    )
+
+
+def _source_text(study: Study, source: str | None) -> str:
+    command = f"`make book STUDY={study.study}`"
+    if source == "fresh":
+        return f"A fresh run of this study on the machine that built this book ({command})."
+    if source == "committed":
+        return (
+            "Committed tables: this study was not run on the machine that built this book. "
+            f"{command} runs it afresh."
+        )
+    return (
+        f"**This study has not been run here**, and no table of it is committed. {command} runs it."
+    )
+
+
+def _summary(study: Study, source: str | None) -> str:
+    """The study's settings and its cost, as Markdown."""
+    names = ", ".join(METHODS[m].name for m in study.methods)
+    rows = {
+        "Data": f"{study.dataset}, {study.train_images or 'all'} training and "
+        f"{study.test_images or 'all'} test images",
+        "Network": f"{study.model}"
+        + (f", pretrained weights {study.weights}" if study.weights else "")
+        + (f", {study.pretrain_epochs} clean epochs first" if study.weights is None else ""),
+        "Methods": names,
+        "Fine-tuning": f"{study.epochs} epochs, batches of {study.batch_size}, SGD with momentum "
+        f"{study.momentum:g}, learning rate {study.lr:g} with cosine annealing",
+        "Attack in training": str(study.train_threat),
+        "Label augmentation": f"δ = {study.delta:g}, M = {study.num_transforms}",
+        "Seeds": ", ".join(map(str, study.seeds)),
+    }
+    rows |= {f"Attack {attack}": str(study.threat(attack)) for attack in study.attacks}
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    text = "\n".join(["| setting | value |", "|---|---|", *lines])
+    attacked = sum(METHODS[m].adversarial for m in study.methods)
+    text += (
+        f"\n\n**What it costs.** A pass is one forward and one backward through the network for one "
+        f"image. Per training image and epoch, an adversarial method takes {study.train_steps + 1} "
+        f"passes ({study.train_steps + 2} with mixed batches), and {attacked} of the "
+        f"{len(study.methods)} methods are adversarial, times {len(study.seeds)} seed(s). An attack of "
+        f"40 steps takes at most 41 passes a test image and method."
+    )
+    return text
+
+
+def write_toc(studies: list[str]) -> None:
+    """The table of contents for these studies; pages of any other are removed."""
+    for folder in GENERATED.iterdir():
+        if (folder / "index.md").is_file() and folder.name not in studies:
+            shutil.rmtree(folder)
+    expand_toc(studies=studies)
+
+
+def report(start: float, folders: list[Path]) -> None:
+    """Say where the book is and how long each step took."""
+    files = [p for folder in folders for p in folder.glob("**/benchmarks/*.tsv")]
+    files = sorted((p for p in files if p.stat().st_mtime > start), key=lambda p: p.stat().st_mtime)
+    installed = ROOT / ".venv" / "install-seconds"
+    if installed.is_file() and installed.stat().st_mtime > start - 600:
+        print(f"{float(installed.read_text()):8.0f} s  install")
+    for path in dict.fromkeys(files):
+        seconds = pd.read_csv(path, sep="\t").s.sum()
+        print(f"{seconds:8.0f} s  {path.stem}")
+    print(f"The book: {ROOT / '_build/html/index.html'}")

@@ -1,0 +1,404 @@
+"""Place executed notebooks among the book's pages, and write the toc of what is there.
+
+papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed
+copies. One notebook may serve several studies, so its title and its labels get the study's name.
+
+    python book/place.py notebook EXECUTED TARGET --source "A fresh run of this study."
+    python book/place.py toc
+"""
+
+import argparse
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import yaml
+
+BOOK = Path(__file__).resolve().parent
+GENERATED = BOOK / "generated"
+
+# The reading order of a study's pages; others follow by name.
+CHAPTERS = (
+    "data", "training", "average_error", "classwise_error", "corruptions", "factors", "real",
+    "table_check", "threat_models", "audit", "controls", "ablations", "benchmark", "cost",
+)  # fmt: skip
+
+# Labels that belong to one page of one study. Others (of the method page, say) stay as they are.
+LOCAL = r"(?:fig|tab|sec)-"
+
+
+class PlacementError(ValueError):
+    """An executed notebook cannot become a page of the book."""
+
+
+def place_notebook(
+    executed: Path | str,
+    target: Path | str,
+    *,
+    study_id: str | None = None,
+    study_title: str | None = None,
+    source: str = "",
+    tables: Iterable[Path | str] = (),
+    title: str | None = None,
+) -> Path:
+    """Make a page of the book from an executed notebook.
+
+    Parameters
+    ----------
+    executed
+        Notebook as papermill left it. It is not changed.
+    target
+        The page to write, a ``.ipynb`` under ``book/generated``.
+    study_id
+        Goes before every label that starts with ``fig-``, ``tab-`` or ``sec-``, and before every
+        reference to one. ``None`` leaves them.
+    study_title
+        Ends the page's heading: "Average error: CIFAR-10"; it also replaces ``{{ study_title }}``
+        in Markdown and captions.
+    source
+        Where the page's numbers come from, one or two sentences of Markdown; shown under the
+        heading with the download links.
+    tables
+        CSV files that the page offers for download, each also as LaTeX. They are copied into
+        ``tables/`` beside the page.
+    title
+        Takes the place of the notebook's own heading.
+
+    Returns
+    -------
+    Path
+        ``target``.
+
+    Raises
+    ------
+    PlacementError
+        If a cell failed or was not run, if the notebook does not begin with a ``# Heading``, or if
+        a label starts with none of the three prefixes.
+    """
+    executed, target = Path(executed), Path(target)
+    notebook = _read(executed)
+    _check_complete(notebook, executed)
+    own_title = _own_title(notebook, executed)
+    title = title or own_title
+    for cell in notebook.cells:
+        _tidy_cell(cell)
+        _fold_parameters(cell)
+        _localise_cell(cell, executed, study_id, study_title)
+
+    links = [f"{{download}}`notebook <{target.name}>`"]
+    links += [_place_table(Path(table), target.parent / "tables") for table in tables]
+    full_title = f"{title}: {study_title}" if study_title else title
+    body = notebook.cells[0].source.strip().partition("\n")[2]
+    notebook.cells[0].source = f"# {full_title}\n\n{_provenance(source, links)}\n\n{body}"
+
+    # Widget state needs scripts from the network; papermill's record holds paths of this machine.
+    for key in ("widgets", "papermill"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata["advbook"] = {"title": title}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, target)
+    return target
+
+
+def place_study(
+    chapters: Sequence[Path | str],
+    *,
+    study_id: str,
+    study_title: str,
+    source: str,
+    summary: str = "",
+    appendix: Sequence[Path | str] = (),
+    tables: Path | str | None = None,
+    generated: Path | str = GENERATED,
+) -> Path:
+    """Replace a study's pages: ``index.md``, its chapters, and ``appendix/`` if there is one.
+
+    Parameters
+    ----------
+    chapters, appendix
+        Executed notebooks; a page is named after its file. Appendix pages carry the file's name in
+        their heading, since several come from one template.
+    study_id, study_title, source
+        As for :func:`place_notebook`.
+    summary
+        Markdown under the heading of the study's first page.
+    tables
+        A folder; a chapter offers its ``<name>.csv`` and ``<name>-*.csv`` for download.
+    generated
+        Where the pages go: ``<generated>/<study_id>/``, which is emptied first.
+
+    Returns
+    -------
+    Path
+        The study's ``index.md``.
+    """
+    folder = Path(generated) / study_id
+    shutil.rmtree(folder, ignore_errors=True)
+    common = {"study_id": study_id, "study_title": study_title, "source": source}
+    for path in map(Path, chapters):
+        found = sorted(Path(tables).glob("*.csv")) if tables is not None else []
+        found = [t for t in found if t.stem == path.stem or t.stem.startswith(f"{path.stem}-")]
+        place_notebook(path, folder / path.name, tables=found, **common)
+    for path in map(Path, appendix):
+        own = common | {"study_id": f"{study_id}-{path.stem}"}
+        title = f"{_own_title(_read(path), path)} ({path.stem})"
+        place_notebook(path, folder / "appendix" / path.name, title=title, **own)
+
+    contents = "```{tableofcontents}\n```\n"
+    index = folder / "index.md"
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_text(
+        f"# {study_title}\n\n{_provenance(source)}\n\n{summary}\n\n"
+        + (contents if chapters or appendix else ""),
+        encoding="utf-8",
+    )
+    if appendix:
+        (folder / "appendix" / "index.md").write_text(
+            f"# Appendix: {study_title}\n\nThe notebooks that made this study's tables, as they "
+            f"ran.\n\n{contents}",
+            encoding="utf-8",
+        )
+    return index
+
+
+def expand_toc(
+    template: Path | str = BOOK.parent / "_toc.yml",
+    generated_dir: Path | str = GENERATED,
+    out: Path | str = BOOK.parent / "_build" / "toc.yml",
+    *,
+    studies: Sequence[str] = (),
+) -> Path:
+    """Write the toc that is built: each study's index takes the place of the template's glob.
+
+    Parameters
+    ----------
+    template
+        The committed ``_toc.yml``; the book's root is its folder. An entry
+        ``glob: <folder>/*/index`` stands for the studies.
+    generated_dir
+        Folder that the glob's own folder stands for.
+    out
+        The file to write.
+    studies
+        Ids that come first, in this order; others follow by name.
+
+    Returns
+    -------
+    Path
+        ``out``.
+
+    Raises
+    ------
+    PlacementError
+        If a page that the template names does not exist.
+    """
+    template, generated_dir, out = Path(template), Path(generated_dir), Path(out)
+    toc = yaml.safe_load(template.read_text(encoding="utf-8"))
+    pages = [toc["root"]]
+    for part in toc["parts"]:
+        entries = []
+        for entry in part["chapters"]:
+            if "glob" in entry:
+                entries += _study_entries(generated_dir, entry["glob"], studies)
+            else:
+                entries.append(entry)
+                pages.append(entry["file"])
+        part["chapters"] = entries
+    toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
+
+    for page in pages:
+        if not any((template.parent / f"{page}{end}").exists() for end in (".md", ".ipynb")):
+            raise PlacementError(
+                f"{template.name} names the page {page}, which does not exist. Pages under "
+                "book/generated are made by `make book` or `make read`."
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    note = f"# Written by book/place.py from {template.name}.\n"
+    out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
+    return out
+
+
+def _study_entries(generated: Path, pattern: str, studies: Sequence[str]) -> list[dict]:
+    """The toc entries of the studies found, their pages as sections."""
+    base = pattern.partition("/*")[0]
+    found = sorted(path.parent.name for path in generated.glob("*/index.md"))
+    ordered = [s for s in studies if s in found] + [s for s in found if s not in studies]
+    entries = []
+    for study in ordered:
+        folder = generated / study
+        names = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+        known = [name for name in CHAPTERS if name in names]
+        chapters = [names[name] for name in [*known, *(n for n in names if n not in known)]]
+        sections = [
+            {"file": f"{base}/{study}/{path.stem}", "title": _toc_title(path)} for path in chapters
+        ]
+        if (folder / "appendix" / "index.md").exists():
+            pages = sorted((folder / "appendix").glob("*.ipynb"))
+            appendix = f"{base}/{study}/appendix"
+            nested = [{"file": f"{appendix}/{path.stem}", "title": path.stem} for path in pages]
+            sections.append({"file": f"{appendix}/index", "title": "Appendix", "sections": nested})
+        entry = {"file": f"{base}/{study}/index"}
+        entries.append(entry | {"sections": sections} if sections else entry)
+    return entries
+
+
+def _toc_title(path: Path) -> str:
+    """The page's title without the study's."""
+    return nbformat.read(path, as_version=4).metadata.get("advbook", {}).get("title", path.stem)
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    """The notebook; paths of this machine that lie in the project become relative to it."""
+    text = path.read_text(encoding="utf-8").replace(f"{BOOK.parent}/", "")
+    return nbformat.reads(text, as_version=4)
+
+
+def _own_title(notebook: nbformat.NotebookNode, path: Path) -> str:
+    first = notebook.cells[0] if notebook.cells else None
+    heading = re.match(r"\s*# +(.+)", first.source) if first is not None else None
+    if heading is None or first.cell_type != "markdown":
+        raise PlacementError(
+            f"{path} must begin with a Markdown cell whose first line is '# Title'."
+        )
+    return heading[1].strip()
+
+
+def _check_complete(notebook: nbformat.NotebookNode, path: Path) -> None:
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise PlacementError(
+                    f"{path}: cell {number} failed with {output.ename}: {output.evalue}. "
+                    "Mend it and run the notebook again; the book shows complete runs only."
+                )
+        if cell.source.strip() and cell.execution_count is None:
+            raise PlacementError(
+                f"{path}: cell {number} was not run. Execute the notebook with papermill first."
+            )
+
+
+def _tidy_cell(cell: nbformat.NotebookNode) -> None:
+    """Drop what belongs to the run and not to the page: stderr, widgets, papermill's times."""
+    for key in ("papermill", "execution"):
+        cell.metadata.pop(key, None)
+    if cell.cell_type != "code":
+        return
+    cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    widget = "application/vnd.jupyter.widget-view+json"
+    cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
+
+
+def _fold_parameters(cell: nbformat.NotebookNode) -> None:
+    tags = cell.metadata.get("tags", [])
+    for tag, prompt in (
+        ("parameters", "Show the parameters' defaults"),
+        ("injected-parameters", "Show this run's parameters"),
+    ):
+        if tag in tags:
+            cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = prompt
+
+
+def _localise_cell(
+    cell: nbformat.NotebookNode, path: Path, study_id: str | None, study_title: str | None
+) -> None:
+    """Give the cell's text, outputs, figure name and caption to the study."""
+
+    def text(source: str) -> str:
+        return _localise_text(source, path, study_id, study_title)
+
+    if cell.cell_type == "markdown":
+        cell.source = text(cell.source)
+        return
+    figure = cell.metadata.get("mystnb", {}).get("figure", {})
+    if "name" in figure:
+        _check_label(figure["name"], path)
+        if study_id:
+            figure["name"] = f"{study_id}-{figure['name']}"
+    if "caption" in figure:
+        figure["caption"] = text(figure["caption"])
+    elif figure:
+        raise PlacementError(f"{path}: the figure {figure.get('name')} needs a caption.")
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            data["text/markdown"] = text(data["text/markdown"])
+
+
+def _localise_text(text: str, path: Path, study_id: str | None, study_title: str | None) -> str:
+    """Prefix labels and references in MyST text, and fill in the study's title."""
+    for label in re.findall(r"^\(([\w-]+)\)=", text, flags=re.M):
+        _check_label(label, path)
+    text = re.sub(r"\{\{ *study_title *\}\}", study_title or "", text)
+    if not study_id:
+        return text
+    for pattern in (
+        rf"^(\()({LOCAL}[\w-]+\)=)",  # (fig-x)=
+        rf"(\{{(?:numref|ref)\}}`(?:[^`<]*<)?)({LOCAL})",  # {numref}`fig-x`
+        rf"(\]\(#?)({LOCAL}[\w-]+\))",  # [text](#fig-x)
+        rf"^(\s*:(?:name|label): *)({LOCAL})",  # an option of a directive
+    ):
+        text = re.sub(pattern, rf"\g<1>{study_id}-\g<2>", text, flags=re.M)
+    return text
+
+
+def _check_label(label: str, path: Path) -> None:
+    if not re.match(LOCAL, label):
+        raise PlacementError(
+            f"{path}: the label '{label}' must start with fig-, tab- or sec-, so that it can be "
+            "told apart from the same label in another study."
+        )
+
+
+def _provenance(source: str, links: Sequence[str] = ()) -> str:
+    """The box under a page's heading."""
+    lines = [":::{admonition} Where these numbers come from", ":class: provenance", "", source]
+    if links:
+        lines += ["", "Download: " + " · ".join(links)]
+    return "\n".join([*lines, ":::"])
+
+
+def _place_table(table: Path, folder: Path) -> str:
+    """Copy a CSV and write it as LaTeX beside it; return their links."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(table, folder / table.name)
+    frame = pd.read_csv(table)
+    latex = frame.to_latex(index=False, na_rep="", escape=True, longtable=len(frame) > 40)
+    (folder / f"{table.stem}.tex").write_text(latex, encoding="utf-8")
+    return (
+        f"{{download}}`{table.name} <{folder.name}/{table.name}>` "
+        f"({{download}}`LaTeX <{folder.name}/{table.stem}.tex>`)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: ``notebook`` or ``toc``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("notebook", help="place one executed notebook")
+    one.add_argument("executed", type=Path)
+    one.add_argument("target", type=Path)
+    one.add_argument("--id", dest="study_id")
+    one.add_argument("--title", dest="study_title")
+    one.add_argument("--source", default="")
+    one.add_argument("--tables", type=Path, nargs="*", default=[])
+
+    toc = commands.add_parser("toc", help="write the toc of what is there")
+    toc.add_argument("--studies", nargs="*", default=[], help="ids that come first, in this order")
+
+    options = vars(parser.parse_args(arguments))
+    command = {"notebook": place_notebook, "toc": expand_toc}[options.pop("command")]
+    try:
+        command(**options)
+    except PlacementError as error:
+        parser.exit(1, f"book/place.py: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from advlib.attacks import evaluate_attack, pgd_attack
+from advlib.labels import class_logits
+from advlib.models import Normalize, build_model
+from advlib.threat import ThreatModel
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network with batch norm and dropout, trained for a moment on real digits."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
+    y = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    net = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+    model = nn.Sequential(net.normalize, net.net[:-1], nn.Dropout(0.2), net.net[-1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    for step in range(40):
+        batch = torch.arange(64 * step, 64 * step + 64) % 1600
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval(), x[1600:1728], y[1600:1728]
+
+
+def items(x, y):
+    return [(image, int(label), f"image-{i}") for i, (image, label) in enumerate(zip(x, y))]
+
+
+@pytest.mark.parametrize("norm, eps", [("Linf", 0.1), ("L2", 0.7)])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_stays_in_the_ball_and_the_box(network, norm, eps, clip, random_start):
+    model, x, y = network
+    threat = ThreatModel(norm=norm, eps=eps, clip=clip, random_start=random_start)
+    x_adv = pgd_attack(model, x, y, threat)
+    delta = (x_adv - x).flatten(1)
+    size = delta.abs().amax(1) if norm == "Linf" else delta.norm(dim=1)
+    assert size.max() <= eps * (1 + 1e-5)
+    assert size.min() > 0.5 * eps
+    if clip:
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+    else:
+        assert x_adv.min() < 0  # digits are black at the border: unclipped, it must leave the box
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_climbs_the_loss_more_with_more_steps(network, norm):
+    model, x, y = network
+    eps = 0.1 if norm == "Linf" else 0.7
+    losses = [F.cross_entropy(model(x), y).item()]
+    for steps in (1, 10):
+        threat = ThreatModel(norm=norm, eps=eps, steps=steps, random_start=False)
+        losses.append(F.cross_entropy(model(pgd_attack(model, x, y, threat)), y).item())
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_fgsm_is_eq_2(network):
+    model, x, y = network
+    leaf = x.clone().requires_grad_()
+    F.cross_entropy(model(leaf), y).backward()
+    expected = (x + 0.1 * leaf.grad.sign()).clamp(0, 1)
+    threat = ThreatModel(eps=0.1, steps=1, step_size=0.1, random_start=False)
+    torch.testing.assert_close(pgd_attack(model, x, y, threat), expected)
+
+
+def test_eps_zero_changes_nothing(network):
+    model, x, y = network
+    assert torch.equal(pgd_attack(model, x, y, ThreatModel(eps=0)), x)
+    table = evaluate_attack(model, items(x, y), ThreatModel(eps=0), num_classes=10)
+    with torch.no_grad():
+        assert table.predicted_class.tolist() == model(x).argmax(1).tolist()
+    assert table.linf.max() == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_leaves_the_model_as_it_was(network, training, mode):
+    model, x, y = copy.deepcopy(network[0]), *network[1:]
+    model.train(training)
+    model[1][0].eval()  # a part that a user froze
+    first, second = list(model.parameters())[:2]
+    first.requires_grad_(False)
+    second.grad = torch.ones_like(second)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    modes = [module.training for module in model.modules()]
+    pgd_attack(model, x, y, ThreatModel(eps=0.1, model_mode=mode))
+    assert [module.training for module in model.modules()] == modes
+    assert not first.requires_grad and second.requires_grad
+    assert torch.equal(second.grad, torch.ones_like(second))
+    assert all(p.grad is None for p in model.parameters() if p is not second)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+
+
+def test_leaves_the_model_as_it_was_after_an_error(network):
+    model, x, y = copy.deepcopy(network[0]).train(), *network[1:]
+
+    def broken(logits):
+        raise RuntimeError("no loss")
+
+    with pytest.raises(RuntimeError, match="no loss"):
+        pgd_attack(model, x, y, ThreatModel(), objective=broken)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_crafts_in_evaluation_mode(network):
+    """With dropout active, two attacks with the same start would differ."""
+    model, x, y = copy.deepcopy(network[0]).train(), *network[1:]
+    threat = ThreatModel(eps=0.1)
+    pair = [
+        pgd_attack(model, x, y, threat, generator=torch.Generator().manual_seed(1))
+        for _ in range(2)
+    ]
+    assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x, y: (x * 255, y), r"images are in \[0, 1\]"),
+        (lambda x, y: (x - 0.5, y), r"images are in \[0, 1\]"),
+        (lambda x, y: (x * float("nan"), y), r"images are in \[0, 1\]"),
+        (lambda x, y: (x, y + 1), r"labels are in \[0, 10\)"),
+        (lambda x, y: (x, y - 1), r"labels are in \[0, 10\)"),
+    ],
+)
+def test_refuses_bad_batches(network, change, said):
+    model, x, y = network
+    with pytest.raises(ValueError, match=said):
+        pgd_attack(model, *change(x, y), ThreatModel())
+
+
+def test_predicted_label_can_push_a_mistake_onto_its_class(linear_model):
+    """A misclassified image: leaving the predicted label must lower the loss of the true one."""
+    x = torch.tensor([0.6, 0.5]).view(1, 1, 1, 2)
+    y = torch.tensor([1])  # the model says 0
+    for label_source, predicted in (("true", 0), ("predicted", 1)):
+        threat = ThreatModel(eps=0.2, random_start=False, label_source=label_source)
+        x_adv = pgd_attack(linear_model, x, y, threat)
+        assert linear_model(x_adv).argmax().item() == predicted
+
+
+def test_all_logits_let_the_attack_raise_a_transformation_logit():
+    """The masking gap: over K+M logits the gradient points to the third, which is no class."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 50.0]]))
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    threat = ThreatModel(eps=0.1, random_start=False)
+    moved = pgd_attack(model, x, y, threat, num_classes=2) - x
+    torch.testing.assert_close(moved.flatten(), torch.tensor([-0.1, 0.0]))
+    seen = dataclasses.replace(threat, attack_logits="all")
+    moved = pgd_attack(model, x, y, seen, num_classes=2) - x
+    torch.testing.assert_close(moved.flatten(), torch.tensor([-0.1, 0.1]))
+
+
+def test_normalised_space_multiplies_eps_by_the_std():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False))
+    model = nn.Sequential(Normalize((0.5,) * 3, (0.1, 0.2, 0.4)), net)
+    x, y = torch.full((4, 3, 1, 1), 0.5), torch.tensor([0, 1, 0, 1])
+    threat = ThreatModel(eps=0.3, eps_space="normalized", random_start=False)
+    change = (pgd_attack(model, x, y, threat) - x).abs().amax(0).flatten()
+    torch.testing.assert_close(change, torch.tensor([0.03, 0.06, 0.12]))
+    with pytest.raises(ValueError, match="Normalize"):
+        pgd_attack(net, x, y, threat)
+
+
+def brute_force(model, x, y, threat, seed, batch=1):
+    """Error by the definition: every image alone, every iterate looked at."""
+    from advlib.attacks import _attack_mode, _image_noise, _logits_and_gradient, _radius
+    from advlib.attacks import _start, _step
+
+    broken = []
+    for i in range(len(x)):
+        image, label = x[i : i + 1], y[i : i + 1]
+        names, one = {0: f"image-{i}"}, torch.tensor([0])
+        found = False
+        for restart in range(threat.n_restarts):
+            x_adv = _start(image, _image_noise(image, one, names, threat, seed, restart),
+                           threat.eps, threat)  # fmt: skip
+            wrong = []
+            with _attack_mode(model, "eval"):
+                for _ in range(threat.steps + 1):
+                    logits, gradient = _logits_and_gradient(model, x_adv, label, threat, 10)
+                    wrong.append(bool(class_logits(logits, 10).argmax(1) != label))
+                    x_adv = _step(image, x_adv, gradient, *_radius(model, image, threat), threat)
+            found |= any(wrong) if threat.success == "any" else wrong[-1]
+        with torch.no_grad():
+            clean_mistake = bool(model(image).argmax(1) != label)
+        broken.append(found or (threat.success == "any" and clean_mistake))
+    return broken
+
+
+@pytest.mark.parametrize("success", ["any", "last"])
+@pytest.mark.parametrize("n_restarts", [1, 3])
+def test_a_batch_that_refills_finds_what_single_images_find(network, success, n_restarts):
+    model, x, y = network[0], network[1][:40], network[2][:40]
+    threat = ThreatModel(eps=0.06, steps=5, success=success, n_restarts=n_restarts)
+    table = evaluate_attack(
+        model, items(x, y), threat, num_classes=10, batch_size=7, seed=3, dtype="float32"
+    )
+    found = (table.label != table.predicted_class).tolist()
+    assert found == brute_force(model, x, y, threat, seed=3)
+    assert 0.1 < sum(found) / len(found) < 0.9  # else the test could not tell
+    assert table.linf.max() <= 0.06 * (1 + 1e-5)
+    assert table.steps_used.max() <= 5
+    if success == "last":
+        assert (table.steps_used == 5).all()
+
+
+def test_outcome_depends_neither_on_batches_nor_on_the_part(network):
+    model, x, y = network
+    threat = ThreatModel(eps=0.06, steps=5)
+    whole = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="float32")
+    pieces = evaluate_attack(
+        model, items(x, y), threat, num_classes=10, batch_size=5, dtype="float32",
+        indices=torch.arange(64, 128),
+    )  # fmt: skip
+    same = whole.predicted_class[64:].to_numpy() == pieces.predicted_class.to_numpy()
+    assert same.all()
+    other = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="float32", seed=9)
+    assert not torch.equal(torch.tensor(other.linf), torch.tensor(whole.linf))
+
+
+@pytest.mark.parametrize("success", ["any", "last"])
+def test_bf16_search_records_float32_verdicts(network, success):
+    """Each recorded prediction is that of float32; bf16 may only search."""
+    model, x, y = network
+    threat = ThreatModel(eps=0.06, steps=10, success=success)
+    fast = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="bfloat16")
+    exact = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="float32")
+    errors = [(table.label != table.predicted_class).mean() for table in (fast, exact)]
+    assert errors[0] == pytest.approx(errors[1], abs=0.05)
+
+
+def test_more_restarts_never_find_less(network):
+    model, x, y = network
+    errors = []
+    for n_restarts in (1, 2, 4):
+        threat = ThreatModel(eps=0.05, steps=3, n_restarts=n_restarts)
+        table = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="float32")
+        errors.append(set(table.file_name[table.label != table.predicted_class]))
+    assert errors[0] <= errors[1] <= errors[2]
+
+
+def test_items_without_names_get_zero_padded_indices(network):
+    model, x, y = network
+    pairs = [(image, int(label)) for image, label in zip(x[:12], y[:12])]
+    table = evaluate_attack(model, pairs, ThreatModel(steps=1), num_classes=10)
+    assert table.file_name.tolist() == [f"{i:02d}" for i in range(12)]

@@ -1,0 +1,701 @@
+"""Data sets, their sources and their batches. No network; every fetch here is a stand-in."""
+
+import gzip
+import hashlib
+import pickle
+import re
+import struct
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advlib import data, fetch, trees
+from advlib.data import (
+    DATASETS,
+    DataError,
+    augment,
+    evaluation_batches,
+    load_dataset,
+    stream_seed,
+    training_batches,
+)
+from advlib.vision import torchvision
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """No data of this machine and no network."""
+    monkeypatch.delenv("ADVLIB_DATA", raising=False)
+    monkeypatch.setattr(fetch, "DATA", tmp_path / "project" / "data")
+    monkeypatch.setattr(fetch, "DEBIAN_FOLDER", tmp_path / "no-such-package")
+    monkeypatch.setattr(fetch, "DOWNLOADS", {})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", "train")
+
+
+def all_of(batches):
+    return [tuple(part.clone() for part in batch) for batch in batches]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        torch.equal(p, q) for u, v in zip(a, b, strict=True) for p, q in zip(u, v, strict=True)
+    )
+
+
+# --- seeds -----------------------------------------------------------------------------------
+
+
+def test_stream_seed_is_stable():
+    assert stream_seed(0, "order", 1) == 8677279991123922410
+    assert stream_seed(1) != stream_seed("1")
+    assert stream_seed("ab", "c") != stream_seed("a", "bc")
+    assert all(0 <= stream_seed("x", i) < 2**63 for i in range(100))
+
+
+@pytest.mark.parametrize("part", [0.5, True, None, ("a",)])
+def test_stream_seed_refuses_other_types(part):
+    with pytest.raises(TypeError, match="int and str"):
+        stream_seed(0, part)
+
+
+# --- digits, subsets, holdout ----------------------------------------------------------------
+
+
+def test_digits_are_the_real_ones(digits):
+    from sklearn.datasets import load_digits
+
+    test = load_dataset("digits", "test")
+    assert (len(digits), len(test)) == (1297, 500)
+    assert test.labels.bincount().tolist() == [50] * 10
+    assert not set(digits.file_names) & set(test.file_names)
+    image, label, name = digits[7]
+    assert image.dtype == torch.float32 and image.shape == (1, 8, 8) and type(label) is int
+    original = load_digits()
+    position = int(name.removeprefix("train-"))
+    assert label == original.target[position]
+    assert np.abs(image[0].numpy() - original.images[position] / 16).max() <= 0.002
+    pixels = digits.pixels.float() / 255
+    assert pixels.min() == 0 and pixels.max() == 1
+    info = DATASETS["digits"]
+    assert pixels.mean().item() == pytest.approx(info.mean[0], abs=0.005)
+    assert pixels.std().item() == pytest.approx(info.std[0], abs=0.005)
+
+
+def test_loading_twice_gives_the_same(digits):
+    again = load_dataset("digits", "train")
+    assert again.fingerprint == digits.fingerprint and len(again.fingerprint) == 64
+    assert again.file_names == digits.file_names
+    assert load_dataset("digits", "test").fingerprint != digits.fingerprint
+
+
+def test_subset_is_stratified_nested_and_deterministic():
+    small, large = (load_dataset("digits", "train", n_images=n) for n in (50, 200))
+    assert small.labels.bincount().tolist() == [5] * 10
+    assert large.labels.bincount().tolist() == [20] * 10
+    assert set(small.file_names) < set(large.file_names)
+    again = load_dataset("digits", "train", n_images=50)
+    assert again.file_names == small.file_names and again.fingerprint == small.fingerprint
+
+
+def test_holdout_is_disjoint_from_train_and_completes_it(digits):
+    hold = load_dataset("digits", "holdout", holdout_images=100)
+    train = load_dataset("digits", "train", holdout_images=100)
+    assert hold.labels.bincount().tolist() == [10] * 10
+    assert not set(hold.file_names) & set(train.file_names)
+    assert set(hold.file_names) | set(train.file_names) == set(digits.file_names)
+    test = load_dataset("digits", "test", holdout_images=100)
+    assert len(test) == 500
+    fewer = load_dataset("digits", "train", holdout_images=100, n_images=50)
+    assert set(fewer.file_names) < set(train.file_names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="nope", split="train"), "choose one of digits, fashion_mnist"),
+        (dict(name="digits", split="val"), "'train', 'holdout' or 'test'"),
+        (dict(name="digits", split="holdout"), "needs holdout_images"),
+        (dict(name="digits", split="train", n_images=15), "choose a positive multiple of 10"),
+        (dict(name="digits", split="train", n_images=0), "choose a positive multiple of 10"),
+        (dict(name="digits", split="test", n_images=510), "only 50 of class .* at most 500"),
+        (dict(name="digits", split="train", holdout_images=5000), "holdout_images = 5000 needs"),
+        (dict(name="digits", split="train", image_size=32), "images of digits are 8 px"),
+        (dict(name="folder", split="train"), "needs data_dir"),
+    ],
+)
+def test_wrong_requests_say_what_to_do(arguments, message):
+    with pytest.raises((ValueError, DataError), match=message):
+        load_dataset(**arguments)
+
+
+# --- Fashion-MNIST: sources and damage -------------------------------------------------------
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """A function that writes a tiny Fashion-MNIST; its checksums stand in the table."""
+    rng = np.random.default_rng(0)
+    contents = {}
+    for prefix, n in (("train", 40), ("t10k", 20)):
+        images = rng.integers(0, 256, (n, 28, 28), np.uint8)
+        contents[f"{prefix}-images-idx3-ubyte"] = idx(images)
+        contents[f"{prefix}-labels-idx1-ubyte"] = idx(np.arange(n, dtype=np.uint8) % 10)
+    table = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setattr(fetch, "FASHION_MNIST_SHA256", table)
+
+    def write(folder, zipped=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            path = folder / (f"{name}.gz" if zipped else name)
+            path.write_bytes(gzip.compress(content, mtime=0) if zipped else content)
+        return folder
+
+    return write
+
+
+def test_published_checksums_name_the_four_files():
+    names = {name for name in fetch.FASHION_MNIST_SHA256}
+    assert names == {
+        path.removesuffix(".gz") for path, _ in torchvision.datasets.FashionMNIST.resources
+    }
+    assert all(re.fullmatch("[0-9a-f]{64}", v) for v in fetch.FASHION_MNIST_SHA256.values())
+
+
+@pytest.mark.parametrize("below", ["", "fashion_mnist", "FashionMNIST/raw"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_fashion_mnist_in_a_named_folder(fashion, tmp_path, below, zipped):
+    fashion(tmp_path / "mine" / below, zipped)
+    train = load_dataset("fashion_mnist", "train", data_dir=tmp_path / "mine")
+    test = load_dataset("fashion_mnist", "test", data_dir=tmp_path / "mine")
+    assert train.pixels.shape == (40, 1, 28, 28) and len(test) == 20
+    assert test.file_names[3] == "test-00003" and test.labels[3] == 3
+    assert train.source == "the folder named by data_dir"
+    assert train.class_names[9] == "Ankle boot"
+
+
+def test_sources_are_tried_in_order(fashion, tmp_path, monkeypatch):
+    def source(data_dir=None):
+        return fetch.locate("fashion_mnist", data_dir)[1]
+
+    def download(work, result):
+        fetch._take_fashion_mnist(fashion(work / "unpacked"), result)
+
+    monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": [("a download", download)]})
+    assert source() == "a download"
+    assert [p.name for p in fetch.DATA.iterdir()] == ["fashion_mnist"]
+    assert source() == "an earlier fetch"
+    assert len(load_dataset("fashion_mnist", "test")) == 20
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.setenv("ADVLIB_DATA", str(root))
+    assert source() == "an earlier fetch"  # nothing there: the next source
+    fashion(root / "FashionMNIST" / "raw")
+    assert source() == "ADVLIB_DATA"
+    assert source(fashion(tmp_path / "mine")) == "the folder named by data_dir"
+
+
+def test_installed_debian_package_goes_before_downloads(fashion, monkeypatch):
+    fashion(fetch.DEBIAN_FOLDER)
+    monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": [("never", None)]})
+    assert "installed" in load_dataset("fashion_mnist", "train").source
+
+
+def test_named_folder_is_never_replaced_by_another_source(fashion, tmp_path):
+    fashion(fetch.DATA / "fashion_mnist")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no fashion_mnist: put the four files"):
+        load_dataset("fashion_mnist", "train", data_dir=tmp_path / "empty")
+    with pytest.raises(DataError, match="nowhere, which cannot be read as a folder"):
+        load_dataset("fashion_mnist", "train", data_dir=tmp_path / "nowhere")
+
+
+def test_unreadable_data_root_is_an_error(fashion, tmp_path, monkeypatch):
+    fashion(fetch.DATA / "fashion_mnist")
+    (tmp_path / "file").write_text("")
+    for bad in ("nowhere", "file"):
+        monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / bad))
+        with pytest.raises(DataError, match=f"ADVLIB_DATA names .*{bad}, which cannot be read"):
+            load_dataset("fashion_mnist", "train")
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "missing", "no gzip"])
+@pytest.mark.parametrize("where", ["data_dir", "ADVLIB_DATA", "earlier fetch"])
+def test_damage_names_file_checksum_and_remedy(fashion, tmp_path, monkeypatch, how, where):
+    folder = tmp_path / "root" / "fashion_mnist"
+    if where == "earlier fetch":
+        folder = fetch.DATA / "fashion_mnist"
+        fashion(fetch.DEBIAN_FOLDER)  # whole, but behind the damaged one
+    fashion(folder)
+    path = folder / "train-images-idx3-ubyte.gz"
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "flip":
+        plain = bytearray(gzip.decompress(content))
+        plain[1000] ^= 1
+        path.write_bytes(gzip.compress(bytes(plain)))
+    else:
+        path.write_bytes(content[:500] if how == "truncate" else b"<html>404</html>")
+    if where == "ADVLIB_DATA":
+        monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / "root"))
+    with pytest.raises(DataError) as caught:
+        load_dataset("fashion_mnist", "train", data_dir=folder if where == "data_dir" else None)
+    message = str(caught.value)
+    assert str(path) in message and "Put the original file there" in message
+    assert fetch.FASHION_MNIST_SHA256["train-images-idx3-ubyte"] in message
+    assert ("it is then fetched again" in message) == (where == "earlier fetch")
+
+
+def test_final_error_names_every_source_and_leaves_nothing(fashion, monkeypatch):
+    def refused(work, result):
+        (result / "train-images-idx3-ubyte.gz").write_bytes(b"half")
+        raise DataError("no route to host")
+
+    def damaged(work, result):
+        (fashion(work) / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x"))
+        fetch._take_fashion_mnist(work, result)
+
+    monkeypatch.setattr(
+        fetch, "DOWNLOADS", {"fashion_mnist": [("first", refused), ("second", damaged)]}
+    )
+    with pytest.raises(DataError) as caught:
+        load_dataset("fashion_mnist", "train")
+    message = str(caught.value)
+    for part in (
+        "ADVLIB_DATA: not set",
+        "earlier fetch: ",
+        "installed Debian package: ",
+        "first: no route to host",
+        "second: ",
+        "is damaged",
+        "name it as data_dir in the study file",
+    ):
+        assert part in message
+    assert list(fetch.DATA.iterdir()) == []
+
+
+def test_an_interrupted_fetch_leaves_nothing(fashion, monkeypatch):
+    def interrupted(work, result):
+        fashion(result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": [("slow", interrupted)]})
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("fashion_mnist", "train")
+    assert list(fetch.DATA.iterdir()) == []
+
+
+def test_without_a_network_torchvision_fails_fast(tmp_path, monkeypatch):
+    def unreachable(*arguments, **keywords):
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(DataError, match="amazonaws.*name resolution"):
+        fetch._torchvision_fashion_mnist(tmp_path, tmp_path)
+
+
+def test_a_silent_network_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", -1.9)  # 0.1 s with the margin
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: time.sleep(1))
+    with pytest.raises(DataError, match="no answer from https://www.cs.toronto.edu"):
+        fetch._torchvision_cifar10(tmp_path, tmp_path)
+
+
+def test_debian_without_apt_or_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch.shutil, "which", lambda tool: None)
+    with pytest.raises(DataError, match="there is no apt-get on this machine"):
+        fetch._debian_fashion_mnist(tmp_path, tmp_path)
+    monkeypatch.setattr(fetch.shutil, "which", lambda tool: f"/usr/bin/{tool}")
+    failed = fetch.subprocess.CompletedProcess([], 100, "", "E: Unable to locate package\n")
+    monkeypatch.setattr(fetch, "_command", lambda arguments, folder: failed)
+    with pytest.raises(DataError, match="Unable to locate package"):
+        fetch._debian_fashion_mnist(tmp_path, tmp_path)
+
+
+# --- CIFAR-10 as pickles ---------------------------------------------------------------------
+
+
+class Bomb:
+    """A pickle of it creates a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture
+def cifar_pickles(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    dataset, rng = torchvision.datasets.CIFAR10, np.random.default_rng(0)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def batch(name):
+        pixels = rng.integers(0, 256, (10, 3072), np.uint8)
+        return [name, write(name, {"data": pixels, "labels": list(range(10))})]
+
+    meta = write("batches.meta", {"label_names": list(DATASETS["cifar10"].class_names)})
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
+    monkeypatch.setattr(dataset, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
+    monkeypatch.setattr(dataset, "test_list", [batch("test_batch")])
+    return folder
+
+
+def test_cifar10_pickles(cifar_pickles):
+    train = load_dataset("cifar10", "train", data_dir=cifar_pickles.parent)
+    test = load_dataset("cifar10", "test", data_dir=cifar_pickles)
+    assert train.pixels.shape == (50, 3, 32, 32) and len(test) == 10
+    assert train.title == "CIFAR-10" and train.num_classes == 10
+    stored = pickle.loads((cifar_pickles / "test_batch").read_bytes())["data"]
+    assert np.array_equal(test.pixels[4].numpy(), stored[4].reshape(3, 32, 32))
+
+
+def test_cifar10_is_not_unpickled_before_its_checksum_holds(cifar_pickles, tmp_path):
+    bomb = tmp_path / "exploded"
+    (cifar_pickles / "test_batch").write_bytes(pickle.dumps(Bomb(bomb)))
+    with pytest.raises(DataError, match="test_batch is damaged: its MD5 is .*, expected"):
+        load_dataset("cifar10", "train", data_dir=cifar_pickles)
+    assert not bomb.exists()
+    (cifar_pickles / "test_batch").unlink()
+    with pytest.raises(DataError, match="test_batch is missing .expected MD5"):
+        load_dataset("cifar10", "test", data_dir=cifar_pickles)
+
+
+# --- trees of image files --------------------------------------------------------------------
+
+
+def write_tree(root, classes=("ape", "bee"), per_class=4, size=(16, 16), ending="png", test="test"):
+    rng = np.random.default_rng(0)
+    for split in ("train", test):
+        for class_name in classes:
+            folder = root / split / class_name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.{ending}")
+    return root
+
+
+def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
+    root = write_tree(tmp_path / "tree")
+    train = load_dataset("folder", "train", data_dir=root)
+    assert train.pixels.shape == (8, 3, 16, 16) and train.class_names == ("ape", "bee")
+    assert train.file_names[5] == "bee/1.png" and train.labels.tolist() == [0] * 4 + [1] * 4
+    with Image.open(root / "train" / "bee" / "1.png") as image:
+        assert np.array_equal(train.pixels[5].numpy(), np.array(image).transpose(2, 0, 1))
+    cache = list((fetch.DATA / "cache").iterdir())
+    assert len(cache) == 1 and cache[0].suffix == ".npz"
+
+    def forbidden(*arguments):
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trees, "decode", forbidden)
+        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
+    # Damage is noticed, whether the archive's own checksum or only ours can see it.
+    cache[0].write_bytes(cache[0].read_bytes()[:-500])
+    with pytest.warns(UserWarning, match="is damaged .* decoding again"):
+        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
+    np.savez(cache[0], pixels=255 - train.pixels.numpy(), fingerprint=train.fingerprint)
+    with pytest.warns(UserWarning, match="fingerprint does not hold.*decoding again"):
+        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
+    # So is a changed image.
+    Image.new("RGB", (16, 16)).save(root / "train" / "ape" / "0.png")
+    assert load_dataset("folder", "train", data_dir=root).pixels[0].sum() == 0
+
+
+def test_cache_that_cannot_be_written_only_warns(tmp_path):
+    fetch.DATA.mkdir(parents=True)
+    (fetch.DATA / "cache").write_text("in the way")
+    with pytest.warns(UserWarning) as caught:
+        train = load_dataset("folder", "train", data_dir=write_tree(tmp_path / "tree"))
+    assert "not cached" in str(caught[-1].message) and len(train) == 8
+
+
+def test_image_size_resizes_and_crops_small_images(tmp_path):
+    root = write_tree(tmp_path / "tree", size=(20, 16))
+    assert load_dataset("folder", "test", data_dir=root).pixels.shape[2:] == (16, 16)
+    assert load_dataset("folder", "test", data_dir=root, image_size=8).pixels.shape[2:] == (8, 8)
+    with pytest.raises(ValueError, match="resize = 8 px is smaller than the crop"):
+        load_dataset("folder", "test", data_dir=root, image_size=16, resize=8)
+
+
+@pytest.mark.parametrize(
+    ("ending", "title"), [("jpg", "CIFAR-10 (JPEG copy)"), ("png", "CIFAR-10")]
+)
+def test_cifar10_tree_says_what_it_is(tmp_path, ending, title):
+    classes = DATASETS["cifar10"].class_names
+    root = write_tree(tmp_path / "tree", classes, 2, (32, 32), ending)
+    test = load_dataset("cifar10", "test", data_dir=root, n_images=10)
+    assert test.title == title and test.labels.tolist() == list(range(10))
+    assert test.pixels.shape == (10, 3, 32, 32)
+
+
+def test_cifar10_tree_with_other_classes(tmp_path):
+    with pytest.raises(DataError, match="does not hold CIFAR-10: its classes are ape, bee"):
+        load_dataset("cifar10", "test", data_dir=write_tree(tmp_path / "tree"))
+
+
+def test_val_serves_as_test(tmp_path):
+    root = write_tree(tmp_path / "tree", test="val")
+    assert load_dataset("folder", "test", data_dir=root).file_names[0] == "ape/0.png"
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_tree_errors_name_the_folder(tmp_path, size):
+    def loading(root, split="train"):
+        dataset = load_dataset("folder", split, data_dir=root)
+        return all_of(evaluation_batches(dataset, batch_size=4))
+
+    root = write_tree(tmp_path / "a", size=(size, size))
+    (root / "test" / "bee").rename(root / "test" / "cow")
+    with pytest.raises(DataError, match=r"a/test has no class folder 'bee', which .*a/train has"):
+        loading(root)
+    root = write_tree(tmp_path / "b", size=(size, size))
+    (root / "test").rename(root / "elsewhere")
+    assert len(loading(root)) == 2
+    with pytest.raises(DataError, match="b has no folder test or val: .*b/test/<class>/"):
+        loading(root, "test")
+    root = write_tree(tmp_path / "c", size=(size, size))
+    for file in (root / "train" / "bee").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(DataError, match="class folder .*c/train/bee holds no image"):
+        loading(root)
+    root = write_tree(tmp_path / "d", size=(size, size))
+    broken = root / "train" / "ape" / "2.png"
+    broken.write_bytes(broken.read_bytes()[: 60 + size])
+    with pytest.raises(DataError, match=r"d/train/ape/2.png does not decode .*whole copy"):
+        loading(root)
+    (tmp_path / "e" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="e/train holds no class folders"):
+        loading(tmp_path / "e")
+
+
+# --- large images, decoded when asked for ----------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path):
+    root = write_tree(tmp_path / "large", per_class=5, size=(150, 120), ending="jpg")
+    return load_dataset("folder", "train", data_dir=root, image_size=112)
+
+
+def test_large_images_are_decoded_when_asked_for(large):
+    assert large.pixels is None and (large.resize, large.image_size) == (116, 112)
+    transform = torchvision.transforms.v2.Compose(
+        [torchvision.transforms.v2.Resize(116), torchvision.transforms.v2.CenterCrop(112)]
+    )
+    image, label, name = large[6]
+    with Image.open(large.paths[6]) as file:
+        expected = torchvision.transforms.v2.functional.pil_to_tensor(transform(file))
+    assert torch.equal(image, expected.float() / 255) and (label, name) == (1, "bee/1.jpg")
+
+
+def test_large_fingerprint_follows_names_sizes_and_order(large):
+    before = large.fingerprint
+    assert large.subset(range(10)).fingerprint == before
+    assert large.subset(range(9, -1, -1)).fingerprint != before
+    with open(large.paths[0], "ab") as file:
+        file.write(b"\0")
+    assert large.subset(range(10)).fingerprint != before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_drops_nothing(large, workers, monkeypatch):
+    monkeypatch.setattr("advlib.batches.DECODED_AT_ONCE", 3)  # pieces that cut across batches
+    batches = all_of(evaluation_batches(large, batch_size=4, workers=workers))
+    assert [len(x) for x, _, _ in batches] == [4, 4, 2]
+    x, y, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert index.tolist() == list(range(10)) and torch.equal(y, large.labels)
+    assert x.dtype == torch.float32 and torch.equal(x[7], large[7][0])
+
+
+@pytest.mark.parametrize("kind", ["none", "crop_flip", "random_resized_crop"])
+def test_large_training_resumes_exactly(large, kind):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    arguments = dict(batch_size=3, seed=5, epoch=2, augment=kind)
+    full = all_of(training_batches(large, **arguments))
+    assert len(full) == 3 and full[0][0].shape == (3, 3, 112, 112)
+    assert same(all_of(training_batches(large, **arguments, start_step=2)), full[2:])
+    assert same(all_of(training_batches(large, **arguments, workers=2)), full)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    if kind == "random_resized_crop":
+        other = all_of(training_batches(large, **{**arguments, "epoch": 3}))
+        position = other[0][2].tolist().index
+        both = [i for i in full[0][2].tolist() if i in other[0][2].tolist()]
+        for i in both:
+            a = full[0][0][full[0][2].tolist().index(i)]
+            assert not torch.equal(a, other[0][0][position(i)])
+
+
+def test_decode_error_in_a_worker_names_the_file(large):
+    with open(large.paths[3], "r+b") as file:
+        file.truncate(300)
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="^/.*ape/3.jpg does not decode .* whole copy.$"):
+            all_of(evaluation_batches(large, batch_size=4, workers=workers))
+
+
+# --- ImageNet --------------------------------------------------------------------------------
+
+
+def test_imagenet_subset_is_numbered_among_all_classes(tmp_path, monkeypatch):
+    root = write_tree(tmp_path / "in", ("n00000003", "n00000007"), 1, (120, 130), "JPEG", "val")
+    for wnid in ("n00000003", "n00000007"):
+        (root / "val" / wnid / "0.JPEG").rename(root / "val" / wnid / f"{wnid}_0.JPEG")
+    monkeypatch.setattr(trees, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="2 of ImageNet's 1,000 classes.*pip install imagenet-x"):
+        load_dataset("imagenet", "test", data_dir=root)
+    package = tmp_path / "imagenet_x"
+    (package / "annotations").mkdir(parents=True)
+    listing = "\n".join(f"n{i:08d},class {i}" for i in range(1000))
+    (package / "annotations" / "imagenet_labels.txt").write_text(listing)
+
+    class Spec:
+        submodule_search_locations = [str(package)]
+
+    monkeypatch.setattr(trees, "find_spec", lambda name: Spec)
+    test = load_dataset("imagenet", "test", data_dir=root)
+    assert test.labels.tolist() == [3, 7] and test.num_classes == 1000
+    assert test.file_names == ["n00000003_0.JPEG", "n00000007_0.JPEG"]
+    assert (test.resize, test.image_size) == (232, 224) and test[0][0].shape == (3, 224, 224)
+    with pytest.raises(DataError, match="two images of ImageNet are called 0.JPEG"):
+        load_dataset("imagenet", "train", data_dir=root)
+
+
+def test_imagenet_needs_wordnet_folders(tmp_path):
+    root = write_tree(tmp_path / "in", test="val")
+    with pytest.raises(DataError, match="does not hold ImageNet: .*'ape'"):
+        load_dataset("imagenet", "test", data_dir=root)
+    with pytest.raises(DataError, match="(?s)imagenet was not found.*image-net.org"):
+        load_dataset("imagenet", "test")
+
+
+# --- augmentation and batches in memory ------------------------------------------------------
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("side", "pad"), [(8, 1), (28, 4), (32, 4)])
+def test_crop_is_a_window_of_the_padded_image(side, pad):
+    x = torch.rand(40, 2, side, side, generator=generator()) + 0.1
+    padded = torch.nn.functional.pad(x, (pad,) * 4)
+    shifts = set()
+    for original, cropped in zip(padded, augment(x, "crop", generator(1)), strict=True):
+        found = [
+            (i, j)
+            for i in range(2 * pad + 1)
+            for j in range(2 * pad + 1)
+            if torch.equal(original[:, i : i + side, j : j + side], cropped)
+        ]
+        assert len(found) == 1
+        shifts.update(found)
+    assert len(shifts) > 2 * pad
+
+
+def test_crop_flip_flips_half_and_is_deterministic():
+    x = torch.rand(400, 1, 8, 8, generator=generator())
+    crops, flipped = augment(x, "crop", generator(1)), augment(x, "crop_flip", generator(1))
+    straight = (crops == flipped).flatten(1).all(1)
+    assert torch.equal(flipped[~straight], crops[~straight].flip(3))
+    assert 150 < straight.sum() < 250
+    assert torch.equal(flipped, augment(x, "crop_flip", generator(1)))
+    assert not torch.equal(flipped, augment(x, "crop_flip", generator(2)))
+    assert augment(x, "none", generator()) is x
+    with pytest.raises(ValueError, match="'none', 'crop' or 'crop_flip', got 'rotate'"):
+        augment(x, "rotate", generator())
+
+
+@pytest.mark.parametrize("kind", ["none", "crop", "crop_flip"])
+def test_training_resumes_exactly(digits, kind):
+    arguments = dict(batch_size=64, seed=3, epoch=1, augment=kind)
+    full = all_of(training_batches(digits, **arguments))
+    assert len(full) == 1297 // 64
+    for start in (0, 1, 19, 20):
+        assert same(all_of(training_batches(digits, **arguments, start_step=start)), full[start:])
+    x, y, index = full[0]
+    assert x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
+    assert torch.equal(y, digits.labels[index])
+    seen = torch.cat([batch[2] for batch in full])
+    assert len(seen.unique()) == len(seen) == 20 * 64
+    if kind == "none":
+        assert torch.equal(x[5], digits[int(index[5])][0])
+
+
+def test_order_depends_on_seed_and_epoch(digits):
+    orders = {
+        tuple(next(training_batches(digits, batch_size=32, seed=s, epoch=e))[2].tolist())
+        for s in (0, 1)
+        for e in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_processes_share_a_step(digits):
+    arguments = dict(seed=0, epoch=0, augment="crop")
+    whole = all_of(training_batches(digits, batch_size=64, **arguments))
+    parts = [
+        all_of(training_batches(digits, batch_size=32, rank=r, world_size=2, **arguments))
+        for r in (0, 1)
+    ]
+    assert len(parts[0]) == len(parts[1]) == len(whole)
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part[step][2] for part in parts]), batch[2])
+
+
+def test_wrong_batches_say_what_to_do(digits):
+    with pytest.raises(ValueError, match="1297 training images do not fill one batch of 1298"):
+        training_batches(digits, batch_size=1298, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="augment is one of none, crop, .*got 'mixup'"):
+        training_batches(digits, batch_size=8, seed=0, epoch=0, augment="mixup")
+    with pytest.raises(ValueError, match="choose crop or crop_flip"):
+        training_batches(digits, batch_size=8, seed=0, epoch=0, augment="random_resized_crop")
+
+
+def test_evaluation_in_memory_with_and_without_indices(digits):
+    batches = all_of(evaluation_batches(digits, batch_size=500))
+    assert [len(x) for x, _, _ in batches] == [500, 500, 297]
+    assert torch.equal(torch.cat([y for _, y, _ in batches]), digits.labels)
+    (chosen,) = evaluation_batches(digits, batch_size=500, indices=[9, 4])
+    assert chosen[2].tolist() == [9, 4] and torch.equal(chosen[0][1], digits[4][0])
+    assert all_of(evaluation_batches(digits, batch_size=5, indices=[])) == []
+
+
+def test_evaluation_takes_any_sequence():
+    items = [(torch.full((1, 2, 2), i / 10), i, f"image {i}") for i in range(7)]
+    batches = all_of(evaluation_batches(items, batch_size=3))
+    assert [y.tolist() for _, y, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert batches[1][0][2, 0, 0, 0] == pytest.approx(0.5)
+
+
+# --- command line ----------------------------------------------------------------------------
+
+
+def test_command_line(capsys, tmp_path):
+    assert data.main(["digits"]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    assert "Digits: 1,297 training and 500 test images in 10 classes, from scikit-learn" in line
+    assert data.main(["fashion_mnist", "--data-dir", str(tmp_path)]) == 1
+    assert "holds no fashion_mnist" in capsys.readouterr().err
