@@ -51,7 +51,7 @@ def training(wildcards):
 
 
 def start_of(wildcards):
-    if wildcards.method == "pretrained" or STUDY.weights:
+    if wildcards.method == "pretrained" or not STUDY.pretrain_epochs:
         return []
     return RUNS / "train" / f"pretrained-seed{wildcards.seed}.json"
 

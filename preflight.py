@@ -1,4 +1,4 @@
-"""Say what is missing before any long work starts. Runs on any Python, needs nothing installed."""
+"""Say what is missing before any long work starts. Runs on any Python 3, needs nothing installed."""
 
 import os
 import shutil
@@ -10,33 +10,27 @@ NEEDED_GB = {"book": 8, "read": 2}  # torch for CUDA and its libraries take most
 def problem(purpose):
     """One sentence that names what is missing and how to mend it, or None."""
     if sys.version_info < (3, 11):
-        found = "%d.%d" % sys.version_info[:2]
+        found = ".".join(map(str, sys.version_info[:2]))
         return (
-            "Python 3.11 or newer is needed and %s is Python %s: install a newer one and say "
-            "`make PYTHON=python3.12 ...`." % (sys.executable, found)
+            f"Python 3.11 or newer is needed and {sys.executable} is {found}: install a newer one "
+            "and name it, as in `make PYTHON=python3.12 book`."
         )
-    free = shutil.disk_usage(os.getcwd()).free / 1e9
-    if not os.path.isdir(".venv") and free < NEEDED_GB[purpose]:
-        return "%d GB of free disk are needed for the packages and %.1f GB are free in %s: free some." % (
-            NEEDED_GB[purpose],
-            free,
-            os.getcwd(),
+    free, needed = shutil.disk_usage(os.getcwd()).free / 1e9, NEEDED_GB[purpose]
+    if not os.path.isdir(".venv" if purpose == "book" else ".venv-read") and free < needed:
+        return (
+            f"the packages need {needed} GB of disk and {free:.1f} GB are free in {os.getcwd()}: "
+            "free some, or clone the project onto a larger disk."
         )
-    for name in ("ADVLIB_DATA", "ADVLIB_RUNS"):
-        folder = os.environ.get(name)
-        if not folder:
-            continue
-        if name == "ADVLIB_RUNS" and not os.path.exists(folder):
-            continue
-        if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):
-            return "%s names %s, which is not a readable folder: mend the path or unset it." % (
-                name,
-                folder,
-            )
+    folder = os.environ.get("ADVLIB_DATA")
+    if folder and not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)):
+        return f"ADVLIB_DATA names {folder}, which is not a readable folder: mend or unset it."
+    folder = os.environ.get("ADVLIB_RUNS")
+    if folder and os.path.exists(folder) and not os.access(folder, os.W_OK | os.X_OK):
+        return f"ADVLIB_RUNS names {folder}, which cannot be written to: mend or unset it."
     return None
 
 
 if __name__ == "__main__":
     said = problem(sys.argv[1])
     if said:
-        sys.exit("Cannot start: " + said)
+        sys.exit(f"Cannot start: {said}")

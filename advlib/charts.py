@@ -47,8 +47,9 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
         interval have low = high = NaN.
     """
     methods = table.method.unique().tolist()
+    sources = table.source.unique().tolist()
     order = [name for name in METHOD_COLOURS if name in methods]
-    pick = pick_methods()
+    pick = alt.selection_point(fields=["source"], bind="legend")
     base = alt.Chart(table).encode(
         x=alt.X("method:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
         y=alt.Y(
@@ -69,7 +70,7 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
         shape=alt.Shape(
             "source:N",
             title=None,
-            scale=alt.Scale(range=["circle", "diamond"]),
+            scale=alt.Scale(domain=sources, range=["circle", "diamond"]),
             legend=alt.Legend(orient="top"),
         )
     )
@@ -93,6 +94,7 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     pick = pick_methods()
     search = alt.param(
         name="class_search",
+        value="",
         bind=alt.binding(input="search", placeholder="class name", name="Find "),
     )
     found = "class_search && indexof(lower(datum.class_name), lower(class_search)) >= 0"
@@ -207,7 +209,7 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
     Parameters
     ----------
     table : DataFrame
-        Columns class_name, benchmark, difference (fraction), change ("gains", "loses",
+        Columns class_name, panel, difference (fraction), q_value, change ("gains", "loses",
         "no change").
     """
     order = table.groupby("class_name").difference.mean().sort_values().index.tolist()
@@ -232,7 +234,7 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
             ],
         )
         .properties(width=260, height=alt.Step(18))
-        .facet(column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist()))
+        .facet(alt.Facet("panel:N", title=None, sort=table.panel.unique().tolist()), columns=2)
     )
 
 

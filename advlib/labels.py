@@ -131,7 +131,7 @@ def widen_head(
 
 
 def _check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:
-    """One look at the device, and only outside a captured graph: labels are checked once a batch."""
+    """One look at the device a batch."""
     if len(values) and (int(values.min()) < low or int(values.max()) >= high):
         raise ValueError(
             f"{name} is in [{low}, {high}), got {int(values.min())} to {int(values.max())}"

@@ -33,6 +33,7 @@ def build_model(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     weights: str | None = None,
+    new_head: bool = False,
     seed: int = 0,
 ) -> nn.Module:
     """A network that takes images in [0, 1] and gives logits.
@@ -50,6 +51,8 @@ def build_model(
     weights : str, optional
         A torchvision weights name such as ``DEFAULT``, or a local ``.safetensors`` file of this
         project or of the bare network. None starts from random weights.
+    new_head : bool
+        Accept torchvision weights for another number of classes and draw their head afresh.
     seed : int
         Of the random weights.
 
@@ -60,21 +63,21 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _network(name, num_classes, len(mean), weights)
+        net = _network(name, num_classes, len(mean), weights, new_head)
     model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), net=net))
     if weights and weights.endswith(".safetensors"):
         load_weights(model, Path(weights))
     return model.eval()
 
 
-def _network(name: str, num_classes: int, channels: int, weights: str | None) -> nn.Module:
+def _network(name, num_classes, channels, weights, new_head) -> nn.Module:
     if match := CIFAR_RESNET.fullmatch(name):
         stem = 2 if match[3] else 1
         return _cifar_resnet(int(match[1]), int(match[2] or 16), stem, num_classes, channels)
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(
-            f"unknown model {name!r}: expected cifar_resnet<depth>[_w<width>][_s2] or a torchvision "
-            "classifier such as resnet50"
+            f"unknown model {name!r}: expected cifar_resnet<depth>[_w<width>][_s2] or a "
+            "torchvision classifier such as resnet50"
         )
     local = weights is None or weights.endswith(".safetensors")
     if local:
@@ -86,9 +89,15 @@ def _network(name: str, num_classes: int, channels: int, weights: str | None) ->
             f"the weights {weights!r} of {name} could not be downloaded ({error}); fetch them on a "
             "machine with internet into torch's cache, or name a local .safetensors file"
         ) from error
-    outputs = [m for m in net.modules() if isinstance(m, nn.Linear)][-1].out_features
-    if outputs != num_classes:
-        raise ValueError(f"{name} {weights} has {outputs} classes, the data set {num_classes}")
+    leaf_name, head = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    if head.out_features != num_classes and not new_head:
+        raise ValueError(
+            f"the weights {weights} of {name} are for {head.out_features} classes, the data "
+            f"have {num_classes}: set pretrain_epochs, so that a fresh head is trained first"
+        )
+    if head.out_features != num_classes:
+        parent, _, leaf = leaf_name.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes))
     return net
 
 

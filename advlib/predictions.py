@@ -99,8 +99,8 @@ def check_predictions(
     twice = table[table.duplicated([*conditions, "file_name"])]
     if len(twice):
         raise ValueError(
-            f"{len(twice)} images occur twice, {twice.file_name.iloc[0]!r} among them: keep one row "
-            "an image and condition"
+            f"{len(twice)} images occur twice, {twice.file_name.iloc[0]!r} among them: keep one "
+            "row an image and condition"
         )
     counts = table.groupby(conditions).size() if conditions else pd.Series([len(table)])
     expected = n_images or counts.max()
@@ -272,3 +272,37 @@ def _check_facts(study, path: Path, benchmark: str, method: str) -> dict:
             f"{path} was made with other settings ({', '.join(changed)}): run the study again"
         )
     return facts
+
+
+RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]
+RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
+
+
+def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dict) -> None:
+    """Write a result table: one value a row, each with its threat model and its origin.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns method, seed, benchmark, group, statistic, value, low, high and, unless every row
+        is about all images, n_images.
+    path : Path
+        A CSV, written whole or not at all.
+    study : advlib.study.Study
+    source : {"fresh", "committed"}
+    facts : dict
+        Those of `read_study`, by (benchmark, method, seed).
+    """
+    known = [facts[key] for key in zip(rows.benchmark, rows.method, rows.seed, strict=True)]
+    conditions = {b: str(study.threat(b)) if b in study.attacks else b for b in set(rows.benchmark)}
+    rows = rows.assign(
+        study=study.study,
+        condition=rows.benchmark.map(conditions),
+        provenance=[f"{source}, checkpoint {f['checkpoint_hash']}, {f['time']}" for f in known],
+    )
+    if "n_images" not in rows:
+        rows["n_images"] = [f["n_images"] for f in known]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    rows[RESULT_COLUMNS].to_csv(partial, index=False)
+    os.replace(partial, path)

@@ -70,7 +70,7 @@ class Study:
     augment: str = "none"  # none, crop, crop_flip, random_resized_crop
     workers: int = 0  # processes that decode images
     weights: str | None = None  # pretrained weights: a torchvision name or a .safetensors file
-    pretrain_epochs: int = 0  # clean epochs of our own where there are no weights
+    pretrain_epochs: int = 0  # clean epochs first, needed without weights or for other classes
     pretrain_lr: float = 0.1
     epochs: int = 10
     lr: float = 0.01

@@ -22,7 +22,7 @@ from advlib.attacks import pgd_attack
 from advlib.data import DATASETS, stream_seed, training_batches
 from advlib.labels import class_logits, label_augmentation_loss, widen_head
 from advlib.models import autocast, build_model, default_device, load_weights, resolve_dtype
-from advlib.study import METHODS, Study, digest
+from advlib.study import METHODS, ROOT, Study, digest
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
@@ -293,14 +293,14 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     info = DATASETS.get(study.dataset)
     train_set = study.images("train")
     start = None
-    if method != "pretrained" and study.weights is None:
+    if method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
     settings = study.training_settings(
         method, seed, train_set.fingerprint, start and start["checkpoint_hash"]
     )
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     model = initial_model(study, method, seed, train_set.num_classes, info, start)
-    if method == "pretrained" and study.weights is not None:
+    if method == "pretrained" and not study.pretrain_epochs:
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
         log = pd.DataFrame(columns=LOG_COLUMNS)
@@ -339,12 +339,16 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
 
 def initial_model(study, method, seed, num_classes, info, start=None) -> nn.Module:
     """The network a method starts from: pretrained weights, with a wider head where needed."""
+    weights = None if start else study.weights
+    if weights and weights.endswith(".safetensors"):
+        weights = str(ROOT / weights)
     model = build_model(
         study.model,
         num_classes=num_classes,
         mean=info.mean,
         std=info.std,
-        weights=study.weights,
+        weights=weights,
+        new_head=study.pretrain_epochs > 0,
         seed=stream_seed(seed, "weights"),
     )
     if start is not None:

@@ -93,7 +93,7 @@ def _summary(study: Study, source: str | None) -> str:
         f"{study.test_images or 'all'} test images",
         "Network": f"{study.model}"
         + (f", pretrained weights {study.weights}" if study.weights else "")
-        + (f", {study.pretrain_epochs} clean epochs first" if study.weights is None else ""),
+        + (f", {study.pretrain_epochs} clean epochs first" if study.pretrain_epochs else ""),
         "Methods": names,
         "Fine-tuning": f"{study.epochs} epochs, batches of {study.batch_size}, SGD with momentum "
         f"{study.momentum:g}, learning rate {study.lr:g} with cosine annealing",
@@ -106,11 +106,11 @@ def _summary(study: Study, source: str | None) -> str:
     text = "\n".join(["| setting | value |", "|---|---|", *lines])
     attacked = sum(METHODS[m].adversarial for m in study.methods)
     text += (
-        f"\n\n**What it costs.** A pass is one forward and one backward through the network for one "
-        f"image. Per training image and epoch, an adversarial method takes {study.train_steps + 1} "
-        f"passes ({study.train_steps + 2} with mixed batches), and {attacked} of the "
-        f"{len(study.methods)} methods are adversarial, times {len(study.seeds)} seed(s). An attack of "
-        f"40 steps takes at most 41 passes a test image and method."
+        "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
+        f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
+        f"epoch ({study.train_steps + 2} with mixed batches), Std one. {attacked} of the "
+        f"{len(study.methods)} methods here are adversarial, each with {len(study.seeds)} seed(s). "
+        "PGD-40 takes at most 41 passes a test image and method."
     )
     return text
 

@@ -147,14 +147,11 @@ def place_study(
         title = f"{_own_title(_read(path), path)} ({path.stem})"
         place_notebook(path, folder / "appendix" / path.name, title=title, **own)
 
-    contents = "```{tableofcontents}\n```\n"
+    contents = "```{tableofcontents}\n```\n" if chapters or appendix else ""
     index = folder / "index.md"
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(
-        f"# {study_title}\n\n{_provenance(source)}\n\n{summary}\n\n"
-        + (contents if chapters or appendix else ""),
-        encoding="utf-8",
-    )
+    text = f"# {study_title}\n\n{_provenance(source)}\n\n{summary}\n\n{contents}"
+    index.write_text(text, encoding="utf-8")
     if appendix:
         (folder / "appendix" / "index.md").write_text(
             f"# Appendix: {study_title}\n\nThe notebooks that made this study's tables, as they "
@@ -212,8 +209,8 @@ def expand_toc(
     for page in pages:
         if not any((template.parent / f"{page}{end}").exists() for end in (".md", ".ipynb")):
             raise PlacementError(
-                f"{template.name} names the page {page}, which does not exist. Pages under "
-                "book/generated are made by `make book` or `make read`."
+                f"{template.name} names the page {page}, which does not exist; `make book` and "
+                "`make read` make those under book/generated."
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     note = f"# Written by book/place.py from {template.name}.\n"
@@ -286,11 +283,10 @@ def _tidy_cell(cell: nbformat.NotebookNode) -> None:
     """Drop what belongs to the run and not to the page: stderr, widgets, papermill's times."""
     for key in ("papermill", "execution"):
         cell.metadata.pop(key, None)
-    if cell.cell_type != "code":
-        return
-    cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     widget = "application/vnd.jupyter.widget-view+json"
-    cell.outputs = [o for o in cell.outputs if widget not in o.get("data", {})]
+    if cell.cell_type == "code":
+        kept = [o for o in cell.outputs if o.get("name") != "stderr"]
+        cell.outputs = [o for o in kept if widget not in o.get("data", {})]
 
 
 def _fold_parameters(cell: nbformat.NotebookNode) -> None:

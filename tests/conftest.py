@@ -5,6 +5,8 @@ import torch
 
 from advlib.study import load_study
 
+torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
+
 
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch):

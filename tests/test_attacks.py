@@ -35,7 +35,9 @@ def network():
 
 
 def items(x, y):
-    return [(image, int(label), f"image-{i}") for i, (image, label) in enumerate(zip(x, y))]
+    return [
+        (image, int(label), f"image-{i}") for i, (image, label) in enumerate(zip(x, y, strict=True))
+    ]
 
 
 @pytest.mark.parametrize("norm, eps", [("Linf", 0.1), ("L2", 0.7)])
@@ -178,8 +180,14 @@ def test_normalised_space_multiplies_eps_by_the_std():
 
 def brute_force(model, x, y, threat, seed, batch=1):
     """Error by the definition: every image alone, every iterate looked at."""
-    from advlib.attacks import _attack_mode, _image_noise, _logits_and_gradient, _radius
-    from advlib.attacks import _start, _step
+    from advlib.attacks import (
+        _attack_mode,
+        _image_noise,
+        _logits_and_gradient,
+        _radius,
+        _start,
+        _step,
+    )
 
     broken = []
     for i in range(len(x)):
@@ -256,6 +264,6 @@ def test_more_restarts_never_find_less(network):
 
 def test_items_without_names_get_zero_padded_indices(network):
     model, x, y = network
-    pairs = [(image, int(label)) for image, label in zip(x[:12], y[:12])]
+    pairs = [(image, int(label)) for image, label in zip(x[:12], y[:12], strict=True)]
     table = evaluate_attack(model, pairs, ThreatModel(steps=1), num_classes=10)
     assert table.file_name.tolist() == [f"{i:02d}" for i in range(12)]

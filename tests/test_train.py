@@ -1,0 +1,275 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+
+import filelock
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from advlib import metrics, train
+from advlib.attacks import evaluate_attack
+from advlib.models import build_model
+from advlib.predictions import predict
+from advlib.study import METHODS, digest
+from advlib.train import cosine_lr, fit, load_run, train_method, training_loss
+
+
+def weights(path):
+    return {k: v for k, v in load_file(path).items() if k.startswith("model.")}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+
+
+def run(study, method="std", folder=None, network=None, **more):
+    model = network or build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+    return fit(model, study.images("train"), study, method, seed=0, folder=folder, **more)
+
+
+def test_adversarial_training_on_real_digits(tiny_study):
+    """The point of it all: Adv must be far more robust than Std, and both must have learnt."""
+    study = dataclasses.replace(
+        tiny_study, train_images=None, test_images=200, pretrain_epochs=4, epochs=4, train_steps=7
+    )
+    models = {}
+    for method in ("pretrained", "std", "adv", "adv_plus"):
+        train_method(study, method, 0)
+        models[method] = load_run(study, method, 0)[0]
+    test = study.images("test")
+    clean = {m: metrics.error(t) for m, t in predict(models, test, num_classes=10).items()}
+    robust = {
+        method: metrics.error(
+            evaluate_attack(model, test, study.threat("pgd40"), num_classes=10, dtype="float32")
+        )
+        for method, model in models.items()
+    }
+    assert max(clean.values()) < 0.15
+    assert robust["std"] > 0.4
+    assert robust["adv"] < robust["std"] - 0.2
+    assert robust["adv_plus"] < robust["std"] - 0.2
+    assert models["adv_plus"](torch.rand(1, 1, 8, 8)).shape == (1, 11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_logs(tiny_study, method):
+    train_method(tiny_study, "pretrained", 0)
+    facts = train_method(tiny_study, method, 0)
+    log = (tiny_study.runs / "train" / f"{method}-seed0.csv").read_text().splitlines()
+    assert log[0] == "study,method,seed,epoch,step,lr,loss,error,images_per_second"
+    assert log[-1].split(",")[3:5] == ["2.0", "10"]
+    assert facts["n_images"] == 320 and len(facts["checkpoint_hash"]) == 16
+    model, _ = load_run(tiny_study, method, 0)
+    assert not model.training
+
+
+def test_losses_of_the_methods(tiny_study, network):
+    """Each method's loss against its definition, with an attack that changes nothing."""
+    study = dataclasses.replace(tiny_study, eps=0.0, delta=0.1)
+    x, y = torch.rand(16, 1, 8, 8), torch.randint(0, 10, (16,))
+    wide = build_model("cifar_resnet8", num_classes=11, mean=(0.3,), std=(0.4,)).train()
+    network.train()
+    with torch.no_grad():
+        plain, extra = network(x), wide(x)
+        target = torch.zeros(16, 11)
+        target[torch.arange(16), y], target[:, 10] = 0.9, 0.1
+        eq_4, clean = F.cross_entropy(extra, target), F.cross_entropy(extra, y)
+        expected = {
+            "std": F.cross_entropy(plain, y),
+            "adv": F.cross_entropy(plain, y),
+            "adv_mix": F.cross_entropy(plain, y),
+            "adv_smoothing": F.cross_entropy(plain, y, label_smoothing=0.1),
+            "adv_extra_logit": clean,
+            "adv_plus": eq_4,
+            "adv_plus_mix": (eq_4 + clean) / 2,  # clean images carry no transformation
+        }
+    for method, value in expected.items():
+        model = wide if METHODS[method].extra_logits else network
+        loss, error = training_loss(
+            model, x, y, study, method, num_classes=10, generator=torch.Generator()
+        )
+        torch.testing.assert_close(loss.detach(), value, msg=method)
+        assert 0 <= error <= 1
+
+
+def test_adv_plus_climbs_eq_4_or_the_cross_entropy(tiny_study, monkeypatch):
+    given = []
+
+    def spy(model, x, y, threat, **options):
+        given.append(options["objective"])
+        return x
+
+    monkeypatch.setattr(train, "pgd_attack", spy)
+    model = build_model("cifar_resnet8", num_classes=11, mean=(0.3,), std=(0.4,))
+    x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    for objective in ("label_augmentation", "cross_entropy"):
+        study = dataclasses.replace(tiny_study, train_objective=objective)
+        training_loss(model, x, y, study, "adv_plus", num_classes=10, generator=torch.Generator())
+    assert given[0] is not None and given[1] is None
+    logits = torch.randn(4, 11)
+    target = torch.zeros(4, 11)
+    target[torch.arange(4), y], target[:, 10] = 0.97, 0.03
+    torch.testing.assert_close(given[0](logits), F.cross_entropy(logits, target, reduction="sum"))
+
+
+def test_a_mixed_batch_normalises_each_half_by_itself(tiny_study):
+    batches = []
+    model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,)).train()
+    model.register_forward_hook(lambda m, args, out: batches.append((m.training, len(out))))
+    x, y = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
+    training_loss(model, x, y, tiny_study, "adv_mix", num_classes=10, generator=torch.Generator())
+    assert [n for training, n in batches if training] == [8, 8]
+
+
+def test_cosine_schedule_of_the_paper():
+    rates = [cosine_lr(0.01, 1e-4, step, 100) for step in (0, 50, 100)]
+    assert rates == pytest.approx([0.01, (0.01 + 1e-6) / 2, 1e-6])
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_study, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+        fit(model, tiny_study.images("train"), tiny_study, "adv", seed=seed, folder=tmp_path / name)
+    a, b, c = (weights(tmp_path / name / "checkpoint.safetensors") for name in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+KILLED = """
+    import dataclasses, os, signal, sys
+    from pathlib import Path
+    from advlib import train
+    from advlib.models import build_model
+    from advlib.study import load_study
+
+    folder, moment, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    study = dataclasses.replace(
+        load_study("digits"), train_images=320, epochs=3, train_steps=3, augment="crop"
+    )
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "writing":
+        save = train.save_file
+        def half(tensors, path, **more):
+            save(tensors, path, **more)
+            if os.path.exists(path.with_name("checkpoint.safetensors")):
+                with open(path, "r+b") as file:
+                    file.truncate(os.path.getsize(path) // 2)
+                die()
+        train.save_file = half
+    model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+    train.fit(
+        model, study.images("train"), study, "adv_mix", seed=0, folder=folder,
+        checkpoint_seconds=0, on_step=lambda done: moment == "step" and done == step and die(),
+    )
+"""
+
+
+@pytest.mark.parametrize("moment, step", [("step", 3), ("step", 7), ("step", 13), ("writing", 0)])
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, moment, step):
+    """SIGKILL between steps, and while a checkpoint is being written."""
+
+    def start(folder, moment, step=0):
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), moment, str(step)]
+        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+
+    assert start(tmp_path / "whole", "never") == 0
+    assert start(tmp_path / "killed", moment, step) == -signal.SIGKILL
+    assert start(tmp_path / "killed", "never") == 0
+    whole, killed = (
+        load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed")
+    )
+    assert any(name.startswith("momentum.") for name in whole)
+    assert same(whole, killed)
+
+
+def test_the_log_survives_a_kill_without_gaps(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "step", "8"]
+    subprocess.run(command, stderr=subprocess.DEVNULL)
+    command[-2] = "never"
+    subprocess.run(command, stderr=subprocess.DEVNULL, check=True)
+    steps = [line.split(",")[1] for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
+    assert steps == [str(step) for step in range(1, 16)]
+
+
+def test_two_processes_cannot_train_in_one_folder(tiny_study, tmp_path):
+    with filelock.FileLock(tmp_path / "lock"):
+        holder = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "never", "0"],
+            capture_output=True,
+            text=True,
+        )
+    assert holder.returncode == 1
+    assert f"another process is training in {tmp_path}" in holder.stderr
+
+
+def test_a_folder_of_another_run_is_refused(tiny_study, tmp_path):
+    run(tiny_study, folder=tmp_path, settings={"lr": 1})
+    with pytest.raises(RuntimeError, match="holds a run with other settings"):
+        run(tiny_study, folder=tmp_path, settings={"lr": 2})
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny_study, tmp_path):
+    good = run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path)
+    assert len(good)
+    kept = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(FloatingPointError, match=r"loss is .*lower the learning rate.*kept in"):
+        run(dataclasses.replace(tiny_study, epochs=3, lr=1e30), folder=tmp_path)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
+
+
+def test_a_finished_run_is_found_and_a_changed_one_is_trained_beside_it(tiny_study, monkeypatch):
+    first = train_method(tiny_study, "pretrained", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "training_loss", None)  # a second training would fail
+        assert train_method(tiny_study, "pretrained", 0) == first
+    changed = dataclasses.replace(tiny_study, pretrain_lr=0.2)
+    second = train_method(changed, "pretrained", 0)
+    assert second["folder"] != first["folder"]
+    assert (tiny_study.runs / "models" / first["folder"]).is_dir()
+
+
+def test_epsilon_changes_adv_and_not_std(tiny_study):
+    other = dataclasses.replace(tiny_study, eps=0.05)
+    hashes = [
+        [digest(study.training_settings(method, 0, "data", "start")) for method in METHODS]
+        for study in (tiny_study, other)
+    ]
+    unchanged = {m for m, a, b in zip(METHODS, *hashes, strict=True) if a == b}
+    assert unchanged == {"pretrained", "std"}
+
+
+def test_training_before_the_pretrained_network_says_what_to_run(tiny_study):
+    with pytest.raises(FileNotFoundError, match="-p method pretrained -p seed 0"):
+        train_method(tiny_study, "adv", 0)
+
+
+def test_a_changed_checkpoint_is_refused(tiny_study):
+    facts = train_method(tiny_study, "pretrained", 0)
+    path = tiny_study.runs / "models" / facts["folder"] / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(RuntimeError, match="missing or has changed"):
+        load_run(tiny_study, "pretrained", 0)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny_study, tmp_path):
+    with pytest.raises(ValueError, match="batch_size of at most 320"):
+        run(dataclasses.replace(tiny_study, batch_size=321), folder=tmp_path)
+
+
+def test_facts_are_plain_json(tiny_study):
+    facts = train_method(tiny_study, "pretrained", 0)
+    path = tiny_study.runs / "train" / "pretrained-seed0.json"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(facts))
