@@ -50,7 +50,7 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	@touch $@
 
 publish: setup  ## copy a study's fresh tables to results/, to be committed
-	@python book/pages.py publish $(STUDY)
+	@python book/pages.py $(STUDY)
 
 lock: setup  ## compile the pinned requirements from the *.in files
 	@pip install -q uv

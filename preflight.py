@@ -1,4 +1,4 @@
-"""Say what is missing before any long work starts. Runs on any Python 3, needs nothing installed."""
+"""Say what is missing before any long work starts. Runs on any Python 3, with no package."""
 
 import os
 import shutil

@@ -17,6 +17,22 @@ METHOD_COLOURS = {
 ERROR_AXIS = {"format": ".0%"}
 
 
+@alt.theme.register("advlib", enable=True)
+def theme() -> alt.theme.ThemeConfig:
+    """Plain and transparent: the page decides the colour of paper and ink, light or dark."""
+    size = {"labelFontSize": 12, "titleFontSize": 12}
+    return {
+        "config": {
+            "background": "transparent",
+            "font": "system-ui, sans-serif",
+            "axis": size,
+            "legend": size,
+            "header": size,
+            "view": {"stroke": None},
+        }
+    }
+
+
 def method_colour(methods: list[str], title: str = "Method") -> alt.Color:
     """The colour channel for these method names, in the project's fixed colours and order."""
     shown = [name for name in METHOD_COLOURS if name in set(methods)]
@@ -28,7 +44,7 @@ def method_colour(methods: list[str], title: str = "Method") -> alt.Color:
         title=title,
         sort=shown,
         scale=alt.Scale(domain=shown, range=colours),
-        legend=alt.Legend(orient="top", columns=3, symbolType="circle", symbolStrokeWidth=0),
+        legend=alt.Legend(orient="top", columns=4, symbolType="circle", symbolStrokeWidth=0),
     )
 
 

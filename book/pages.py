@@ -1,6 +1,7 @@
 """Which studies the book shows, from which tables, and what the first page of each says."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -134,3 +135,23 @@ def report(start: float, folders: list[Path]) -> None:
         seconds = pd.read_csv(path, sep="\t").s.sum()
         print(f"{seconds:8.0f} s  {path.stem}")
     print(f"The book: {ROOT / '_build/html/index.html'}")
+
+
+def publish(name: str) -> None:
+    """Copy a study's fresh tables, all of them or none, to ``results/<study>``."""
+    study = load_study(name)
+    if not is_complete(study, study.runs):
+        sys.exit(f"The run of {study.study} is not complete: `make book STUDY={name}` first.")
+    partial = study.published.with_name(f".{study.study}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for part in ("train", "predictions"):
+        shutil.copytree(study.runs / part, partial / part)
+    shutil.copy(study.runs / "data.json", partial)
+    shutil.rmtree(study.published, ignore_errors=True)
+    partial.rename(study.published)
+    size = sum(p.stat().st_size for p in study.published.rglob("*") if p.is_file())
+    print(f"{study.published}: {size / 1e6:.1f} MB, to be committed")
+
+
+if __name__ == "__main__":
+    publish(sys.argv[1])
