@@ -28,7 +28,7 @@ lint: setup  ## check style and undefined names
 	@ruff check . && ruff format --check .
 
 lab: setup  ## open JupyterLab with the notebooks
-	@jupyter lab --notebook-dir=notebooks
+	@ADVLIB_LAB=1 jupyter lab --notebook-dir=notebooks
 
 setup:  ## create .venv and install the pinned requirements
 	@$(PYTHON) preflight.py book

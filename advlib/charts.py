@@ -1,7 +1,12 @@
 """From tables to Altair charts: one family, one colour a method, readable by the colour-blind."""
 
+import os
+
 import altair as alt
 import pandas as pd
+
+if os.environ.get("ADVLIB_LAB"):  # set by `make lab`: charts in JupyterLab without a network
+    alt.renderers.enable("jupyter", offline=True)
 
 # Okabe and Ito's palette: distinguishable with every common colour-vision deficiency.
 METHOD_COLOURS = {
@@ -9,10 +14,10 @@ METHOD_COLOURS = {
     "Std": "#0072B2",
     "Adv": "#D55E00",
     "Adv⁺": "#009E73",
-    "Adv, mixed": "#E69F00",
-    "Adv⁺, mixed": "#56B4E9",
-    "Adv, smoothing": "#CC79A7",
-    "Adv, extra logit": "#B8A100",
+    "Adv mixed": "#E69F00",
+    "Adv⁺ mixed": "#56B4E9",
+    "Adv smoothing": "#CC79A7",
+    "Adv extra logit": "#B8A100",
 }
 ERROR_AXIS = {"format": ".0%"}
 
@@ -33,8 +38,11 @@ def theme() -> alt.theme.ThemeConfig:
     }
 
 
-def method_colour(methods: list[str], title: str = "Method") -> alt.Color:
+def method_colour(
+    methods: list[str], title: str | None = "Method", symbol: str = "circle"
+) -> alt.Color:
     """The colour channel for these method names, in the project's fixed colours and order."""
+    width = 3 if symbol == "stroke" else 0
     shown = [name for name in METHOD_COLOURS if name in set(methods)]
     shown += sorted(set(methods) - set(shown))
     spare = [colour for colour in METHOD_COLOURS.values()]
@@ -44,7 +52,7 @@ def method_colour(methods: list[str], title: str = "Method") -> alt.Color:
         title=title,
         sort=shown,
         scale=alt.Scale(domain=shown, range=colours),
-        legend=alt.Legend(orient="top", columns=4, symbolType="circle", symbolStrokeWidth=0),
+        legend=alt.Legend(orient="top", columns=4, symbolType=symbol, symbolStrokeWidth=width),
     )
 
 
@@ -237,7 +245,7 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
             y=alt.Y("class_name:N", sort=order, title=None),
             color=alt.Color(
                 "change:N",
-                title="At a 5 % false discovery rate",
+                title="Beyond chance",
                 scale=alt.Scale(
                     domain=["gains", "no change", "loses"], range=["#009E73", "#999999", "#D55E00"]
                 ),
@@ -269,7 +277,7 @@ def training_curves(table: pd.DataFrame) -> alt.Chart:
         .mark_line(strokeWidth=2)
         .encode(
             x=alt.X("epoch:Q", title="Epoch"),
-            color=method_colour(methods),
+            color=method_colour(methods, symbol="stroke"),
             detail="seed:N",
             opacity=alt.condition(pick, alt.value(1), alt.value(0.1)),
             tooltip=[
@@ -281,10 +289,9 @@ def training_curves(table: pd.DataFrame) -> alt.Chart:
             ],
         )
         .properties(width=280, height=240)
-        .add_params(pick)
     )
     loss = base.encode(y=alt.Y("loss:Q", title="Loss of the batch (nats)"))
     error = base.encode(
         y=alt.Y("error:Q", title="Error of the batch (%)", axis=alt.Axis(**ERROR_AXIS))
     )
-    return loss | error
+    return loss.add_params(pick) | error

@@ -34,12 +34,12 @@ METHODS: dict[str, Method] = {
     "std": Method("Std"),
     "adv": Method("Adv", adversarial=True),
     "adv_plus": Method("Adv⁺", adversarial=True, extra_logits=True, label_augmentation=True),
-    "adv_mix": Method("Adv, mixed", adversarial=True, mix=True),
+    "adv_mix": Method("Adv mixed", adversarial=True, mix=True),
     "adv_plus_mix": Method(
-        "Adv⁺, mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
+        "Adv⁺ mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
     ),
-    "adv_smoothing": Method("Adv, smoothing", adversarial=True, label_smoothing=True),
-    "adv_extra_logit": Method("Adv, extra logit", adversarial=True, extra_logits=True),
+    "adv_smoothing": Method("Adv smoothing", adversarial=True, label_smoothing=True),
+    "adv_extra_logit": Method("Adv extra logit", adversarial=True, extra_logits=True),
 }
 """Method ids, in the order in which tables and charts show them."""
 
@@ -207,7 +207,7 @@ class Study:
         clean = method == "pretrained"
         settings["epochs"] = self.pretrain_epochs if clean else self.epochs
         settings["lr"] = self.pretrain_lr if clean else self.lr
-        settings |= dataclasses.asdict(recipe)
+        settings |= {k: v for k, v in dataclasses.asdict(recipe).items() if k != "name"}
         if recipe.adversarial:
             settings["threat"] = self.train_threat.to_dict()
         if recipe.label_augmentation or recipe.label_smoothing:

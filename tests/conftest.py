@@ -1,11 +1,53 @@
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from advlib.study import load_study
+from advlib.study import ROOT, load_study
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
+
+
+OWN_STUDY = """
+study: mine
+title: My own study
+dataset: digits
+model: cifar_resnet8
+train_images: 320
+test_images: 100
+pretrain_epochs: 2
+epochs: 1
+train_steps: 3
+batch_size: 64
+eps: 0.1
+dtype: float32
+n_resamples: 500
+methods: [pretrained, std, adv, adv_plus]
+"""
+
+
+def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    """Run the pipeline of a copy of the project on its own study file."""
+    env = os.environ | {"PYTHONPATH": str(folder), "ADVLIB_RUNS": str(folder / "runs")}
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "study=my_study.yaml"]
+    return subprocess.run([*command, *options], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """A copy of the project in which a user's own study file has been run and the book built."""
+    copy = tmp_path_factory.mktemp("project") / "copy"
+    left_out = (".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
+    (copy / "my_study.yaml").write_text(OWN_STUDY)
+    done = snakemake(copy)
+    assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
+    return copy
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,12 @@
 """The pages as a reader meets them, in a browser without a network; and how they are placed.
 
 The browser tests open a built book: that of ADVLIB_BOOK, the folder with its first index.html, or
-else one that is built here from the committed tables.
+else the one of the fixture `project`.
 """
 
 import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,8 +17,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-# What `make read` runs, once its environment stands.
-BUILD = "-m snakemake --cores all --quiet rules host reason --config mode=read".split()
 CHROMIUM_FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -239,19 +235,11 @@ def test_published_tables():
 
 
 @pytest.fixture(scope="session")
-def built_book(tmp_path_factory):
+def built_book(request):
     """The folder of a built book."""
     if given := os.environ.get("ADVLIB_BOOK"):
         return Path(given).resolve()
-    copy = tmp_path_factory.mktemp("project") / "copy"
-    left_out = (".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
-    env = os.environ | {"PYTHONPATH": str(copy), "ADVLIB_RUNS": str(copy / "runs")}
-    done = subprocess.run(
-        [sys.executable, *BUILD], cwd=copy, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
-    return copy / "_build" / "html"
+    return request.getfixturevalue("project") / "_build" / "html"
 
 
 @pytest.fixture(scope="session")

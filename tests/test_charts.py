@@ -1,0 +1,99 @@
+"""Charts compiled by Vega itself, so that a wrong field or type shows as missing marks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import vl_convert
+
+from advlib import charts
+
+
+def marks(chart) -> str:
+    """The SVG that Vega draws."""
+    return vl_convert.vegalite_to_svg(chart.to_dict())
+
+
+@pytest.fixture
+def errors():
+    rows = [
+        (benchmark, method, name, 0.1 * i + 0.02 * j)
+        for i, name in enumerate(["cat", "dog", "owl"])
+        for j, method in enumerate(["Std", "Adv", "Adv⁺"])
+        for benchmark in ("Clean", "PGD-40")
+    ]
+    table = pd.DataFrame(rows, columns=["benchmark", "method", "class_name", "error"])
+    return table.assign(low=table.error / 2, high=table.error * 1.5 + 0.01)
+
+
+def test_average_error_draws_each_value_and_interval():
+    table = pd.DataFrame(
+        {
+            "method": ["Std", "Adv", "Std"],
+            "benchmark": ["Clean"] * 3,
+            "source": ["this study", "this study", "the paper (ImageNet)"],
+            "value": [0.1, 0.2, 0.3],
+            "low": [0.05, 0.1, np.nan],
+            "high": [0.2, 0.3, np.nan],
+        }
+    )
+    svg = marks(charts.average_error(table))
+    for said in ("Error (%)", "this study", "the paper (ImageNet)", charts.METHOD_COLOURS["Adv"]):
+        assert said in svg
+    assert svg.count('aria-roledescription="point"') == 3
+
+
+def test_sorted_class_error_ranks_each_method_by_itself(errors):
+    flipped = errors.assign(error=np.where(errors.method == "Adv", 1 - errors.error, errors.error))
+    data = charts.sorted_class_error(flipped).data
+    ranks = data[data.benchmark == "Clean"].pivot(
+        index="class_name", columns="method", values="rank"
+    )
+    assert ranks["Std"].tolist() == [1, 2, 3] and ranks["Adv"].tolist() == [3, 2, 1]
+    assert marks(charts.sorted_class_error(errors)).count('aria-roledescription="circle"') == 18
+
+
+def test_class_error_has_a_mark_for_each_class_and_method(errors):
+    svg = marks(charts.class_error(errors))
+    assert svg.count('aria-roledescription="circle"') == 18
+    assert all(name in svg for name in ("cat", "dog", "owl"))
+
+
+def test_confusion_starts_with_one_method_and_benchmark():
+    rows = [
+        (m, b, t, p, 0.5) for m in ("Std", "Adv") for b in ("Clean", "PGD-40") for t in "ab"
+        for p in "ab"
+    ]  # fmt: skip
+    columns = ["method", "benchmark", "class_name", "predicted_name", "share"]
+    svg = marks(charts.confusion(pd.DataFrame(rows, columns=columns)))
+    assert svg.count('aria-roledescription="rect mark"') == 4
+
+
+def test_class_changes_keep_their_colours():
+    table = pd.DataFrame(
+        {
+            "class_name": ["a", "b", "c"],
+            "panel": ["Std → Adv, Clean"] * 3,
+            "difference": [-0.1, 0.0, 0.2],
+            "change": ["gains", "no change", "loses"],
+            "q_value": [0.01, 1.0, 0.01],
+        }
+    )
+    svg = marks(charts.class_changes(table))
+    assert svg.count("#009E73") >= 2 and svg.count("#D55E00") >= 2
+
+
+def test_training_curves():
+    rows = [(m, 0, e, 1 / e, 0.5 / e) for m in ("Std", "Adv") for e in (1, 2, 3)]
+    log = pd.DataFrame(rows, columns=["method", "seed", "epoch", "loss", "error"])
+    svg = marks(charts.training_curves(log))
+    assert "Loss of the batch (nats)" in svg and svg.count('aria-roledescription="line mark"') == 4
+
+
+def test_unknown_methods_get_a_colour_too():
+    scale = charts.method_colour(["Std", "TRADES"]).to_dict()["scale"]
+    assert scale["domain"] == ["Std", "TRADES"]
+    assert scale["range"][0] == charts.METHOD_COLOURS["Std"]
+
+
+def test_colours_differ():
+    assert len(set(charts.METHOD_COLOURS.values())) == len(charts.METHOD_COLOURS)

@@ -1,0 +1,67 @@
+"""The notebooks as sources, and each run alone by papermill."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from advlib.study import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def papermill(name, out, *options):
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
+    command += [str(ROOT / "notebooks" / f"{name}.ipynb"), str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_sources(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("# ")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0] is code[0]
+    for line in tagged[0].source.splitlines():
+        assert "#" in line, f"a parameter without a comment: {line}"
+    assert not any(word in cell.source for cell in code for word in ("/work", "/home", "!pip"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_figure_has_a_caption_and_is_cited(path):
+    notebook = nbformat.read(path, as_version=4)
+    prose = " ".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    for cell in notebook.cells:
+        figure = cell.metadata.get("mystnb", {}).get("figure")
+        if figure:
+            assert figure["caption"].endswith(".")
+            assert f"{{numref}}`{figure['name']}`" in prose, f"{figure['name']} is not cited"
+
+
+def test_a_mistyped_parameter_stops_in_the_first_cell(tmp_path):
+    done = papermill("train", tmp_path / "out.ipynb", "-p", "study", "digits", "-p", "metod", "adv")
+    assert done.returncode != 0
+    assert "unknown parameter 'metod': did you mean 'method'" in done.stderr
+    ran = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    executed = [c for c in ran.cells if c.cell_type == "code" and c.execution_count]
+    assert len(executed) == 3  # parameters, injected parameters, and the check
+
+
+def test_a_notebook_runs_alone_from_any_folder_with_a_study_file(tmp_path):
+    study = ROOT / "notebooks/studies/digits.yaml"
+    options = ["-f", str(study), "-p", "method", "pretrained", "-p", "pretrain_epochs", "1"]
+    options += ["-p", "train_images", "320"]
+    done = papermill("train", tmp_path / "out.ipynb", *options)
+    assert done.returncode == 0, done.stderr
+    logs = list((tmp_path / "runs/digits/train").glob("*.csv"))
+    assert [log.name for log in logs] == ["pretrained-seed0.csv"]
+
+
+def test_evaluating_an_untrained_method_says_what_to_run(tmp_path):
+    done = papermill("evaluate_pgd", tmp_path / "out.ipynb", "-p", "study", "digits")
+    assert done.returncode != 0
+    assert "not trained yet: papermill notebooks/train.ipynb" in done.stderr

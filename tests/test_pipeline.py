@@ -1,0 +1,112 @@
+"""The pipeline on a user's own study file: what it makes, and what it makes again."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import OWN_STUDY, snakemake
+
+from advlib import metrics
+from advlib.predictions import read_facts, read_predictions
+from advlib.study import METHODS
+from advlib.threat import ThreatModel
+
+RUN = "runs/mine"
+
+
+def planned(folder) -> list[tuple[str, str]]:
+    """Rules that a dry run would execute, each with its wildcards."""
+    done = snakemake(folder, "-n")
+    assert done.returncode == 0, done.stderr
+    jobs = re.split(r"\n(?:local)?rule (\w+):\n", done.stdout + done.stderr)[1:]
+    found = []
+    for rule, text in zip(jobs[::2], jobs[1::2], strict=True):
+        wildcards = re.search(r"wildcards: (.*)", text)
+        found.append((rule, wildcards[1] if wildcards else ""))
+    return found
+
+
+@pytest.fixture
+def edited(project):
+    """The project, its study file put back after the test."""
+    yield project
+    (project / "my_study.yaml").write_text(OWN_STUDY)
+
+
+def test_every_table_names_its_threat_model_and_its_images(project):
+    data = json.loads((project / RUN / "data.json").read_text())
+    assert data["test"]["images"] == 100
+    for method in ("pretrained", "std", "adv", "adv_plus"):
+        path = project / RUN / f"predictions/pgd40/{method}-seed0.parquet"
+        facts, table = read_facts(path), read_predictions(path)
+        assert ThreatModel(**facts["threat"]) == ThreatModel(eps=0.1, steps=40)
+        assert facts["data"] == data["test"]["fingerprint"]
+        assert len(table) == 100 and table.linf.max() <= 0.1 * (1 + 1e-5)
+
+
+def test_result_tables_hold_what_the_predictions_say(project):
+    results = pd.read_csv(project / "_build/studies/mine/results/average_error.csv")
+    assert len(results) == 8
+    for row in results.itertuples():
+        path = project / RUN / f"predictions/{row.benchmark}/{row.method}-seed0.parquet"
+        assert row.value == pytest.approx(metrics.error(read_predictions(path)))
+        assert row.n_images == 100 and row.low <= row.value <= row.high
+        assert (row.benchmark == "clean") == (row.condition == "clean")
+
+
+def test_the_own_study_is_in_the_contents_and_the_others_say_they_were_not_run(project):
+    home = (project / "_build/html/book/index.html").read_text()
+    assert "My own study" in home
+    own = (project / "_build/html/book/generated/mine/average_error.html").read_text()
+    assert "A fresh run of this study" in own
+    other = (project / "_build/html/book/generated/imagenet/index.html").read_text()
+    assert "has not been run here" in other
+
+
+def test_pages_hold_no_path_of_this_machine(project):
+    for page in (project / "book/generated").rglob("*.ipynb"):
+        assert str(project) not in page.read_text(), page
+
+
+def test_a_second_run_does_nothing(project):
+    assert planned(project) == []
+
+
+def test_delta_reruns_adv_plus_alone(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY + "delta: 0.2\n")
+    plan = planned(edited)
+    trained = [wildcards for rule, wildcards in plan if rule == "train"]
+    attacked = [wildcards for rule, wildcards in plan if rule == "evaluate_attack"]
+    assert trained == ["method=adv_plus, seed=0"]
+    assert attacked == ["attack=pgd40, method=adv_plus, seed=0"]
+    assert ("analyse", "study=mine, chapter=average_error") in plan
+
+
+def test_eps_leaves_the_clean_methods_weights_alone(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("eps: 0.1", "eps: 0.05"))
+    trained = {wildcards for rule, wildcards in planned(edited) if rule == "train"}
+    assert trained == {f"method={m}, seed=0" for m in ("adv", "adv_plus")}
+
+
+def test_a_lost_table_is_made_again_without_training(edited):
+    table = edited / RUN / "predictions/pgd40/adv-seed0.parquet"
+    kept = table.with_suffix(".kept")
+    shutil.move(table, kept)
+    rules = {rule for rule, _ in planned(edited)}
+    shutil.move(kept, table)
+    assert "evaluate_attack" in rules and "train" not in rules
+
+
+def test_a_bad_study_file_stops_before_any_work(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY + "epoch: 3\n")
+    done = snakemake(edited)
+    assert done.returncode != 0
+    assert "unknown parameter 'epoch': did you mean 'epochs'" in done.stdout + done.stderr
+
+
+def test_methods_are_known_to_the_charts():
+    from advlib.charts import METHOD_COLOURS
+
+    assert [method.name for method in METHODS.values()] == list(METHOD_COLOURS)
