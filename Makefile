@@ -4,7 +4,8 @@ STUDY ?= fashion_mnist_quick
 # The book and the tests see no user's own packages and no display.
 export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-READ = $(CURDIR)/.venv-read
+READ = .venv-read
+SNAKEMAKE = locked.py snakemake --nolock --cores all --rerun-incomplete --quiet rules host reason
 
 .DEFAULT_GOAL := help
 .PHONY: help book read test lint lab setup publish lock clean
@@ -14,12 +15,12 @@ help:  ## this list
 	@echo "  STUDY=<id or file> chooses the study, PYTHON=<interpreter> the Python (3.11 or newer)."
 
 book: setup  ## run a study (default: 15 minutes on a laptop) and build the book
-	@snakemake --cores all --rerun-incomplete --quiet rules host reason --config study=$(STUDY)
+	@python $(SNAKEMAKE) --config study="$(STUDY)"
 
 read:  ## build the book from the committed tables, without torch
 	@$(PYTHON) preflight.py read
 	@$(MAKE) --no-print-directory $(READ)/installed
-	@PATH="$(READ)/bin:$(PATH)" snakemake --cores all --rerun-incomplete --quiet rules host reason --config mode=read
+	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
 test: setup  ## run the whole test suite
 	@python -m pytest
@@ -46,7 +47,7 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	@echo "Installing what reading needs into .venv-read"
 	@$(PYTHON) -m venv $(READ)
 	@$(READ)/bin/python -m pip install -q --disable-pip-version-check -r requirements-read.txt
-	@echo $(CURDIR) > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
+	@echo "$(CURDIR)" > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
 	@touch $@
 
 publish: setup  ## copy a study's fresh tables to results/, to be committed

@@ -7,6 +7,7 @@ where it stopped and only what changed is computed again.
     snakemake --cores all --config mode=read          # build from committed tables alone
 """
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -29,10 +30,9 @@ BY_ID = {study.study: study for study, _, _ in STUDIES}
 SHOWN = [name for name, source in SOURCES.items() if source]
 CHAPTERS = ["training", "average_error", "classwise_error"]
 
-PAPERMILL = f"{sys.executable} -m papermill --no-progress-bar --log-output --kernel python3"
-JUPYTER_BOOK = Path(sys.executable).with_name("jupyter-book")
-DATA_KEYS = ["dataset", "data_dir", "train_images", "test_images", "holdout_images", "image_size"]
-DATA_KEYS += ["resize"]
+PYTHON = shlex.quote(sys.executable)
+PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --kernel python3"
+JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 
 wildcard_constraints:
@@ -47,7 +47,8 @@ def settings(*keys):
 
 def training(wildcards):
     """What decides a training run, apart from its inputs."""
-    return STUDY.training_settings(wildcards.method, int(wildcards.seed), "", None)
+    keys = ("data_dir", "train_images", "holdout_images")
+    return STUDY.training_settings(wildcards.method, int(wildcards.seed), "", None) | settings(*keys)
 
 
 def start_of(wildcards):
@@ -56,9 +57,9 @@ def start_of(wildcards):
     return RUNS / "train" / f"pretrained-seed{wildcards.seed}.json"
 
 
-def tables_of(wildcards):
+def tables_of(study_id):
     """Every table that a study's chapters read."""
-    study, source = BY_ID[wildcards.study], SOURCES[wildcards.study]
+    study, source = BY_ID[study_id], SOURCES[study_id]
     folder = study.tables(source) if source == "committed" else study.runs
     runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
     tables = [folder / "data.json", *(folder / "train" / f"{run}.csv" for run in runs)]
@@ -69,17 +70,20 @@ def tables_of(wildcards):
 
 def appendix_of(wildcards):
     """The executed notebooks behind a fresh run; committed tables come without them."""
-    if wildcards.study != STUDY.study or SOURCES[wildcards.study] != "fresh":
+    study = BY_ID[wildcards.study]
+    if SOURCES[wildcards.study] != "fresh":
         return []
-    runs = [f"{method}-seed{seed}" for method in STUDY.methods for seed in STUDY.seeds]
+    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
     names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
-    names += [f"evaluate_{attack}-{run}" for attack in STUDY.attacks for run in runs]
-    return [RUNS / "executed" / f"{name}.ipynb" for name in names]
+    names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
+    paths = [study.runs / "executed" / f"{name}.ipynb" for name in names]
+    return [path for path in paths if study == STUDY or path.exists()]
 
 
 rule all:
     input:
         "_build/html/index.html",
+        tables=[] if MODE == "read" else tables_of(STUDY.study),
 
 
 rule data:
@@ -89,19 +93,19 @@ rule data:
         table=RUNS / "data.json",
         executed=RUNS / "executed/data.ipynb",
     params:
-        settings=settings(*DATA_KEYS),
+        settings=STUDY.data_settings(),
     log:
         RUNS / "logs/data.ipynb",
     benchmark:
         RUNS / "benchmarks/data.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} -p study {FILE} && cp {log} {output.executed}"
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
 
 
 rule train:
     input:
         notebook="notebooks/train.ipynb",
-        data=RUNS / "data.json",
+        data=ancient(RUNS / "data.json"),
         start=start_of,
     output:
         table=RUNS / "train/{method}-seed{seed}.csv",
@@ -115,8 +119,8 @@ rule train:
     benchmark:
         RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} -p study {FILE} -p method {wildcards.method} "
-        "-p seed {wildcards.seed} && cp {log} {output.executed}"
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
+        "-p seed {wildcards.seed} && cp {log:q} {output.executed:q}"
 
 
 rule evaluate_clean:
@@ -131,14 +135,14 @@ rule evaluate_clean:
         ),
         executed=RUNS / "executed/evaluate_clean.ipynb",
     params:
-        settings=settings(*DATA_KEYS, "evaluation_split"),
+        settings=STUDY.data_settings(),
     threads: workflow.cores
     log:
         RUNS / "logs/evaluate_clean.ipynb",
     benchmark:
         RUNS / "benchmarks/evaluate_clean.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} -p study {FILE} && cp {log} {output.executed}"
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
 
 
 rule evaluate_attack:
@@ -149,8 +153,8 @@ rule evaluate_attack:
         table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
         executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
     params:
-        settings=settings(*DATA_KEYS, "evaluation_split", "dtype"),
-        threat=lambda wildcards: str(STUDY.threat(wildcards.attack)),
+        settings=STUDY.data_settings() | settings("dtype"),
+        threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
     wildcard_constraints:
         attack="|".join(STUDY.attacks),
     threads: workflow.cores
@@ -159,29 +163,30 @@ rule evaluate_attack:
     benchmark:
         RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} -p study {FILE} -p method {wildcards.method} "
-        "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log} {output.executed}"
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
+        "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log:q} {output.executed:q}"
 
 
 rule analyse:
     input:
         notebook="notebooks/{chapter}.ipynb",
-        tables=tables_of,
+        tables=lambda wildcards: tables_of(wildcards.study),
         paper="results/paper/published.csv",
-        code=["advlib/charts.py", "advlib/metrics.py"],
+        code=["advlib/charts.py", "advlib/metrics.py", "advlib/predictions.py"],
     output:
         executed="_build/studies/{study}/{chapter}.ipynb",
     params:
         file=lambda wildcards: FILES[wildcards.study],
         source=lambda wildcards: SOURCES[wildcards.study],
+        n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
         folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
     log:
         "_build/studies/{study}/logs/{chapter}.ipynb",
     benchmark:
         "_build/studies/{study}/benchmarks/{chapter}.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} -p study {params.file} -p source {params.source} "
-        "-p output {params.folder} && cp {log} {output.executed}"
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study {params.file:q} -p source {params.source} "
+        "-p output {params.folder:q} && cp {log:q} {output.executed:q}"
 
 
 rule place_study:
@@ -214,7 +219,7 @@ rule claims:
     benchmark:
         "_build/benchmarks/claims.tsv"
     shell:
-        "{PAPERMILL} {input.notebook} {log} && {sys.executable} book/place.py notebook {log} {output} "
+        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables printed in the paper, copied into the repository.' "
         "--tables {input.paper}"
 

@@ -1,5 +1,6 @@
 """Say what is missing before any long work starts. Runs on any Python 3, with no package."""
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -15,8 +16,14 @@ def problem(purpose):
             f"Python 3.11 or newer is needed and {sys.executable} is {found}: install a newer one "
             "and name it, as in `make PYTHON=python3.12 book`."
         )
+    if importlib.util.find_spec("ensurepip") is None:
+        return (
+            f"{sys.executable} cannot make virtual environments: install the package python3-venv, "
+            "or name another Python, as in `make PYTHON=python3.12 book`."
+        )
     free, needed = shutil.disk_usage(os.getcwd()).free / 1e9, NEEDED_GB[purpose]
-    if not os.path.isdir(".venv" if purpose == "book" else ".venv-read") and free < needed:
+    folder = ".venv" if purpose == "book" else ".venv-read"
+    if not os.path.exists(os.path.join(folder, "installed")) and free < needed:
         return (
             f"the packages need {needed} GB of disk and {free:.1f} GB are free in {os.getcwd()}: "
             "free some, or clone the project onto a larger disk."

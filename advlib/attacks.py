@@ -40,8 +40,8 @@ def pgd_attack(
     generator : torch.Generator, optional
         A CPU generator for the random start.
     objective : callable, optional
-        Logits (N, K+M) to the scalar that the attack climbs, in place of the cross-entropy of
-        the threat model (Adv⁺ climbs Eq. 4).
+        Logits (N, K+M) in float32 to the scalar that the attack climbs, in place of the
+        cross-entropy of the threat model (Adv⁺ climbs Eq. 4).
 
     Returns
     -------
@@ -231,7 +231,7 @@ def _logits_and_gradient(model, x_adv, y, threat, num_classes, objective=None):
             # The sum keeps gradients of an image independent of the batch it sits in.
             loss = F.cross_entropy(seen.float(), y, reduction="sum")
         else:
-            loss = objective(logits)
+            loss = objective(logits.float())
     return logits.detach(), torch.autograd.grad(loss, x_adv)[0]
 
 

@@ -109,6 +109,8 @@ def check_predictions(
             f"{counts.min()} images in one condition, {expected} expected: images are missing"
         )
     for column in ("label", "predicted_class"):
+        if not pd.api.types.is_integer_dtype(table[column]):
+            raise ValueError(f"{column} holds whole numbers, got {table[column].dtype}")
         low, high = table[column].min(), table[column].max()
         if low < 0 or (num_classes is not None and high >= num_classes):
             raise ValueError(f"{column} is in [0, {num_classes or 'K'}), got {low} to {high}")
@@ -139,7 +141,14 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     return check_predictions(table)
 
 
-def write_predictions(table: pd.DataFrame, path: str | Path, **facts) -> Path:
+def write_predictions(
+    table: pd.DataFrame,
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    n_images: int | None = None,
+    **facts,
+) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
     Parameters
@@ -147,12 +156,15 @@ def write_predictions(table: pd.DataFrame, path: str | Path, **facts) -> Path:
     table : DataFrame
     path : path
         Ends in ``.parquet``.
+    num_classes, n_images : int, optional
+        As in `check_predictions`.
     **facts
         Stored beside the rows as JSON: study, method, seed, checkpoint hash, data fingerprint,
         threat model, device, dtype. Time and library versions are added.
     """
     path = Path(path)
-    arrow = pa.Table.from_pandas(check_predictions(table), preserve_index=False)
+    check_predictions(table, num_classes=num_classes, n_images=n_images)
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
     facts = {**facts, "n_images": int(table.file_name.nunique()), **environment()}
     arrow = arrow.replace_schema_metadata(
         {**(arrow.schema.metadata or {}), "advlib": json.dumps(facts)}
@@ -205,7 +217,7 @@ def in_parts(
     folder.mkdir(parents=True, exist_ok=True)
     tables = []
     for start in range(0, n_images, part):
-        path = folder / f"{start:08d}.parquet"
+        path = folder / f"{start:08d}-{part}.parquet"
         if not path.is_file():
             partial = path.with_name(f".{path.name}.partial")
             make(range(start, min(start + part, n_images))).to_parquet(partial, index=False)
@@ -215,7 +227,7 @@ def in_parts(
 
 
 def read_study(study, source: str) -> pd.DataFrame:
-    """All prediction tables of a study, as columns method, seed and benchmark beside the rows.
+    """All prediction tables of a study, with columns method, seed and benchmark beside the rows.
 
     Parameters
     ----------
@@ -226,52 +238,91 @@ def read_study(study, source: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed).
+        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed), and
+        ``attrs["class_names"]`` the names of the classes.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `study_tables`, and where a table breaks the contract.
+    """
+    folder = study.tables(source)
+    found = study_tables(study, folder)
+    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    tables = []
+    for (benchmark, method, seed), (path, facts) in found.items():
+        table = read_predictions(path)
+        check_predictions(table, num_classes=len(data["class_names"]), n_images=facts["n_images"])
+        tables.append(table.assign(benchmark=benchmark, method=method, seed=seed))
+    whole = pd.concat(tables, ignore_index=True)
+    whole.attrs["facts"] = {key: facts for key, (_, facts) in found.items()}
+    whole.attrs["class_names"] = data["class_names"]
+    return whole
+
+
+def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
+    """The path and the facts of each prediction table, if all belong to the study as it stands.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    folder : Path
+        ``runs/<study>`` or ``results/<study>``.
+
+    Returns
+    -------
+    dict
+        (path, facts) by (benchmark, method, seed).
 
     Raises
     ------
     FileNotFoundError
-        If a table is missing.
+        If a table or training log is missing.
     ValueError
-        If the tables do not belong together: other test images, or a threat model or training
-        settings other than the study's.
+        If one was made from other images, under another threat model or with other training
+        settings than the study file's.
     """
-    folder = study.tables(source)
-    tables, facts = [], {}
-    for benchmark in ("clean", *study.attacks):
-        for method in study.methods:
-            for seed in study.seeds:
-                path = folder / "predictions" / benchmark / f"{method}-seed{seed}.parquet"
-                if not path.is_file():
-                    raise FileNotFoundError(
-                        f"{path} is missing: run `make book STUDY={study.study}` to the end"
-                    )
-                table = read_predictions(path)
-                facts[benchmark, method, seed] = _check_facts(study, path, benchmark, method)
-                tables.append(table.assign(benchmark=benchmark, method=method, seed=seed))
-    data = {known["data"] for known in facts.values()}
-    if len(data) > 1:
-        raise ValueError(f"the tables in {folder} are of {len(data)} different sets of images")
-    whole = pd.concat(tables, ignore_index=True)
-    whole.attrs["facts"] = facts
-    return whole
+    again = f"run `make book STUDY={study.study}`"
+    runs = [(method, seed) for method in study.methods for seed in study.seeds]
+    logs = [folder / "train" / f"{method}-seed{seed}.csv" for method, seed in runs]
+    tables = {
+        (benchmark, *run): folder / "predictions" / benchmark / f"{run[0]}-seed{run[1]}.parquet"
+        for benchmark in ("clean", *study.attacks)
+        for run in runs
+    }
+    for path in [folder / "data.json", *logs, *tables.values()]:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {again} to the end")
+    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    if data["settings"] != study.data_settings():
+        raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
+    found = {}
+    for (benchmark, method, seed), path in tables.items():
+        facts = read_facts(path)
+        changed = _changed(study, facts, data, benchmark, method)
+        if changed:
+            raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
+        found[benchmark, method, seed] = path, facts
+    return found
 
 
-def _check_facts(study, path: Path, benchmark: str, method: str) -> dict:
-    facts = read_facts(path)
-    expected = None if benchmark == "clean" else study.threat(benchmark).to_dict()
-    if facts["threat"] != expected:
-        raise ValueError(
-            f"{path} was made under another threat model than the study file's: run the study again"
-        )
+def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> list[str]:
+    """What differs between a table's facts and the study."""
+    split = study.evaluation_split
     settings = facts["settings"]
     now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
-    if settings != json.loads(json.dumps(now)):
-        changed = sorted(k for k in now if json.loads(json.dumps(now[k])) != settings.get(k))
-        raise ValueError(
-            f"{path} was made with other settings ({', '.join(changed)}): run the study again"
-        )
-    return facts
+    now = json.loads(json.dumps(now))
+    changed = [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
+    expected = {
+        "threat": None if benchmark == "clean" else study.threat(benchmark).to_dict(),
+        "split": split,
+        "data": data[split]["fingerprint"],
+        "n_images": data[split]["images"],
+    }
+    changed += [key for key, value in expected.items() if facts[key] != value]
+    if settings["data"] != data["train"]["fingerprint"]:
+        changed.append("set of training images")
+    return sorted(changed)
 
 
 RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -98,8 +99,11 @@ class Study:
             object.__setattr__(self, key.name, _typed(key, getattr(self, key.name)))
         if not self.title:
             object.__setattr__(self, "title", self.study)
-        if not self.study or set(self.study) & set("/\\ .") or not self.study.isascii():
-            raise ValueError(f"study is an id of letters, digits, '-' and '_', got {self.study!r}")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.study) or self.study == "paper":
+            raise ValueError(
+                f"study is an id of letters, digits, '-' and '_', other than 'paper'; "
+                f"got {self.study!r}"
+            )
         _choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
@@ -112,9 +116,20 @@ class Study:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} is a list without repetition, got {values}")
-        for name in ("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if len(self.methods) < 2:
+            raise ValueError(f"methods are compared: name at least two, got {self.methods}")
+        for name in (
+            *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
+            *("train_images", "test_images", "image_size", "resize"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is at least 1, got {value}")
+        for name in ("holdout_images", "workers", "pretrain_epochs", "momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
+        if not 0 <= self.lr_final_factor <= 1 or min(self.seeds) < 0:
+            raise ValueError("lr_final_factor is in [0, 1] and seeds are at least 0")
         if not 0 <= self.delta < 1:
             raise ValueError(f"delta is in [0, 1), got {self.delta}")
         if not self.lr > 0 or not self.pretrain_lr > 0:
@@ -138,7 +153,7 @@ class Study:
 
     def threat(self, attack: str) -> ThreatModel:
         """A named protocol at the study's norm and ε."""
-        return dataclasses.replace(PROTOCOLS[attack].with_eps(self.eps), norm=self.norm)
+        return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
 
     @property
     def data_root(self) -> Path | None:
@@ -162,7 +177,7 @@ class Study:
     @property
     def runs(self) -> Path:
         """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
-        return Path(os.environ.get("ADVLIB_RUNS") or ROOT / "runs").expanduser() / self.study
+        return ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser() / self.study
 
     @property
     def published(self) -> Path:
@@ -186,6 +201,12 @@ class Study:
             )
         return folder
 
+    def data_settings(self) -> dict:
+        """What decides the images of the study."""
+        keys = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
+        keys += ("image_size", "resize", "evaluation_split")
+        return {key: getattr(self, key) for key in keys}
+
     def training_settings(self, method: str, seed: int, data: str, start: str | None) -> dict:
         """All that decides the weights of one run; its hash names the run's folder.
 
@@ -197,7 +218,7 @@ class Study:
         data : str
             Fingerprint of the training images.
         start : str or None
-            Hash of the checkpoint that the run starts from.
+            Hash of the checkpoint or of the weights file that the run starts from.
         """
         keys = ["dataset", "model", "weights", "image_size", "resize", "augment", "dtype"]
         keys += ["batch_size", "momentum", "weight_decay", "lr_final_factor"]
@@ -300,8 +321,9 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
 
     Returns
     -------
-    (Study, SimpleNamespace)
-        The study (its file, with the values injected beside it), and the own parameters.
+    (Study or None, SimpleNamespace)
+        The study (its file, with the values injected beside it; None for a notebook about none),
+        and the own parameters.
 
     Raises
     ------
@@ -309,7 +331,9 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
         For an unknown name or a value that cannot be meant.
     """
     namespace = _assigned_parameters(namespace)
-    schema = [key.name for key in dataclasses.fields(Study)]
+    if isinstance(namespace.get("study"), Study):  # the check runs again, the parameters have not
+        namespace |= namespace["study"].to_dict()
+    schema = [key.name for key in dataclasses.fields(Study)] if "study" in namespace else []
     given = {k: v for k, v in namespace.items() if k in schema}
     _refuse_unknown(set(namespace) - set(schema) - set(own), [*schema, *own])
     chosen = {}
@@ -317,26 +341,51 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
         value = namespace[name]
         if isinstance(allowed, type):
             if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
-                raise ValueError(f"{name} is a {allowed.__name__}, got {value!r}")
+                raise ValueError(f"{name} is of type {allowed.__name__}, got {value!r}")
         else:
             _choice(name, value, tuple(allowed))
         chosen[name] = value
+    chosen = types.SimpleNamespace(**chosen)
+    if not given:
+        return None, chosen
     if {"dataset", "model"} <= set(given):
-        return make_study(given), types.SimpleNamespace(**chosen)
-    return load_study(given.pop("study"), **given), types.SimpleNamespace(**chosen)
+        return _off_file(make_study(given)), chosen
+    name = given.pop("study")
+    study = load_study(name, **given)
+    return (_off_file(study) if given else study), chosen
+
+
+def _off_file(study: Study) -> Study:
+    """The study; under another id if it is not what the file of its id says.
+
+    So a trial with other values neither overwrites the study's tables nor is taken for them.
+    """
+    try:
+        filed = load_study(study.study)
+    except FileNotFoundError:
+        return study
+    values, known = study.to_dict(), filed.to_dict()
+    changed = {key: value for key, value in values.items() if value != known[key]}
+    if not changed:
+        return study
+    study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")
+    print(
+        f"Other values than the study file's ({', '.join(changed)}): runs lie in {study.runs.name}"
+    )
+    return study
 
 
 def _assigned_parameters(namespace: dict) -> dict:
-    """Plain values of the parameters cells alone, also when the notebook has run further since."""
-    sources = namespace.get("In", [])
-    cells = [s for s in sources if s.lstrip().startswith("# Parameters")]
-    names = set()
-    for source in cells:
-        compiled = compile(source, "parameters", "exec")
-        names |= set(compiled.co_names)
+    """The values that the parameters cells set, also when the notebook has run further since."""
+    cells = []
+    for source in reversed(namespace.get("In", [])):
+        if source.lstrip().startswith("# Parameters"):
+            cells.append(source)
+        elif cells:  # an older version of them
+            break
+    names = {name for source in cells for name in compile(source, "", "exec").co_names}
     if not cells:
-        plain = str | int | float | bool | list | dict | None
-        names = {k for k, v in namespace.items() if isinstance(v, plain)} - {"In", "Out"}
+        names = set(namespace) - {"In", "Out"}
     return {k: namespace[k] for k in names if not k.startswith("_") and k in namespace}
 
 

@@ -1,6 +1,7 @@
 """One training loop for every method: Std, Adv, Adv⁺ and the controls; checkpoints and resume."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -20,7 +21,12 @@ from tqdm import tqdm
 
 from advlib.attacks import pgd_attack
 from advlib.data import DATASETS, stream_seed, training_batches
-from advlib.labels import class_logits, label_augmentation_loss, widen_head
+from advlib.labels import (
+    class_logits,
+    label_augmentation_loss,
+    label_augmentation_targets,
+    widen_head,
+)
 from advlib.models import autocast, build_model, default_device, load_weights, resolve_dtype
 from advlib.study import METHODS, ROOT, Study, digest
 
@@ -82,7 +88,9 @@ def fit(
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / "lock", timeout=0):
+        # Deterministic kernels, so that a resumed run ends with the same bits on a GPU as well.
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        with filelock.FileLock(folder / "lock", timeout=0), flags:
             return _train(
                 model,
                 dataset,
@@ -225,24 +233,29 @@ def training_loss(
         for Std, adversarial ones for Adv, and the mean of both halves for mixed batches.
     """
     recipe = METHODS[method]
-    clean, attacked = (
-        torch.full_like(y, -1),
-        torch.zeros_like(y),
-    )  # the transformation is PGD: j = 0
+    delta = study.delta if recipe.label_augmentation else 0.0
+    attacked = torch.zeros_like(y)  # the transformation is PGD, with index 0
+    clean = attacked - 1  # none
 
     def loss_of(logits, transform):
         if recipe.extra_logits:
-            delta = study.delta if recipe.label_augmentation else 0.0
             return label_augmentation_loss(
                 logits, y, transform, num_classes=num_classes, delta=delta
             )
         smoothing = study.delta if recipe.label_smoothing else 0.0
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
 
+    objective = None
+    if recipe.extra_logits and study.train_objective == "label_augmentation":
+        # The targets of Eq. 4 once a batch, since checking labels waits for the device; and the
+        # sum, since a mean over the batch would shrink an image's gradient towards underflow.
+        sizes = {"num_classes": num_classes, "num_transforms": study.num_transforms}
+        targets = label_augmentation_targets(y, attacked, delta=delta, **sizes)
+        objective = functools.partial(F.cross_entropy, target=targets, reduction="sum")
+
     with autocast(x.device, dtype):
         halves = [(x, clean)] if recipe.mix or not recipe.adversarial else []
         if recipe.adversarial:
-            climbs_eq4 = recipe.extra_logits and study.train_objective == "label_augmentation"
             x_adv = pgd_attack(
                 model,
                 x,
@@ -250,8 +263,7 @@ def training_loss(
                 study.train_threat,
                 num_classes=num_classes,
                 generator=generator,
-                # The sum, since a mean over the batch would shrink gradients towards underflow.
-                objective=(lambda z: len(y) * loss_of(z, attacked)) if climbs_eq4 else None,
+                objective=objective,
             )
             halves.append((x_adv, attacked))
         # Each half has a forward pass, and so batch-norm statistics, of its own.
@@ -295,9 +307,10 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     start = None
     if method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
-    settings = study.training_settings(
-        method, seed, train_set.fingerprint, start and start["checkpoint_hash"]
-    )
+    origin = start and start["checkpoint_hash"]
+    if start is None and study.weights and study.weights.endswith(".safetensors"):
+        origin = file_hash(ROOT / study.weights)
+    settings = study.training_settings(method, seed, train_set.fingerprint, origin)
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     model = initial_model(study, method, seed, train_set.num_classes, info, start)
     if method == "pretrained" and not study.pretrain_epochs:

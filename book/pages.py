@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
+from advlib.predictions import study_tables
 from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
 
 DEFAULT = "fashion_mnist_quick"
@@ -18,13 +19,13 @@ def from_root(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def is_complete(study: Study, folder: Path) -> bool:
-    """Whether a folder holds every table of a study."""
-    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
-    tables = [folder / "predictions" / b for b in ("clean", *study.attacks)]
-    paths = [table / f"{run}.parquet" for table in tables for run in runs]
-    paths += [folder / "train" / f"{run}.csv" for run in runs]
-    return all(path.is_file() for path in [folder / "data.json", *paths])
+def is_current(study: Study, folder: Path) -> bool:
+    """Whether a folder holds every table of a study, made with the study's present settings."""
+    try:
+        study_tables(study, folder)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
@@ -51,9 +52,9 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
         source = None
         if running is not None and file == files[0]:
             source = "fresh"
-        elif running is not None and is_complete(study, study.runs):
+        elif running is not None and is_current(study, study.runs):
             source = "fresh"
-        elif is_complete(study, study.published):
+        elif is_current(study, study.published):
             source = "committed"
         found[study.study] = (study, from_root(file), source)
     return sorted(found.values(), key=lambda entry: entry[2] is None)
@@ -140,8 +141,10 @@ def report(start: float, folders: list[Path]) -> None:
 def publish(name: str) -> None:
     """Copy a study's fresh tables, all of them or none, to ``results/<study>``."""
     study = load_study(name)
-    if not is_complete(study, study.runs):
-        sys.exit(f"The run of {study.study} is not complete: `make book STUDY={name}` first.")
+    try:
+        study_tables(study, study.runs)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"Nothing is published: {error}")
     partial = study.published.with_name(f".{study.study}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for part in ("train", "predictions"):

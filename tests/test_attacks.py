@@ -242,14 +242,28 @@ def test_outcome_depends_neither_on_batches_nor_on_the_part(network):
 
 
 @pytest.mark.parametrize("success", ["any", "last"])
-def test_bf16_search_records_float32_verdicts(network, success):
-    """Each recorded prediction is that of float32; bf16 may only search."""
+def test_a_bf16_search_finds_as_much_as_a_float32_one(network, success):
     model, x, y = network
     threat = ThreatModel(eps=0.06, steps=10, success=success)
     fast = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="bfloat16")
     exact = evaluate_attack(model, items(x, y), threat, num_classes=10, dtype="float32")
     errors = [(table.label != table.predicted_class).mean() for table in (fast, exact)]
     assert errors[0] == pytest.approx(errors[1], abs=0.05)
+
+
+@pytest.mark.parametrize("success", ["any", "last"])
+def test_what_is_recorded_is_the_float32_verdict(success):
+    """A network that errs in bf16 alone must come out without an error."""
+
+    class Shaky(nn.Module):
+        def forward(self, x):
+            right = torch.stack([x.flatten(1).mean(1) + 5, 0 * x.flatten(1).sum(1)], 1)
+            return right.flip(1) if torch.is_autocast_enabled("cpu") else right
+
+    pairs = [(torch.rand(1, 4, 4), 0) for _ in range(9)]
+    threat = ThreatModel(steps=3, success=success)
+    table = evaluate_attack(Shaky(), pairs, threat, num_classes=2, dtype="bfloat16", batch_size=4)
+    assert (table.predicted_class == 0).all() and (table.steps_used == 3).all()
 
 
 def test_more_restarts_never_find_less(network):

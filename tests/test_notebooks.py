@@ -57,7 +57,7 @@ def test_a_notebook_runs_alone_from_any_folder_with_a_study_file(tmp_path):
     options += ["-p", "train_images", "320"]
     done = papermill("train", tmp_path / "out.ipynb", *options)
     assert done.returncode == 0, done.stderr
-    logs = list((tmp_path / "runs/digits/train").glob("*.csv"))
+    logs = list((tmp_path / "runs").glob("digits-*/train/*.csv"))
     assert [log.name for log in logs] == ["pretrained-seed0.csv"]
 
 

@@ -90,6 +90,18 @@ def test_eps_leaves_the_clean_methods_weights_alone(edited):
     assert trained == {f"method={m}, seed=0" for m in ("adv", "adv_plus")}
 
 
+def test_more_resamples_redo_the_analyses_alone(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("500", "600"))
+    assert {rule for rule, _ in planned(edited)} <= {"analyse", "place_study", "toc", "book", "all"}
+    assert ("analyse", "study=mine, chapter=classwise_error") in planned(edited)
+
+
+def test_other_test_images_train_nothing(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("test_images: 100", "test_images: 50"))
+    rules = {rule for rule, _ in planned(edited)}
+    assert {"data", "evaluate_clean", "evaluate_attack"} <= rules and "train" not in rules
+
+
 def test_a_lost_table_is_made_again_without_training(edited):
     table = edited / RUN / "predictions/pgd40/adv-seed0.parquet"
     kept = table.with_suffix(".kept")

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pandas as pd
 import pytest
@@ -55,6 +56,8 @@ def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
         (lambda t: t.iloc[:0], "no rows"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "'a' among them"),
         (lambda t: t.assign(label=[0, 1, 3]), r"label is in \[0, 3\)"),
+        (lambda t: t.assign(label=[0.0, 1.0, 2.0]), "label holds whole numbers"),
+        (lambda t: t.assign(label=["cat", "dog", "owl"]), "label holds whole numbers"),
         (lambda t: t.assign(predicted_class=[0, -1, 1]), "predicted_class"),
         (lambda t: t.assign(predicted_probability=[0.1, 0.2, 1.2]), r"in \[0, 1\]"),
         (lambda t: t.assign(predicted_probability=[0.1, None, 0.2]), "missing values"),
@@ -97,6 +100,8 @@ def test_an_interrupted_evaluation_goes_on(table, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         in_parts(tmp_path, 3, 1, make)
     whole = in_parts(tmp_path, 3, 1, make)
+    pd.testing.assert_frame_equal(in_parts(tmp_path, 3, 2, make), table)  # parts of another size
+    asked = asked[:4]
     assert asked == [[0], [1], [1], [2]]
     pd.testing.assert_frame_equal(whole, table)
 
@@ -105,12 +110,21 @@ def test_an_interrupted_evaluation_goes_on(table, tmp_path):
 def small_run(tiny_study, table):
     """A study's tables as its notebooks write them, with made-up predictions."""
     study = dataclasses.replace(tiny_study, methods=["std", "adv"])
+    names = ["a", "b", "c"]
+    data = {"train": {"fingerprint": "train-images", "images": 9}}
+    data |= {"test": {"fingerprint": "images", "images": 3}}
+    study.runs.mkdir(parents=True)
+    record = data | {"class_names": names, "settings": study.data_settings()}
+    (study.runs / "data.json").write_text(json.dumps(record))
+    (study.runs / "train").mkdir()
     for method in study.methods:
+        (study.runs / "train" / f"{method}-seed0.csv").touch()
         settings = study.training_settings(method, 0, "train-images", "start")
         for benchmark in ("clean", "pgd40"):
             threat = study.threat("pgd40").to_dict() if benchmark == "pgd40" else None
             path = study.runs / "predictions" / benchmark / f"{method}-seed0.parquet"
-            write_predictions(table, path, settings=settings, threat=threat, data="images")
+            facts = {"settings": settings, "threat": threat, "data": "images", "split": "test"}
+            write_predictions(table, path, num_classes=3, n_images=3, **facts)
     return study
 
 
@@ -119,14 +133,18 @@ def test_a_study_is_read_whole(small_run):
     assert len(tables) == 12
     assert set(tables.columns) >= {"benchmark", "method", "seed"}
     assert tables.attrs["facts"]["pgd40", "adv", 0]["threat"]["eps"] == small_run.eps
+    assert tables.attrs["class_names"] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"eps": 0.05}, "other(s)? (threat model|settings)|another threat model"),
-        ({"lr": 0.5}, r"other settings \(lr\)"),
+        ({"eps": 0.05}, "another threat: run `make book STUDY=digits`"),
+        ({"lr": 0.5}, "another lr: run"),
         ({"seeds": [0, 1]}, "is missing: run `make book STUDY=digits`"),
+        ({"test_images": 50}, "data.json is of other images"),
+        ({"train_images": 640}, "data.json is of other images"),
+        ({"evaluation_split": "holdout", "holdout_images": 10}, "data.json is of other images"),
     ],
 )
 def test_tables_of_another_setting_are_refused(small_run, change, said):
@@ -134,12 +152,27 @@ def test_tables_of_another_setting_are_refused(small_run, change, said):
         read_study(dataclasses.replace(small_run, **change), "fresh")
 
 
-def test_tables_of_different_images_are_refused(small_run, table):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"data": "others"}, "another data: run"),
+        ({"split": "holdout"}, "another split: run"),
+        ({"threat": {"eps": 1}}, "another threat: run"),
+    ],
+)
+def test_tables_of_other_images_are_refused(small_run, table, change, said):
     path = small_run.runs / "predictions/clean/std-seed0.parquet"
-    facts = read_facts(path) | {"data": "others"}
-    facts = {k: facts[k] for k in ("settings", "threat", "data")}
-    write_predictions(table, path, **facts)
-    with pytest.raises(ValueError, match="2 different sets of images"):
+    facts = {k: read_facts(path)[k] for k in ("settings", "threat", "data", "split")}
+    write_predictions(table, path, **(facts | change))
+    with pytest.raises(ValueError, match=said):
+        read_study(small_run, "fresh")
+
+
+def test_a_cut_table_is_refused(small_run, table):
+    path = small_run.runs / "predictions/clean/std-seed0.parquet"
+    facts = {k: read_facts(path)[k] for k in ("settings", "threat", "data", "split")}
+    write_predictions(table.iloc[:2], path, **facts)
+    with pytest.raises(ValueError, match="another n_images"):
         read_study(small_run, "fresh")
 
 

@@ -15,6 +15,8 @@ def test_a_full_disk_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage(1.5e9))
     assert "8 GB of disk and 1.5 GB are free" in preflight.problem("book")
     (tmp_path / ".venv").mkdir()
+    assert preflight.problem("book") is not None  # an installation that was cut off
+    (tmp_path / ".venv" / "installed").touch()
     assert preflight.problem("book") is None  # already installed
 
 

@@ -51,6 +51,12 @@ def test_the_imagenet_study_is_the_papers():
         ({"seeds": [0, 0]}, "without repetition"),
         ({"attacks": ["pgd41"]}, "attacks is one of pgd10_train"),
         ({"study": "a b"}, "letters, digits"),
+        ({"study": "a;{b}"}, "letters, digits"),
+        ({"study": "paper"}, "other than 'paper'"),
+        ({"train_images": -5}, "train_images is at least 1"),
+        ({"holdout_images": -5}, "holdout_images is at least 0"),
+        ({"seeds": [-1]}, "seeds are at least 0"),
+        ({"methods": ["adv"]}, "name at least two"),
         ({"pretrain_epochs": 0}, "needs pretrain_epochs"),
         ({"augment": "flip"}, "augment is one of"),
     ],
@@ -91,9 +97,23 @@ def test_notebook_parameters_from_a_study_file():
     assert (own.method, own.seed) == ("adv", 1)
 
 
-def test_notebook_parameters_by_hand_with_one_change():
-    study, own = notebook_parameters({"study": "digits", "epochs": 1}, **{})
-    assert study == dataclasses.replace(load_study("digits"), epochs=1)
+def test_other_values_than_the_files_get_runs_of_their_own():
+    """A trial must neither overwrite a study's tables nor be taken for them."""
+    study, _ = notebook_parameters({"study": "digits", "epochs": 1})
+    filed = load_study("digits")
+    assert study.study.startswith("digits-") and study.runs != filed.runs
+    assert study == dataclasses.replace(filed, epochs=1, study=study.study)
+    again, _ = notebook_parameters(filed.to_dict() | {"epochs": 1})
+    assert again == study
+    same, _ = notebook_parameters(filed.to_dict())
+    assert same == filed
+
+
+def test_the_check_may_run_again(tmp_path):
+    """By hand, `study` is then the study itself and not its name."""
+    study, _ = notebook_parameters({"study": "digits"})
+    again, own = notebook_parameters({"study": study, "seed": 3}, seed=int)
+    assert again == study and own.seed == 3
 
 
 @pytest.mark.parametrize(
@@ -101,8 +121,8 @@ def test_notebook_parameters_by_hand_with_one_change():
     [
         ({"metod": "adv"}, "unknown parameter 'metod': did you mean 'method'"),
         ({"method": "advv"}, "method is one of"),
-        ({"seed": "0"}, "seed is a int"),
-        ({"seed": True}, "seed is a int"),
+        ({"seed": "0"}, "seed is of type int"),
+        ({"seed": True}, "seed is of type int"),
         ({"epochs": -1}, "epochs is at least 1"),
     ],
 )
@@ -118,6 +138,20 @@ def test_what_a_notebook_computed_is_not_taken_for_a_parameter():
     cells = ["", "# Parameters\nstudy = 'digits'\nseed = 0", "n = 5"]
     study, own = notebook_parameters({"In": cells, "study": "digits", "seed": 0, "n": 5}, seed=int)
     assert own.seed == 0
-    cells[1] += "\nsed = 1"
+    mistyped = ["", cells[1] + "\nsed = 1", "check"]
+    values = {"study": "digits", "seed": 0, "sed": 1}
     with pytest.raises(ValueError, match="unknown parameter 'sed'"):
-        notebook_parameters({"In": cells, "study": "digits", "seed": 0, "sed": 1}, seed=int)
+        notebook_parameters({"In": mistyped, **values}, seed=int)
+    mended = [*mistyped, cells[1], "check"]
+    assert notebook_parameters({"In": mended, **values}, seed=int)[1].seed == 0
+
+
+def test_a_notebook_about_no_study_has_its_parameters_checked():
+    assert notebook_parameters({"published": "a.csv"}, published=str)[1].published == "a.csv"
+    with pytest.raises(ValueError, match="'publishd': did you mean 'published'"):
+        notebook_parameters({"published": "a.csv", "publishd": "b"}, published=str)
+
+
+def test_an_l2_radius_may_exceed_one():
+    study = make_study(SHORT | {"norm": "L2", "eps": 2.0})
+    assert (study.threat("pgd40").norm, study.threat("pgd40").eps) == ("L2", 2.0)

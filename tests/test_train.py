@@ -177,29 +177,31 @@ KILLED = """
 """
 
 
+def start(folder, moment, step=0):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), moment, str(step)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert start(folder, "never") == 0
+    return load_file(folder / "checkpoint.safetensors")
+
+
 @pytest.mark.parametrize("moment, step", [("step", 3), ("step", 7), ("step", 13), ("writing", 0)])
-def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, moment, step):
+def test_killed_and_resumed_ends_with_the_same_weights(uninterrupted, tmp_path, moment, step):
     """SIGKILL between steps, and while a checkpoint is being written."""
-
-    def start(folder, moment, step=0):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), moment, str(step)]
-        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
-
-    assert start(tmp_path / "whole", "never") == 0
-    assert start(tmp_path / "killed", moment, step) == -signal.SIGKILL
-    assert start(tmp_path / "killed", "never") == 0
-    whole, killed = (
-        load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "killed")
-    )
-    assert any(name.startswith("momentum.") for name in whole)
-    assert same(whole, killed)
+    assert start(tmp_path, moment, step) == -signal.SIGKILL
+    assert start(tmp_path, "never") == 0
+    killed = load_file(tmp_path / "checkpoint.safetensors")
+    assert any(name.startswith("momentum.") for name in killed)
+    assert same(uninterrupted, killed)
 
 
 def test_the_log_survives_a_kill_without_gaps(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "step", "8"]
-    subprocess.run(command, stderr=subprocess.DEVNULL)
-    command[-2] = "never"
-    subprocess.run(command, stderr=subprocess.DEVNULL, check=True)
+    assert start(tmp_path, "step", 8) == -signal.SIGKILL
+    assert start(tmp_path, "never") == 0
     steps = [line.split(",")[1] for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     assert steps == [str(step) for step in range(1, 16)]
 
