@@ -86,9 +86,22 @@ rule all:
         tables=[] if MODE == "read" else tables_of(STUDY.study),
 
 
+rule fetch:
+    output:
+        touch(RUNS / "fetched"),
+    params:
+        settings=settings("dataset", "data_dir"),
+        folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
+    benchmark:
+        RUNS / "benchmarks/fetch.tsv"
+    shell:
+        "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder}"
+
+
 rule data:
     input:
         notebook="notebooks/data.ipynb",
+        fetched=RUNS / "fetched",
     output:
         table=RUNS / "data.json",
         executed=RUNS / "executed/data.ipynb",
@@ -105,7 +118,7 @@ rule data:
 rule train:
     input:
         notebook="notebooks/train.ipynb",
-        data=ancient(RUNS / "data.json"),
+        fetched=RUNS / "fetched",
         start=start_of,
     output:
         table=RUNS / "train/{method}-seed{seed}.csv",
@@ -126,6 +139,7 @@ rule train:
 rule evaluate_clean:
     input:
         notebook="notebooks/evaluate_clean.ipynb",
+        data=RUNS / "data.json",
         facts=expand(RUNS / "train/{method}-seed{seed}.json", method=STUDY.methods, seed=STUDY.seeds),
     output:
         tables=expand(
@@ -148,6 +162,7 @@ rule evaluate_clean:
 rule evaluate_attack:
     input:
         notebook="notebooks/evaluate_pgd.ipynb",
+        data=RUNS / "data.json",
         facts=RUNS / "train/{method}-seed{seed}.json",
     output:
         table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",

@@ -27,7 +27,7 @@ batch_size: 64
 eps: 0.1
 dtype: float32
 n_resamples: 500
-methods: [pretrained, std, adv, adv_plus]
+methods: [pretrained, adv, adv_plus]
 """
 
 

@@ -38,7 +38,7 @@ def edited(project):
 def test_every_table_names_its_threat_model_and_its_images(project):
     data = json.loads((project / RUN / "data.json").read_text())
     assert data["test"]["images"] == 100
-    for method in ("pretrained", "std", "adv", "adv_plus"):
+    for method in ("pretrained", "adv", "adv_plus"):
         path = project / RUN / f"predictions/pgd40/{method}-seed0.parquet"
         facts, table = read_facts(path), read_predictions(path)
         assert ThreatModel(**facts["threat"]) == ThreatModel(eps=0.1, steps=40)
@@ -48,7 +48,7 @@ def test_every_table_names_its_threat_model_and_its_images(project):
 
 def test_result_tables_hold_what_the_predictions_say(project):
     results = pd.read_csv(project / "_build/studies/mine/results/average_error.csv")
-    assert len(results) == 8
+    assert len(results) == 6
     for row in results.itertuples():
         path = project / RUN / f"predictions/{row.benchmark}/{row.method}-seed0.parquet"
         assert row.value == pytest.approx(metrics.error(read_predictions(path)))
