@@ -140,8 +140,11 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     lines = base.mark_line(strokeWidth=2)
     points = base.mark_circle(size=40 if few else 8)
     marked = base.mark_point(size=160, strokeWidth=2.5, filled=False).transform_filter(found)
-    labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N").transform_filter(found)
-    layers = (lines + points + marked + labels).properties(width=300, height=260)
+    # One label a class: those of all methods would cover each other.
+    first = f"datum.method == '{table.method.iloc[0]}'"
+    labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N")
+    labels = labels.transform_filter(f"{found} && {first}")
+    layers = (lines + points + marked + labels).properties(width=265, height=260)
     return layers.add_params(pick, search).facet(
         column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
     )

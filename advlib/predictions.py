@@ -3,13 +3,14 @@
 import datetime
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from advlib.files import replacing
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 
@@ -169,10 +170,8 @@ def write_predictions(
     arrow = arrow.replace_schema_metadata(
         {**(arrow.schema.metadata or {}), "advlib": json.dumps(facts)}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(arrow, partial, compression="zstd")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        pq.write_table(arrow, partial, compression="zstd")
     return path
 
 
@@ -214,14 +213,13 @@ def in_parts(
     DataFrame
         All rows, in the order of the images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tables = []
     for start in range(0, n_images, part):
         path = folder / f"{start:08d}-{part}.parquet"
         if not path.is_file():
-            partial = path.with_name(f".{path.name}.partial")
-            make(range(start, min(start + part, n_images))).to_parquet(partial, index=False)
-            os.replace(partial, path)
+            table = make(range(start, min(start + part, n_images)))
+            with replacing(path) as partial:
+                table.to_parquet(partial, index=False)
         tables.append(pd.read_parquet(path))
     return pd.concat(tables, ignore_index=True)
 
@@ -353,7 +351,5 @@ def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dic
     )
     if "n_images" not in rows:
         rows["n_images"] = [f["n_images"] for f in known]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    rows[RESULT_COLUMNS].to_csv(partial, index=False)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        rows[RESULT_COLUMNS].to_csv(partial, index=False)

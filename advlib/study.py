@@ -104,14 +104,16 @@ class Study:
                 f"study is an id of letters, digits, '-' and '_', other than 'paper'; "
                 f"got {self.study!r}"
             )
-        _choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
-        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        _choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
-        _choice("train_objective", self.train_objective, ("label_augmentation", "cross_entropy"))
+        check_choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
+        check_choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
+        check_choice(
+            "train_objective", self.train_objective, ("label_augmentation", "cross_entropy")
+        )
         for name in self.methods:
-            _choice("methods", name, tuple(METHODS))
+            check_choice("methods", name, tuple(METHODS))
         for name in self.attacks:
-            _choice("attacks", name, tuple(PROTOCOLS))
+            check_choice("attacks", name, tuple(PROTOCOLS))
         for name in ("methods", "seeds", "attacks"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -192,7 +194,7 @@ class Study:
         FileNotFoundError
             If that folder is not there.
         """
-        _choice("source", source, ("fresh", "committed"))
+        check_choice("source", source, ("fresh", "committed"))
         folder = self.runs if source == "fresh" else self.published
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -298,98 +300,15 @@ def load_study(name: str | Path, **overrides) -> Study:
 def make_study(values: dict) -> Study:
     """A study from plain values; unknown keys are refused with the nearest known one."""
     known = [key.name for key in dataclasses.fields(Study)]
-    _refuse_unknown(set(values) - set(known), known)
+    refuse_unknown(set(values) - set(known), known)
     for key in ("study", "dataset", "model"):
         if key not in values:
             raise ValueError(f"the key {key!r} is missing")
     return Study(**values)
 
 
-def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleNamespace]:
-    """Check a notebook's parameters; call it in the cell after ``parameters``.
-
-    papermill only warns about a name it does not know, and injects every key of a study file into
-    every notebook. So each plain value that a notebook holds at this point belongs either to the
-    study file's schema or to the notebook's own parameters; any other name is refused.
-
-    Parameters
-    ----------
-    namespace : dict
-        The notebook's ``globals()``.
-    **own
-        The notebook's own parameters and the type or the allowed values of each.
-
-    Returns
-    -------
-    (Study or None, SimpleNamespace)
-        The study (its file, with the values injected beside it; None for a notebook about none),
-        and the own parameters.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name or a value that cannot be meant.
-    """
-    namespace = _assigned_parameters(namespace)
-    if isinstance(namespace.get("study"), Study):  # the check runs again, the parameters have not
-        namespace |= namespace["study"].to_dict()
-    schema = [key.name for key in dataclasses.fields(Study)] if "study" in namespace else []
-    given = {k: v for k, v in namespace.items() if k in schema}
-    _refuse_unknown(set(namespace) - set(schema) - set(own), [*schema, *own])
-    chosen = {}
-    for name, allowed in own.items():
-        value = namespace[name]
-        if isinstance(allowed, type):
-            if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
-                raise ValueError(f"{name} is of type {allowed.__name__}, got {value!r}")
-        else:
-            _choice(name, value, tuple(allowed))
-        chosen[name] = value
-    chosen = types.SimpleNamespace(**chosen)
-    if not given:
-        return None, chosen
-    if {"dataset", "model"} <= set(given):
-        return _off_file(make_study(given)), chosen
-    name = given.pop("study")
-    study = load_study(name, **given)
-    return (_off_file(study) if given else study), chosen
-
-
-def _off_file(study: Study) -> Study:
-    """The study; under another id if it is not what the file of its id says.
-
-    So a trial with other values neither overwrites the study's tables nor is taken for them.
-    """
-    try:
-        filed = load_study(study.study)
-    except FileNotFoundError:
-        return study
-    values, known = study.to_dict(), filed.to_dict()
-    changed = {key: value for key, value in values.items() if value != known[key]}
-    if not changed:
-        return study
-    study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")
-    print(
-        f"Other values than the study file's ({', '.join(changed)}): runs lie in {study.runs.name}"
-    )
-    return study
-
-
-def _assigned_parameters(namespace: dict) -> dict:
-    """The values that the parameters cells set, also when the notebook has run further since."""
-    cells = []
-    for source in reversed(namespace.get("In", [])):
-        if source.lstrip().startswith("# Parameters"):
-            cells.append(source)
-        elif cells:  # an older version of them
-            break
-    names = {name for source in cells for name in compile(source, "", "exec").co_names}
-    if not cells:
-        names = set(namespace) - {"In", "Out"}
-    return {k: namespace[k] for k in names if not k.startswith("_") and k in namespace}
-
-
-def _refuse_unknown(unknown: set[str], known: list[str]) -> None:
+def refuse_unknown(unknown: set[str], known: list[str]) -> None:
+    """Raise ValueError for unknown names, with the nearest known one."""
     import difflib
 
     for name in sorted(unknown):
@@ -398,7 +317,7 @@ def _refuse_unknown(unknown: set[str], known: list[str]) -> None:
         raise ValueError(f"unknown parameter {name!r}: {hint}")
 
 
-def _choice(name: str, value, allowed: tuple) -> None:
+def check_choice(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
 

@@ -1,11 +1,7 @@
 """One training loop for every method: Std, Adv, Adv⁺ and the controls; checkpoints and resume."""
 
-import dataclasses
 import functools
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,24 +9,22 @@ from pathlib import Path
 import filelock
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from advlib.attacks import pgd_attack
-from advlib.data import DATASETS, stream_seed, training_batches
+from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from advlib.data import stream_seed, training_batches
+from advlib.files import replacing
 from advlib.labels import (
     class_logits,
     label_augmentation_loss,
     label_augmentation_targets,
-    widen_head,
 )
-from advlib.models import autocast, build_model, default_device, load_weights, resolve_dtype
-from advlib.study import METHODS, ROOT, Study, digest
+from advlib.models import autocast, default_device, resolve_dtype
+from advlib.study import METHODS, Study
 
-CHECKPOINT = "checkpoint.safetensors"
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
 
 
@@ -189,7 +183,8 @@ def _train(
                 # Only at a log row, so that no part of an open window is lost with the process.
                 if end_of_epoch or time.monotonic() - saved > checkpoint_seconds:
                     save_checkpoint(folder / CHECKPOINT, model, optimizer, done, log, settings)
-                    write_log(log, folder / "log.csv")
+                    with replacing(folder / "log.csv") as path:
+                        pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
                     saved = time.monotonic()
             if on_step:
                 on_step(done)
@@ -279,188 +274,6 @@ def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
     return final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2
 
 
-def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
-    """Train one method of a study, or find the finished run, and write its tables.
-
-    Parameters
-    ----------
-    study : Study
-    method : str
-        One of the study's methods, or ``pretrained``.
-    seed : int
-    device : optional
-        As in `fit`.
-
-    Returns
-    -------
-    dict
-        The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
-        and its hash, data fingerprint, number of images.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the pretrained network that the method starts from has not been trained yet.
-    """
-    info = DATASETS.get(study.dataset)
-    train_set = study.images("train")
-    start = None
-    if method != "pretrained" and study.pretrain_epochs:
-        start = read_run(study, "pretrained", seed)
-    origin = start and start["checkpoint_hash"]
-    if start is None and study.weights and study.weights.endswith(".safetensors"):
-        origin = file_hash(ROOT / study.weights)
-    settings = study.training_settings(method, seed, train_set.fingerprint, origin)
-    folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
-    model = initial_model(study, method, seed, train_set.num_classes, info, start)
-    if method == "pretrained" and not study.pretrain_epochs:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
-        log = pd.DataFrame(columns=LOG_COLUMNS)
-    else:
-        log = fit(
-            model,
-            train_set,
-            study,
-            method,
-            seed=seed,
-            folder=folder,
-            settings=settings,
-            device=device,
-        )
-    run = {
-        "study": study.study,
-        "method": method,
-        "seed": seed,
-        "folder": folder.name,
-        "checkpoint_hash": file_hash(folder / CHECKPOINT),
-        "data": train_set.fingerprint,
-        "n_images": len(train_set),
-        "num_classes": train_set.num_classes,
-        "settings": settings,
-    }
-    table = log.assign(study=study.study, method=method, seed=seed)
-    write_log(
-        table.to_dict("records"),
-        study.runs / "train" / f"{method}-seed{seed}.csv",
-        ["study", "method", "seed", *LOG_COLUMNS],
-    )
-    text = json.dumps(run, indent=1, ensure_ascii=False)
-    _write_text(study.runs / "train" / f"{method}-seed{seed}.json", text)
-    return run
-
-
-def initial_model(study, method, seed, num_classes, info, start=None) -> nn.Module:
-    """The network a method starts from: pretrained weights, with a wider head where needed."""
-    weights = None if start else study.weights
-    if weights and weights.endswith(".safetensors"):
-        weights = str(ROOT / weights)
-    model = build_model(
-        study.model,
-        num_classes=num_classes,
-        mean=info.mean,
-        std=info.std,
-        weights=weights,
-        new_head=study.pretrain_epochs > 0,
-        seed=stream_seed(seed, "weights"),
-    )
-    if start is not None:
-        load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
-    if METHODS[method].extra_logits:
-        generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
-        widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
-    return model
-
-
-def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
-    """The trained network of one method and the facts of its run.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it has not been trained yet; the message gives the command.
-    RuntimeError
-        If the checkpoint is not the one the facts were written for.
-    """
-    run = read_run(study, method, seed)
-    path = study.runs / "models" / run["folder"] / CHECKPOINT
-    if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
-        raise RuntimeError(
-            f"the checkpoint {path} is missing or has changed since training ended: train again"
-        )
-    info = DATASETS[study.dataset]
-    bare = dataclasses.replace(study, weights=None, pretrain_epochs=1)
-    model = initial_model(bare, method, seed, run["num_classes"], info)
-    return load_weights(model, path), run
-
-
-def read_run(study: Study, method: str, seed: int) -> dict:
-    """The facts of a finished run, from ``train/<method>-seed<seed>.json``."""
-    path = study.runs / "train" / f"{method}-seed{seed}.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "
-            f"notebooks/train.ipynb out.ipynb -p study {study.study} -p method {method} "
-            f"-p seed {seed}"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def save_checkpoint(path: Path, model, optimizer, done: int, log: list, settings: dict) -> None:
-    """Weights, momentum, position and log in one file, in place by one rename.
-
-    Raises
-    ------
-    FloatingPointError
-        If a weight is not finite; the file of before is kept.
-    """
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    if optimizer is not None:
-        for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-            momentum = optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{i:04d}"] = momentum
-    tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    if not all(torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point()):
-        raise FloatingPointError(f"a weight is no longer finite after step {done}; kept {path}")
-    facts = {"done": done, "log": log, "settings": settings}
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata={"advlib": json.dumps(facts)})
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, list]:
-    """Put a checkpoint's state in place; returns the steps done and the log so far."""
-    if not path.is_file():
-        return 0, []
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["advlib"])
-        if facts["settings"] != json.loads(json.dumps(settings)):
-            raise RuntimeError(
-                f"{path.parent} holds a run with other settings: choose another folder or remove it"
-            )
-        load_weights(model, path)
-        momenta = {k: file.get_tensor(k) for k in file.keys() if k.startswith("momentum.")}
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if (momentum := momenta.get(f"momentum.{i:04d}")) is not None:
-            like = torch.empty_like(parameter)
-            optimizer.state[parameter]["momentum_buffer"] = like.copy_(momentum)
-    return facts["done"], facts["log"]
-
-
-def write_log(rows: list, path: Path, columns: list[str] = LOG_COLUMNS) -> None:
-    """Write the log as CSV, whole or not at all."""
-    _write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False))
-
-
-def file_hash(path: Path) -> str:
-    """The first 16 hex digits of a file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _log_row(losses, errors, done, steps_per_epoch, lr, folder) -> dict:
     loss = torch.stack(losses).mean().item()
     if not math.isfinite(loss):
@@ -470,10 +283,3 @@ def _log_row(losses, errors, done, steps_per_epoch, lr, folder) -> dict:
         )
     error = torch.stack(errors).mean().item()
     return {"epoch": done / steps_per_epoch, "step": done, "lr": lr, "loss": loss, "error": error}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

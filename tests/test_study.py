@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from advlib.parameters import notebook_parameters
 from advlib.study import (
     METHODS,
     ROOT,
@@ -9,7 +10,6 @@ from advlib.study import (
     Study,
     load_study,
     make_study,
-    notebook_parameters,
 )
 
 SHORT = {"study": "mine", "dataset": "digits", "model": "cifar_resnet8", "pretrain_epochs": 1}

@@ -15,8 +15,9 @@ from advlib import metrics, train
 from advlib.attacks import evaluate_attack
 from advlib.models import build_model
 from advlib.predictions import predict
+from advlib.runs import load_run, train_method
 from advlib.study import METHODS, digest
-from advlib.train import cosine_lr, fit, load_run, train_method, training_loss
+from advlib.train import cosine_lr, fit, training_loss
 
 
 def weights(path):
@@ -148,7 +149,7 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_study, tmp_path):
 KILLED = """
     import dataclasses, os, signal, sys
     from pathlib import Path
-    from advlib import train
+    from advlib import checkpoints, train
     from advlib.models import build_model
     from advlib.study import load_study
 
@@ -161,14 +162,14 @@ KILLED = """
         os.kill(os.getpid(), signal.SIGKILL)
 
     if moment == "writing":
-        save = train.save_file
+        save = checkpoints.save_file
         def half(tensors, path, **more):
             save(tensors, path, **more)
             if os.path.exists(path.with_name("checkpoint.safetensors")):
                 with open(path, "r+b") as file:
                     file.truncate(os.path.getsize(path) // 2)
                 die()
-        train.save_file = half
+        checkpoints.save_file = half
     model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
     train.fit(
         model, study.images("train"), study, "adv_mix", seed=0, folder=folder,
