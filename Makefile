@@ -46,7 +46,8 @@ setup:  ## create .venv and install the pinned requirements
 $(READ)/installed: requirements-read.txt pyproject.toml
 	@echo "Installing what reading needs into .venv-read"
 	@$(PYTHON) -m venv $(READ)
-	@$(READ)/bin/python -m pip install -q --disable-pip-version-check -r requirements-read.txt
+	@start=$$(date +%s) && $(READ)/bin/python -m pip install -q --disable-pip-version-check -r requirements-read.txt \
+	  && echo $$(( $$(date +%s) - start )) > $(READ)/install-seconds
 	@echo "$(CURDIR)" > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
 	@touch $@
 

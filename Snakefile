@@ -266,4 +266,4 @@ rule book:
 
 
 onsuccess:
-    pages.report(START, [RUNS, ROOT / "_build"])
+    pages.report(START, [RUNS, ROOT / "_build"], ".venv-read" if MODE == "read" else ".venv")

@@ -114,6 +114,11 @@ def _summary(study: Study, source: str | None) -> str:
         f"{len(study.methods)} methods here are adversarial, each with {len(study.seeds)} seed(s). "
         "PGD-40 takes at most 41 passes a test image and method."
     )
+    if source is None and study.dataset == "imagenet":
+        text += (
+            "\n\n**The paper's own figures** for ImageNet, which are not a run of this project, are in "
+            "{doc}`../claims`."
+        )
     return text
 
 
@@ -125,11 +130,11 @@ def write_toc(studies: list[str]) -> None:
     expand_toc(studies=studies)
 
 
-def report(start: float, folders: list[Path]) -> None:
+def report(start: float, folders: list[Path], environment: str) -> None:
     """Say where the book is and how long each step took."""
     files = [p for folder in folders for p in folder.glob("**/benchmarks/*.tsv")]
     files = sorted((p for p in files if p.stat().st_mtime > start), key=lambda p: p.stat().st_mtime)
-    installed = ROOT / ".venv" / "install-seconds"
+    installed = ROOT / environment / "install-seconds"
     if installed.is_file() and installed.stat().st_mtime > start - 600:
         print(f"{float(installed.read_text()):8.0f} s  install")
     for path in dict.fromkeys(files):
