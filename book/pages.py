@@ -116,7 +116,7 @@ def _summary(study: Study, source: str | None) -> str:
     )
     if source is None and study.dataset == "imagenet":
         text += (
-            "\n\n**The paper's own figures** for ImageNet, which are not a run of this project, are in "
+            "\n\n**The paper's own figures** for ImageNet, no run of this project, are in "
             "{doc}`../claims`."
         )
     return text
