@@ -248,6 +248,7 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next((path for name in names if (path := shutil.which(name))), None)
     if program is None:
+        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 

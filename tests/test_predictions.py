@@ -15,6 +15,7 @@ from advlib.predictions import (
     read_study,
     write_predictions,
 )
+from advlib.study import ROOT, load_study
 
 
 @pytest.fixture
@@ -179,6 +180,22 @@ def test_a_cut_table_is_refused(small_run, table):
 def test_a_study_without_tables_says_what_to_run(tiny_study):
     with pytest.raises(FileNotFoundError, match="make book STUDY=digits"):
         read_study(tiny_study, "fresh")
+
+
+PUBLISHED = sorted(p.name for p in (ROOT / "results").iterdir() if p.name != "paper")
+
+
+@pytest.mark.parametrize("study_id", PUBLISHED)
+def test_committed_tables_are_those_of_the_study_file(study_id):
+    """Else the published book would quietly show the study as not run."""
+    study = load_study(study_id)
+    tables = read_study(study, "committed")
+    runs = len(study.methods) * len(study.seeds) * (1 + len(study.attacks))
+    assert len(tables) == runs * (study.test_images or tables.file_name.nunique())
+
+
+def test_the_default_study_is_published():
+    assert "fashion_mnist_quick" in PUBLISHED
 
 
 def test_reading_needs_no_torch():
