@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from advlib.study import METHODS, ROOT, find_study, load_study
+from advlib.tables import table_paths
+from advlib.study import ROOT, find_study, load_study
 
 sys.path.insert(0, str(ROOT / "book"))
 import pages
@@ -28,7 +29,7 @@ SOURCES = {study.study: source for study, _, source in STUDIES}
 FILES = {study.study: file for study, file, _ in STUDIES}
 BY_ID = {study.study: study for study, _, _ in STUDIES}
 SHOWN = [name for name, source in SOURCES.items() if source]
-CHAPTERS = ["training", "average_error", "classwise_error"]
+RUN_IDS = [f"{method}-seed{seed}" for method in STUDY.methods for seed in STUDY.seeds]
 
 PYTHON = shlex.quote(sys.executable)
 PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --kernel python3"
@@ -36,9 +37,9 @@ JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 
 wildcard_constraints:
-    method="[a-z_]+",
+    method="[A-Za-z0-9_.-]+",
     seed=r"\d+",
-    attack="[a-z0-9_]+",
+    attack="|".join(STUDY.attacks) or "none",
 
 
 def settings(*keys):
@@ -52,20 +53,26 @@ def training(wildcards):
 
 
 def start_of(wildcards):
-    if wildcards.method == "pretrained" or not STUDY.pretrain_epochs:
+    if wildcards.method in ("pretrained", *STUDY.checkpoints) or not STUDY.pretrain_epochs:
         return []
     return RUNS / "train" / f"pretrained-seed{wildcards.seed}.json"
+
+
+def weights_of(wildcards):
+    """The user's own weights file that a run loads, if there is one."""
+    path = STUDY.checkpoints.get(wildcards.method)
+    return [] if path is None else STUDY.file(path)
 
 
 def tables_of(study_id):
     """Every table that a study's chapters read."""
     study, source = BY_ID[study_id], SOURCES[study_id]
-    folder = study.tables(source) if source == "committed" else study.runs
-    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
-    tables = [folder / "data.json", *(folder / "train" / f"{run}.csv" for run in runs)]
-    for benchmark in ("clean", *study.attacks):
-        tables += [folder / "predictions" / benchmark / f"{run}.parquet" for run in runs]
-    return tables
+    return list(table_paths(study, study.tables(source) if source == "committed" else study.runs))
+
+
+def chapters_of(study_id):
+    study = BY_ID[study_id]
+    return [name for name in pages.CHAPTERS if name not in study.unavailable]
 
 
 def appendix_of(wildcards):
@@ -76,6 +83,9 @@ def appendix_of(wildcards):
     runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
     names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
+    names += ["evaluate_corruptions"] if study.corruptions != "none" else []
+    if study.predictions:
+        names = ["bring_your_own"]
     paths = [study.runs / "executed" / f"{name}.ipynb" for name in names]
     return [path for path in paths if study == STUDY or path.exists()]
 
@@ -86,100 +96,135 @@ rule all:
         tables=[] if MODE == "read" else tables_of(STUDY.study),
 
 
-rule fetch:
-    output:
-        touch(RUNS / "fetched"),
-    params:
-        settings=settings("dataset", "data_dir"),
-        folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
-    benchmark:
-        RUNS / "benchmarks/fetch.tsv"
-    shell:
-        "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder}"
+if STUDY.predictions:
+
+    rule bring:
+        input:
+            notebook="notebooks/bring_your_own.ipynb",
+            files=[STUDY.file(path) for path in STUDY.predictions.values()],
+            file=FILE,
+        output:
+            tables=list(table_paths(STUDY, RUNS)),
+            executed=RUNS / "executed/bring_your_own.ipynb",
+        log:
+            RUNS / "logs/bring_your_own.ipynb",
+        benchmark:
+            RUNS / "benchmarks/bring_your_own.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -f {FILE:q} && cp {log:q} {output.executed:q}"
+
+else:
+
+    rule fetch:
+        output:
+            touch(RUNS / "fetched"),
+        params:
+            settings=settings("dataset", "data_dir"),
+            folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
+        benchmark:
+            RUNS / "benchmarks/fetch.tsv"
+        shell:
+            "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder}"
 
 
-rule data:
-    input:
-        notebook="notebooks/data.ipynb",
-        fetched=RUNS / "fetched",
-    output:
-        table=RUNS / "data.json",
-        executed=RUNS / "executed/data.ipynb",
-    params:
-        settings=STUDY.data_settings(),
-    log:
-        RUNS / "logs/data.ipynb",
-    benchmark:
-        RUNS / "benchmarks/data.tsv"
-    shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
+    rule data:
+        input:
+            notebook="notebooks/data.ipynb",
+            fetched=RUNS / "fetched",
+        output:
+            table=RUNS / "data.json",
+            measures=RUNS / "measures.parquet",
+            executed=RUNS / "executed/data.ipynb",
+        params:
+            settings=STUDY.data_settings(),
+        log:
+            RUNS / "logs/data.ipynb",
+        benchmark:
+            RUNS / "benchmarks/data.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
 
 
-rule train:
-    input:
-        notebook="notebooks/train.ipynb",
-        fetched=RUNS / "fetched",
-        start=start_of,
-    output:
-        table=RUNS / "train/{method}-seed{seed}.csv",
-        facts=RUNS / "train/{method}-seed{seed}.json",
-        executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
-    params:
-        settings=training,
-    threads: workflow.cores
-    log:
-        RUNS / "logs/train-{method}-seed{seed}.ipynb",
-    benchmark:
-        RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
-    shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
-        "-p seed {wildcards.seed} && cp {log:q} {output.executed:q}"
+    rule train:
+        input:
+            notebook="notebooks/train.ipynb",
+            fetched=RUNS / "fetched",
+            start=start_of,
+            weights=weights_of,
+        output:
+            table=RUNS / "train/{method}-seed{seed}.csv",
+            facts=RUNS / "train/{method}-seed{seed}.json",
+            executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
+        params:
+            settings=training,
+        threads: workflow.cores
+        log:
+            RUNS / "logs/train-{method}-seed{seed}.ipynb",
+        benchmark:
+            RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
+            "-p seed {wildcards.seed} && cp {log:q} {output.executed:q}"
 
 
-rule evaluate_clean:
-    input:
-        notebook="notebooks/evaluate_clean.ipynb",
-        data=RUNS / "data.json",
-        facts=expand(RUNS / "train/{method}-seed{seed}.json", method=STUDY.methods, seed=STUDY.seeds),
-    output:
-        tables=expand(
-            RUNS / "predictions/clean/{method}-seed{seed}.parquet",
-            method=STUDY.methods,
-            seed=STUDY.seeds,
-        ),
-        executed=RUNS / "executed/evaluate_clean.ipynb",
-    params:
-        settings=STUDY.data_settings(),
-    threads: workflow.cores
-    log:
-        RUNS / "logs/evaluate_clean.ipynb",
-    benchmark:
-        RUNS / "benchmarks/evaluate_clean.tsv"
-    shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
+    rule evaluate_clean:
+        input:
+            notebook="notebooks/evaluate_clean.ipynb",
+            data=RUNS / "data.json",
+            facts=expand(RUNS / "train/{run}.json", run=RUN_IDS),
+        output:
+            tables=expand(RUNS / "predictions/clean/{run}.parquet", run=RUN_IDS),
+            executed=RUNS / "executed/evaluate_clean.ipynb",
+        params:
+            settings=STUDY.data_settings(),
+        threads: workflow.cores
+        log:
+            RUNS / "logs/evaluate_clean.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_clean.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
 
 
-rule evaluate_attack:
-    input:
-        notebook="notebooks/evaluate_pgd.ipynb",
-        data=RUNS / "data.json",
-        facts=RUNS / "train/{method}-seed{seed}.json",
-    output:
-        table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
-        executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
-    params:
-        settings=STUDY.data_settings() | settings("dtype"),
-        threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
-    wildcard_constraints:
-        attack="|".join(STUDY.attacks),
-    threads: workflow.cores
-    log:
-        RUNS / "logs/evaluate_{attack}-{method}-seed{seed}.ipynb",
-    benchmark:
-        RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
-    shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
-        "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log:q} {output.executed:q}"
+    rule evaluate_attack:
+        input:
+            notebook="notebooks/evaluate_pgd.ipynb",
+            data=RUNS / "data.json",
+            facts=RUNS / "train/{method}-seed{seed}.json",
+        output:
+            table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
+            executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
+        params:
+            settings=STUDY.data_settings() | settings("dtype"),
+            threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
+        threads: workflow.cores
+        log:
+            RUNS / "logs/evaluate_{attack}-{method}-seed{seed}.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
+            "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log:q} {output.executed:q}"
+
+
+    rule evaluate_corruptions:
+        input:
+            notebook="notebooks/evaluate_corruptions.ipynb",
+            data=RUNS / "data.json",
+            facts=expand(RUNS / "train/{run}.json", run=RUN_IDS),
+        output:
+            tables=expand(RUNS / "predictions/corruptions/{run}.parquet", run=RUN_IDS),
+            executed=RUNS / "executed/evaluate_corruptions.ipynb",
+        params:
+            settings=STUDY.data_settings()
+            | settings("corruptions", "corruptions_dir", "corruption_images"),
+        threads: workflow.cores
+        log:
+            RUNS / "logs/evaluate_corruptions.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_corruptions.tsv"
+        shell:
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
 
 
 rule analyse:
@@ -187,7 +232,9 @@ rule analyse:
         notebook="notebooks/{chapter}.ipynb",
         tables=lambda wildcards: tables_of(wildcards.study),
         paper="results/paper/published.csv",
-        code=["advlib/charts.py", "advlib/metrics.py", "advlib/predictions.py"],
+        code=expand(
+            "advlib/{name}.py", name=["annotations", "charts", "metrics", "predictions", "tables"]
+        ),
     output:
         executed="_build/studies/{study}/{chapter}.ipynb",
     params:
@@ -207,7 +254,9 @@ rule analyse:
 rule place_study:
     input:
         chapters=lambda wildcards: expand(
-            "_build/studies/{study}/{chapter}.ipynb", study=wildcards.study, chapter=CHAPTERS
+            "_build/studies/{study}/{chapter}.ipynb",
+            study=wildcards.study,
+            chapter=chapters_of(wildcards.study),
         )
         if SOURCES[wildcards.study]
         else [],
@@ -239,9 +288,31 @@ rule claims:
         "--tables {input.paper}"
 
 
+rule bring_example:
+    input:
+        notebook="notebooks/bring_your_own.ipynb",
+        tables=expand(
+            "results/fashion_mnist_quick/predictions/clean/{method}-seed0.parquet",
+            method=["std", "adv"],
+        ),
+        code=expand("advlib/{name}.py", name=["brought", "charts", "metrics", "predictions"]),
+    output:
+        "book/generated/bring_your_own.ipynb",
+    log:
+        "_build/logs/bring_your_own.ipynb",
+    benchmark:
+        "_build/benchmarks/bring_your_own.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} -p output _build/brought && "
+        "{PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The published clean predictions of Std and Adv (quick Fashion-MNIST study), read "
+        "as if they were your files.' --tables _build/brought/*.csv"
+
+
 rule toc:
     input:
         claims="book/generated/claims.ipynb",
+        bring="book/generated/bring_your_own.ipynb",
         studies=expand("book/generated/{study}/index.md", study=FILES),
         template="_toc.yml",
     output:

@@ -255,7 +255,10 @@ class _Decoded(Dataset):
         from advlib.vision import torchvision
 
         transforms = torchvision.transforms.v2
-        crop = transforms.RandomResizedCrop(self.dataset.image_size)
+        crop = transforms.RandomResizedCrop(
+            self.dataset.image_size,
+            interpolation=transforms.InterpolationMode(self.dataset.interpolation),
+        )
         seed, epoch = self.stream
         # torchvision draws from torch's global generator: lend it a stream of the image's own.
         with torch.random.fork_rng(devices=[]):

@@ -8,6 +8,8 @@ import pandas as pd
 if os.environ.get("ADVLIB_LAB"):  # set by `make lab`: charts in JupyterLab without a network
     alt.renderers.enable("jupyter", offline=True)
 
+alt.data_transformers.disable_max_rows()  # 1,000 classes of several methods are one chart
+
 # Okabe and Ito's palette: distinguishable with every common colour-vision deficiency.
 METHOD_COLOURS = {
     "Pretrained": "#999999",
@@ -150,37 +152,259 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     )
 
 
-def class_error(table: pd.DataFrame) -> alt.Chart:
-    """Every class by name, one mark a method, with intervals; for up to about a hundred classes.
+def class_error(
+    table: pd.DataFrame, *, value: str = "Error (%)", form: str = ".0%", reference=None
+) -> alt.Chart:
+    """Every class, group or factor by name, one mark a method, with intervals; up to about 100.
 
     Parameters
     ----------
     table : DataFrame
-        Columns method, benchmark, class_name, error, low, high (fractions).
+        Columns method, benchmark, class_name, error, low, high (fractions, or ratios). One
+        benchmark makes one panel.
+    value, form : str
+        Title and number format of the axis.
+    reference : float, optional
+        Where to draw a dashed line.
     """
     methods = table.method.unique().tolist()
     pick = pick_methods()
     hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
     order = [name for name in METHOD_COLOURS if name in methods]
+    precise = form.replace(".0", ".2")
     base = alt.Chart(table).encode(
         y=alt.Y("class_name:N", sort=hardest, title=None),
-        yOffset=alt.YOffset("method:N", sort=order),
+        yOffset=alt.YOffset("method:N", sort=order or None),
         color=method_colour(methods),
         opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
         tooltip=[
-            alt.Tooltip("class_name:N", title="Class"),
+            alt.Tooltip("class_name:N", title="Name"),
             alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("error:Q", title="Error", format=".2%"),
-            alt.Tooltip("low:Q", title="95 % from", format=".2%"),
-            alt.Tooltip("high:Q", title="to", format=".2%"),
+            alt.Tooltip("error:Q", title=value.removesuffix(" (%)"), format=precise),
+            alt.Tooltip("low:Q", title="95 % from", format=precise),
+            alt.Tooltip("high:Q", title="to", format=precise),
         ],
     )
-    axis = alt.Axis(**ERROR_AXIS)
-    rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title="Error (%)"), x2="high:Q")
-    points = base.mark_circle(size=45).encode(x=alt.X("error:Q", title="Error (%)", axis=axis))
-    chart = (rules + points).properties(width=260, height=alt.Step(9))
-    return chart.add_params(pick).facet(
+    rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=value), x2="high:Q")
+    points = base.mark_circle(size=45).encode(
+        x=alt.X("error:Q", title=value, axis=alt.Axis(format=form))
+    )
+    layers = [rules, points]
+    if reference is not None:
+        line = alt.Chart(table).mark_rule(strokeDash=[4, 4], color="#888888")
+        layers.insert(0, line.encode(x=alt.datum(reference)))
+    chart = alt.layer(*layers).properties(width=260, height=alt.Step(9)).add_params(pick)
+    if table.benchmark.nunique() == 1:
+        return chart.properties(width=420)
+    return chart.facet(
         column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
+    )
+
+
+def corruption_error(table: pd.DataFrame) -> alt.Chart:
+    """Figure 2: error by severity, one panel a corruption.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, corruption, severity (0 for the clean images), error (fraction).
+    """
+    methods = table.method.unique().tolist()
+    pick = pick_methods()
+    base = (
+        alt.Chart(table)
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=20))
+        .encode(
+            x=alt.X("severity:O", title="Severity (0: clean)", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("error:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS, tickCount=3)),
+            color=method_colour(methods, symbol="stroke"),
+            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
+            tooltip=[
+                alt.Tooltip("method:N", title="Method"),
+                alt.Tooltip("corruption:N", title="Corruption"),
+                alt.Tooltip("severity:O", title="Severity"),
+                alt.Tooltip("error:Q", title="Error", format=".2%"),
+            ],
+        )
+        .properties(width=115, height=85)
+        .add_params(pick)
+    )
+    order = table.corruption.drop_duplicates().tolist()
+    return base.facet(alt.Facet("corruption:N", title=None, sort=order), columns=5)
+
+
+def class_grid(table: pd.DataFrame, column: str, title: str) -> alt.Chart:
+    """Error of each class under each condition, as colour; the method by drop-down.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, class_name, error (fraction) and the one that `column` names.
+    """
+    methods = table.method.unique().tolist()
+    method = alt.selection_point(
+        fields=["method"],
+        bind=alt.binding_select(options=methods, name="Method "),
+        value=[{"method": methods[-1]}],
+    )
+    hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
+    return (
+        alt.Chart(table)
+        .transform_filter(method)
+        .mark_rect()
+        .encode(
+            x=alt.X(
+                f"{column}:N",
+                sort=table[column].drop_duplicates().tolist(),
+                title=title,
+                axis=alt.Axis(labelAngle=-45),
+            ),
+            y=alt.Y("class_name:N", sort=hardest, title=None),
+            color=alt.Color(
+                "error:Q",
+                title="Error",
+                scale=alt.Scale(scheme="viridis", domain=[0, 1]),
+                legend=alt.Legend(format=".0%"),
+            ),
+            tooltip=[
+                alt.Tooltip("class_name:N", title="Class"),
+                alt.Tooltip(f"{column}:N", title=title),
+                alt.Tooltip("error:Q", title="Error", format=".2%"),
+            ],
+        )
+        .properties(width=alt.Step(26), height=alt.Step(18))
+        .add_params(method)
+    )
+
+
+def rank_correlation(table: pd.DataFrame) -> alt.Chart:
+    """How alike two orders of the classes are: a grid of Spearman's ρ for each method.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, condition_a, condition_b, value (-1 to 1).
+    """
+    order = table.condition_a.drop_duplicates().tolist()
+    base = alt.Chart(table).encode(
+        x=alt.X("condition_b:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y("condition_a:N", sort=order, title=None),
+    )
+    cells = base.mark_rect().encode(
+        color=alt.Color(
+            "value:Q",
+            title="Spearman's ρ",
+            # Centred on zero, so that a grey cell is no relation at all.
+            scale=alt.Scale(domain=[-1, 0, 1], range=["#D55E00", "#e8e8e8", "#0072B2"]),
+        ),
+        tooltip=[
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("condition_a:N", title="One order"),
+            alt.Tooltip("condition_b:N", title="The other"),
+            alt.Tooltip("value:Q", title="ρ", format=".2f"),
+        ],
+    )
+    strong = "abs(datum.value) > 0.6"
+    text = base.mark_text(fontSize=11).encode(
+        text=alt.Text("value:Q", format=".2f"),
+        color=alt.condition(strong, alt.value("white"), alt.value("black")),
+    )
+    panels = alt.Facet("method:N", title=None, sort=table.method.unique().tolist())
+    return (
+        (cells + text).properties(width=alt.Step(48), height=alt.Step(30)).facet(panels, columns=3)
+    )
+
+
+def two_errors(table: pd.DataFrame) -> alt.Chart:
+    """Each class's error under two benchmarks, one panel a method; find a class by name.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, class_name, benchmark, other (the horizontal error), error (the vertical).
+    """
+    benchmarks = table.benchmark.drop_duplicates().tolist()
+    benchmark = alt.selection_point(
+        fields=["benchmark"],
+        bind=alt.binding_select(options=benchmarks, name="Benchmark "),
+        value=[{"benchmark": benchmarks[-1]}],
+    )
+    search = alt.param(
+        name="class_search_two",
+        value="",
+        bind=alt.binding(input="search", placeholder="class name", name="Find "),
+    )
+    found = "class_search_two && indexof(lower(datum.class_name), lower(class_search_two)) >= 0"
+    methods = table.method.unique().tolist()
+    base = (
+        alt.Chart(table)
+        .transform_filter(benchmark)
+        .encode(
+            x=alt.X("other:Q", title="Clean error (%)", axis=alt.Axis(**ERROR_AXIS, tickCount=4)),
+            y=alt.Y("error:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS, tickCount=4)),
+            color=method_colour(methods).legend(None),
+            tooltip=[
+                alt.Tooltip("class_name:N", title="Class"),
+                alt.Tooltip("method:N", title="Method"),
+                alt.Tooltip("other:Q", title="Clean error", format=".2%"),
+                alt.Tooltip("error:Q", title="Error", format=".2%"),
+            ],
+        )
+    )
+    few = table.class_name.nunique() <= 100
+    points = base.mark_circle(size=60 if few else 14, opacity=0.8)
+    marked = base.mark_point(size=180, strokeWidth=2.5, filled=False).transform_filter(found)
+    labels = base.mark_text(dy=-12, fontSize=11).encode(text="class_name:N").transform_filter(found)
+    layers = (points + marked + labels).properties(width=190, height=190)
+    return layers.add_params(benchmark, search).facet(
+        alt.Facet("method:N", title=None, sort=methods), columns=3
+    )
+
+
+def confusion_kinds(table: pd.DataFrame) -> alt.Chart:
+    """Right, wrong within the group, wrong across groups: shares of each group's images.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, benchmark, group, kind ("right", "within", "across"), share (fraction).
+    """
+    methods = table.method.unique().tolist()
+    kinds = ["right", "within", "across"]
+    table = table.assign(order=table.kind.map(kinds.index))
+    return (
+        alt.Chart(table)
+        .mark_bar()
+        .encode(
+            x=alt.X(
+                "share:Q", title="Share of the group's images (%)", axis=alt.Axis(**ERROR_AXIS)
+            ),
+            y=alt.Y("method:N", sort=methods, title=None),
+            order="order:Q",
+            color=alt.Color(
+                "kind:N",
+                title="Predicted",
+                sort=kinds,
+                scale=alt.Scale(domain=kinds, range=["#bbbbbb", "#E69F00", "#0072B2"]),
+                legend=alt.Legend(orient="top"),
+            ),
+            tooltip=[
+                alt.Tooltip("group:N", title="Group"),
+                alt.Tooltip("method:N", title="Method"),
+                alt.Tooltip("kind:N", title="Predicted"),
+                alt.Tooltip("share:Q", title="Share", format=".2%"),
+            ],
+        )
+        .properties(width=200, height=alt.Step(16))
+        .facet(
+            column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist()),
+            row=alt.Row(
+                "group:N",
+                title=None,
+                sort=table.group.drop_duplicates().tolist(),
+                header=alt.Header(labelAngle=0, labelAlign="left"),
+            ),
+        )
     )
 
 
@@ -262,6 +486,43 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
         )
         .properties(width=260, height=alt.Step(18))
         .facet(alt.Facet("panel:N", title=None, sort=table.panel.unique().tolist()), columns=2)
+    )
+
+
+def differences(
+    table: pd.DataFrame, title: str = "Change of error (points)", form: str = "+.0%"
+) -> alt.Chart:
+    """Paired differences with their intervals, one panel a pair of methods.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns pair, name, value, low, high; below zero is better.
+    title, form : str
+        Title and number format of the axis.
+    """
+    order = table.groupby("name").value.mean().sort_values().index.tolist()
+    clear = "datum.low > 0 || datum.high < 0"
+    precise = form.replace(".0", ".2")
+    base = alt.Chart(table).encode(
+        y=alt.Y("name:N", sort=order, title=None),
+        # What is clear of zero is filled with ink, all else is grey.
+        color=alt.condition(clear, alt.value("#0072B2"), alt.value("#999999")),
+        tooltip=[
+            alt.Tooltip("name:N", title="Name"),
+            alt.Tooltip("value:Q", title="Change", format=precise),
+            alt.Tooltip("low:Q", title="95 % from", format=precise),
+            alt.Tooltip("high:Q", title="to", format=precise),
+        ],
+    )
+    zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
+    rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    points = base.mark_circle(size=55).encode(
+        x=alt.X("value:Q", title=title, axis=alt.Axis(format=form))
+    )
+    chart = (zero + rules + points).properties(width=250, height=alt.Step(17))
+    return chart.facet(
+        alt.Facet("pair:N", title=None, sort=table.pair.unique().tolist()), columns=2
     )
 
 

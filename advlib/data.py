@@ -22,6 +22,7 @@ __all__ = [
     "augment",
     "evaluation_batches",
     "load_dataset",
+    "stratified_subset",
     "stream_seed",
     "training_batches",
 ]
@@ -93,6 +94,8 @@ class Images(Dataset):
     paths : list of str, or None
     resize, image_size : int, or None
         For `paths`: px of the short side, then of the centre crop.
+    interpolation : {"bilinear", "bicubic"}
+        For `paths`, when resizing.
     fingerprint : str
         SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the relative
         path, size in bytes and label of each file, in order; the files' content is not read.
@@ -115,6 +118,7 @@ class Images(Dataset):
         paths: Sequence[str] | None = None,
         resize: int | None = None,
         image_size: int | None = None,
+        interpolation: str = "bilinear",
     ):
         self.title, self.source = title, source
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
@@ -122,7 +126,7 @@ class Images(Dataset):
         self.num_classes = len(self.class_names)
         self.pixels = None if pixels is None else torch.as_tensor(pixels)
         self.paths = None if paths is None else list(paths)
-        self.resize, self.image_size = resize, image_size
+        self.resize, self.image_size, self.interpolation = resize, image_size, interpolation
         if len(set(self.file_names)) < len(self.file_names):
             seen: set[str] = set()
             twice = next(n for n in self.file_names if n in seen or seen.add(n))
@@ -143,7 +147,8 @@ class Images(Dataset):
 
         `transform`, from PIL image to PIL image, takes the place of resizing and cropping.
         """
-        return trees.decode(self.paths[index], self.resize, self.image_size, transform)
+        sizes = self.resize, self.image_size
+        return trees.decode(self.paths[index], *sizes, transform, self.interpolation)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -165,6 +170,7 @@ class Images(Dataset):
             paths=None if self.paths is None else [self.paths[i] for i in chosen],
             resize=self.resize,
             image_size=self.image_size,
+            interpolation=self.interpolation,
         )
 
 
@@ -177,6 +183,7 @@ def load_dataset(
     holdout_images: int = 0,
     image_size: int | None = None,
     resize: int | None = None,
+    interpolation: str | None = None,
 ) -> Images:
     """A split of a data set, fetched first where that is possible.
 
@@ -198,6 +205,8 @@ def load_dataset(
     image_size, resize : int, optional
         For image files: px of the centre crop, and of the short side before it. None: the set's
         own size for small images, 224 and 232 for large ones (resize : image_size = 232 : 224).
+    interpolation : {"bilinear", "bicubic"}, optional
+        For image files, when resizing; None: bilinear. Always antialiased.
 
     Returns
     -------
@@ -222,10 +231,12 @@ def load_dataset(
         raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}")
     if split not in ("train", "holdout", "test"):
         raise ValueError(f"split is 'train', 'holdout' or 'test', got {split!r}")
+    if interpolation not in (None, "bilinear", "bicubic"):
+        raise ValueError(f"interpolation is 'bilinear' or 'bicubic', got {interpolation!r}")
     if split == "holdout" and not holdout_images:
         raise ValueError("split 'holdout' needs holdout_images, the number of images in it")
     stored = "test" if split == "test" else "train"
-    images = _READERS[name](stored, data_dir, image_size, resize)
+    images = _READERS[name](stored, data_dir, image_size, resize, interpolation)
     if holdout_images and split != "test":
         held = _stratified(images, holdout_images, "holdout", "holdout_images")
         if split == "train":
@@ -234,8 +245,13 @@ def load_dataset(
             held = keep.nonzero().flatten()
         images = images.subset(held)
     if n_images is not None:
-        images = images.subset(_stratified(images, n_images, "subset", "n_images"))
+        images = stratified_subset(images, n_images)
     return images
+
+
+def stratified_subset(images: Images, n_images: int) -> Images:
+    """`n_images` of them, the same number of each class, always the same ones."""
+    return images.subset(_stratified(images, n_images, "subset", "n_images"))
 
 
 def _stratified(images: Images, count: int, stream: str, what: str) -> torch.Tensor:
@@ -264,10 +280,12 @@ def _stratified(images: Images, count: int, stream: str, what: str) -> torch.Ten
     return torch.from_numpy(np.sort(chosen))
 
 
-def _fixed_size(name: str, image_size, resize) -> None:
+def _fixed_size(name: str, image_size, resize, interpolation) -> None:
     size = DATASETS[name].image_size
-    if image_size not in (None, size) or resize not in (None, size):
-        raise ValueError(f"the images of {name} are {size} px: leave image_size and resize out")
+    if image_size not in (None, size) or resize not in (None, size) or interpolation:
+        raise ValueError(
+            f"the images of {name} are {size} px: leave image_size, resize and interpolation out"
+        )
 
 
 def _in_memory(name: str, stored: str, source: str, pixels, labels, positions=None) -> Images:
@@ -283,10 +301,10 @@ def _in_memory(name: str, stored: str, source: str, pixels, labels, positions=No
     )
 
 
-def _read_digits(stored, data_dir, image_size, resize) -> Images:
+def _read_digits(stored, data_dir, image_size, resize, interpolation) -> Images:
     from sklearn.datasets import load_digits
 
-    _fixed_size("digits", image_size, resize)
+    _fixed_size("digits", image_size, resize, interpolation)
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     images = _in_memory("digits", "digit", "scikit-learn", pixels, digits.target)
@@ -297,19 +315,19 @@ def _read_digits(stored, data_dir, image_size, resize) -> Images:
     )
 
 
-def _read_fashion_mnist(stored, data_dir, image_size, resize) -> Images:
-    _fixed_size("fashion_mnist", image_size, resize)
+def _read_fashion_mnist(stored, data_dir, image_size, resize, interpolation) -> Images:
+    _fixed_size("fashion_mnist", image_size, resize, interpolation)
     folder, source = fetch.locate("fashion_mnist", data_dir)
     return _in_memory("fashion_mnist", stored, source, *fetch.read_fashion_mnist(folder, stored))
 
 
-def _read_cifar10(stored, data_dir, image_size, resize) -> Images:
+def _read_cifar10(stored, data_dir, image_size, resize, interpolation) -> Images:
     folder, source = fetch.locate("cifar10", data_dir)
     if (folder / "train").exists() or (folder / "test").exists():
-        return _read_tree("cifar10", stored, folder, source, image_size, resize)
+        return _read_tree("cifar10", stored, folder, source, image_size, resize, interpolation)
     from advlib.vision import torchvision
 
-    _fixed_size("cifar10", image_size, resize)
+    _fixed_size("cifar10", image_size, resize, interpolation)
     dataset = torchvision.datasets.CIFAR10
     listed = [*dataset.train_list, *dataset.test_list]
     for file_name, md5 in [*listed, (dataset.meta["filename"], dataset.meta["md5"])]:
@@ -318,12 +336,12 @@ def _read_cifar10(stored, data_dir, image_size, resize) -> Images:
     return _in_memory("cifar10", stored, source, data.data.transpose(0, 3, 1, 2), data.targets)
 
 
-def _read_located_tree(name, stored, data_dir, image_size, resize) -> Images:
+def _read_located_tree(name, stored, data_dir, image_size, resize, interpolation) -> Images:
     folder, source = fetch.locate(name, data_dir)
-    return _read_tree(name, stored, folder, source, image_size, resize)
+    return _read_tree(name, stored, folder, source, image_size, resize, interpolation)
 
 
-def _read_tree(name, stored, folder, source, image_size, resize) -> Images:
+def _read_tree(name, stored, folder, source, image_size, resize, interpolation) -> Images:
     info = DATASETS[name]
     tree = trees.list_tree(folder, stored, imagenet=name == "imagenet")
     title, class_names, labels = info.title, tree.classes, tree.labels
@@ -338,16 +356,18 @@ def _read_tree(name, stored, folder, source, image_size, resize) -> Images:
     if name == "imagenet":
         class_names, labels = trees.imagenet_labels(tree, folder)
     facts = dict(title=title, source=source, file_names=tree.names, class_names=class_names)
+    interpolation = interpolation or "bilinear"
     side = trees.small_side(tree.paths, image_size or info.image_size)
     if side is not None:
         resize = resize or side
         trees.check_crop(resize, side)
-        pixels = trees.decode_all(tree, f"{name}-{stored}", resize, side)
+        pixels = trees.decode_all(tree, f"{name}-{stored}", resize, side, interpolation)
         return Images(**facts, labels=labels, pixels=pixels)
     side = image_size or 224
     resize = resize or round(side * 232 / 224)
     trees.check_crop(resize, side)
-    return Images(**facts, labels=labels, paths=tree.paths, resize=resize, image_size=side)
+    how = dict(resize=resize, image_size=side, interpolation=interpolation)
+    return Images(**facts, labels=labels, paths=tree.paths, **how)
 
 
 _READERS = {

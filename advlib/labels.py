@@ -114,8 +114,13 @@ def widen_head(
     Returns
     -------
     The same model. Fresh rows are drawn as torch draws a linear layer: U(±1/sqrt(inputs)).
+
+    Raises
+    ------
+    ValueError
+        If the model has no such layer (`find_head`).
     """
-    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    name, head = find_head(model)
     wide = nn.Linear(head.in_features, head.out_features + num_transforms, head.bias is not None)
     wide.to(head.weight.device, head.weight.dtype)
     bound = head.in_features**-0.5
@@ -128,6 +133,31 @@ def widen_head(
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, wide)
     return model
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Path and layer of the classifier: the last ``nn.Linear`` of the model.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or timm says that the classifier is another layer or several.
+    """
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    net = next((m for m in model.modules() if hasattr(m, "get_classifier")), None)
+    if linear and net is not None:
+        classifier = net.get_classifier()
+        inside = list(classifier.modules()) if isinstance(classifier, nn.Module) else []
+        outputs = linear[-1][1].out_features
+        heads = [m for m in inside if isinstance(m, nn.Linear) and m.out_features == outputs]
+        linear = linear if heads == [linear[-1][1]] else []
+    if not linear:
+        raise ValueError(
+            "the network does not end in one linear layer, which the transformation logits of "
+            "label augmentation and a head for other classes need: choose another network, or "
+            "methods without label augmentation"
+        )
+    return linear[-1]
 
 
 def _check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:

@@ -5,6 +5,7 @@ A prediction table has one row per image and condition: ``file_name``, ``label``
 ``by=[columns]`` for one row a condition. Bad input raises a ValueError that names what is wrong.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,16 +14,8 @@ import pandas as pd
 from scipy import stats
 
 IMAGE_COLUMNS = ("file_name", "label", "predicted_class")
-CONDITION_COLUMNS = (  # what may tell two rows of one image apart
-    "study",
-    "method",
-    "seed",
-    "benchmark",
-    "condition",
-    "corruption",
-    "severity",
-    "attack",
-)
+# What may tell two rows of one image apart.
+CONDITION_COLUMNS = "study method seed benchmark condition corruption severity attack".split()
 # AlexNet's mean error over the severities of ImageNet-C (Hendrycks & Dietterich, 2019).
 ALEXNET_CORRUPTION_ERROR = {
     "gaussian_noise": 0.886428,
@@ -42,19 +35,13 @@ ALEXNET_CORRUPTION_ERROR = {
     "jpeg_compression": 0.606500,
 }
 CORRUPTIONS = tuple(ALEXNET_CORRUPTION_ERROR)
-STATISTICS = (
-    "error",
-    "mean",
-    "sd",
-    "sd_noise_corrected",
-    "worst",
-    "worst_decile",
-    "gap",
-    "cv",
-    "sd_normalised",
-)
+STATISTICS = "error mean sd sd_noise_corrected worst worst_decile gap cv sd_normalised".split()
+SIGN = np.array([1.0, -1.0])  # x @ SIGN: a table less another; of one table cut to its length
 _MULTILABEL = "multilabel_correct"  # written by multilabel_table, decides what counts as an error
 By = str | Sequence[str] | None
+Groups = Mapping[int, str] | pd.Series  # label -> group of classes
+LabelSets = Mapping[str, Collection[int]]  # file name -> class numbers
+Other = pd.DataFrame | None  # the table to compare with
 
 
 class BootstrapInterval(NamedTuple):
@@ -78,15 +65,47 @@ def _list(by: By, *more: str) -> list[str]:
     return list(dict.fromkeys([*([by] if isinstance(by, str) else by or []), *more]))
 
 
+def _codes(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """The combinations of ``columns`` that occur, sorted, and the number of each row's own.
+
+    Millions of rows are then averaged by `np.bincount`, without comparing their strings again.
+    """
+    codes, keys = np.zeros(len(table), np.int64), pd.DataFrame(index=[0])
+    for column in columns:
+        own, values = pd.factorize(table[column])
+        if isinstance(values, pd.CategoricalIndex):  # plain values, whatever the categories' order
+            values = values.astype(values.categories.dtype)
+        order, values = pd.factorize(values, sort=True)
+        codes, found = pd.factorize(codes * len(values) + order[own], sort=True)
+        keys = keys.iloc[found // max(1, len(values))].reset_index(drop=True)
+        keys[column] = values[found % max(1, len(values))]
+    return codes, keys
+
+
+def _averages(images: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """``columns``, n_images, error, noise (the sampling variance of the error, nan for one image).
+
+    For values 0 and 1 the noise is p(1-p)/(n-1).
+    """
+    (codes, keys), wrong = _codes(images, columns), images["wrong"].to_numpy()
+    n = np.bincount(codes, minlength=len(keys))
+    mean = np.bincount(codes, wrong, len(keys)) / n
+    squares = np.bincount(codes, (wrong - mean[codes]) ** 2, len(keys))
+    return keys.assign(n_images=n, error=mean, noise=squares / n / np.where(n > 1, n - 1, np.nan))
+
+
 def _checked(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
     """Columns ``by``, the image columns, and ``wrong`` (float, 0 or 1); the index is new."""
     columns, judged = _list(by, *IMAGE_COLUMNS), _MULTILABEL in table.columns
     _require(table, [*columns, _MULTILABEL] if judged else columns)
     if odd := [c for c in IMAGE_COLUMNS[1:] if not pd.api.types.is_numeric_dtype(table[c])]:
         raise ValueError(f"the columns {odd} must hold class numbers (integers from 0).")
-    key = _list(by, "file_name")
-    if (again := table.duplicated(key)).any():
-        hint = [c for c in CONDITION_COLUMNS if c in table.columns and c not in key]
+    own, names = pd.factorize(table["file_name"])
+    key = _codes(table, _list(by))[0] * len(names) + own
+    ordered = np.sort(key)  # five times as fast as looking for duplicates in a hash table
+    if (ordered[1:] == ordered[:-1]).any():
+        again = pd.Series(key).duplicated().to_numpy()
+        hint = [c for c in CONDITION_COLUMNS if c in table.columns and c not in _list(by)]
         raise ValueError(
             f"{again.sum()} rows repeat an image of the same condition, such as "
             f"{table.loc[again, 'file_name'].iloc[0]!r}: keep one row each"
@@ -116,8 +135,7 @@ def error(table: pd.DataFrame, by: By = None) -> float | pd.DataFrame:
     images = _checked(table, by)
     if not (columns := _list(by)):
         return float(images["wrong"].mean())
-    groups = images.groupby(columns, observed=True)["wrong"]
-    return groups.agg(n_images="size", error="mean").reset_index()
+    return _averages(images, columns).drop(columns="noise")
 
 
 def corruption_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
@@ -165,47 +183,107 @@ def mean_corruption_error(
     return pd.DataFrame(rows) if _list(by) else rows[0]["mean_corruption_error"]
 
 
-def factor_error(table: pd.DataFrame, annotations: pd.DataFrame) -> pd.DataFrame:
-    """Error over the images of each factor of variation (ImageNet-X; Idrissi et al., 2022).
-
-    ``annotations``: one row per image and factor, columns ``file_name`` and ``factor`` (missing for
-    an image annotated with no factor: it counts in the denominator of `error_ratio`).
-    Returns ``factor``, ``n_images``, ``error``; a factor that none of the images has gets nan.
-    """
+def _annotated(images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, list]:
+    """The images' rows with a ``factor``, one for each, and all factors; or a ValueError."""
     _require(annotations, ["file_name", "factor"], "the annotation table", holes=True)
     if annotations.duplicated(["file_name", "factor"]).any():
         raise ValueError("the annotation table names an image twice for one factor.")
-    rows = _checked(table).merge(annotations[["file_name", "factor"]], on="file_name")
+    rows = images.merge(annotations[["file_name", "factor"]], on="file_name")
     if rows.empty:
         raise ValueError(
             "no image of the prediction table is annotated: compare the file names, "
-            f"{table.file_name.iloc[0]!r} and {annotations.file_name.iloc[0]!r}."
+            f"{images.file_name.iloc[0]!r} and {annotations.file_name.iloc[0]!r}."
         )
-    grouped = rows.groupby("factor", observed=True)["wrong"]
-    factors = pd.Index(sorted(annotations["factor"].dropna().unique()), name="factor")
-    result = grouped.agg(n_images="size", error="mean").reindex(factors).reset_index()
+    return rows.dropna(subset="factor"), sorted(annotations["factor"].dropna().unique())
+
+
+def _in_denominator(images: pd.DataFrame, annotations: pd.DataFrame, denominator: str):
+    if denominator not in ("annotated", "all"):
+        raise ValueError(f"denominator must be 'annotated' or 'all', not {denominator!r}.")
+    return images["file_name"].isin(annotations["file_name"]) | (denominator == "all")
+
+
+def factor_error(table: pd.DataFrame, annotations: pd.DataFrame, by: By = None) -> pd.DataFrame:
+    """Error over the images of each factor of variation (ImageNet-X; Idrissi et al., 2022).
+
+    ``annotations``: one row per image and factor, columns ``file_name`` and ``factor`` (missing for
+    an image annotated with no factor: it counts in the denominator of `error_ratio`). Returns the
+    columns of ``by``, ``factor``, ``n_images``, ``error``; nan for a factor without images.
+    """
+    images, columns = _checked(table, by), _list(by, "factor")
+    rows, factors = _annotated(images, annotations)
+    every = _codes(images, columns[:-1])[1].merge(pd.DataFrame({"factor": factors}), how="cross")
+    result = every.merge(_averages(rows, columns), on=columns, how="left").drop(columns="noise")
     return result.assign(n_images=result["n_images"].fillna(0).astype(int))
 
 
 def error_ratio(
-    table: pd.DataFrame, annotations: pd.DataFrame, denominator: str = "annotated"
+    table: pd.DataFrame, annotations: pd.DataFrame, denominator: str = "annotated", by: By = None
 ) -> pd.DataFrame:
     """E_f = (1 - accuracy(factor)) / (1 - accuracy(model)) (paper, Sec. 3).
 
     The model's accuracy is over its ``"annotated"`` images, each counted once (as the ImageNet-X
-    library does), or over ``"all"``. Returns ``factor``, ``error_ratio`` (nan for no error at all).
+    library does), or over ``"all"``; with ``by``, over those of the same group.
+    Returns the columns of ``by``, ``factor``, ``error_ratio`` (nan for no error at all).
     """
-    if denominator not in ("annotated", "all"):
-        raise ValueError(f"denominator must be 'annotated' or 'all', not {denominator!r}.")
-    factors, images = factor_error(table, annotations), _checked(table)
-    if denominator == "annotated":
-        images = images[images["file_name"].isin(annotations["file_name"])]
-    factors["error_ratio"] = factors["error"] / (images["wrong"].mean() or np.nan)
-    return factors[["factor", "error_ratio"]]
+    factors, images, columns = factor_error(table, annotations, by), _checked(table, by), _list(by)
+    images = images[_in_denominator(images, annotations, denominator)]
+    how = {"on": columns, "how": "left"} if columns else {"how": "cross"}
+    both = factors.merge(_averages(images, columns), **how, suffixes=("", "_of_model"))
+    ratio = both["error"] / both["error_of_model"].replace(0.0, np.nan)
+    return factors[[*columns, "factor"]].assign(error_ratio=ratio)
+
+
+def factor_summary(
+    table: pd.DataFrame,
+    annotations: pd.DataFrame,
+    *,
+    denominator: str = "annotated",
+    paired_with: Other = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`factor_error` and `error_ratio`, or their table - paired_with, with 95 % intervals.
+
+    Percentile intervals: images are resampled as in `bootstrap` and carry their factors, so that
+    factor and denominator vary together. nan where that hides the uncertainty: every class has its
+    images of the factor all right or all wrong, or more than 5 % of the classes have one image.
+    Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
+    """
+    images, wrong = _images(table, paired_with, n_resamples)
+    labels, position = images["label"].to_numpy(), images.reset_index(names="position")
+    rows, factors = _annotated(position, annotations)
+    member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
+    member[:, 0] = _in_denominator(images, annotations, denominator)
+    member[rows["position"], 1 + pd.Index(factors).get_indexer(rows["factor"])] = 1
+    counted = np.column_stack([np.ones(len(images)), wrong])
+    counted = counted[:, :, None] * member[:, None]  # every figure is a ratio of two sums of these
+
+    def figures(sums: np.ndarray) -> pd.DataFrame:  # columns: the errors, then the ratios
+        sums = sums.reshape(-1, *counted.shape[1:])
+        with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no image, or no error at all
+            errors = sums[:, 1:] / sums[:, :1]
+            ratios = errors[..., 1:] / errors[..., :1]
+        return pd.DataFrame(
+            SIGN[: wrong.shape[1]] @ np.concatenate([errors[..., 1:], ratios], axis=2)
+        )
+
+    drawn = _draws(labels, counted.reshape(len(images), -1), n_resamples, seed)
+    replicates = figures(sum(counts @ distinct for _, counts, distinct in drawn))
+    result = pd.concat([figures(counted.sum(0)), replicates.quantile([0.025, 0.975])]).to_numpy(
+        copy=True
+    )
+    hidden = [not _resampling_shows(labels, wrong, has > 0) for has in member.T[1:]]
+    result[1:, hidden * 2] = np.nan
+    names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]
+    n_images = member[:, 1:].sum(0).astype(int)
+    errors, ratios = np.hsplit(result, 2)
+    columns = dict(zip(names, [*errors, *ratios], strict=True))
+    return pd.DataFrame({"factor": factors, "n_images": n_images, **columns})
 
 
 def multilabel_table(
-    table: pd.DataFrame, label_sets: Mapping[str, Collection[int]], unlabelled: str = "drop"
+    table: pd.DataFrame, label_sets: LabelSets, unlabelled: str = "drop"
 ) -> pd.DataFrame:
     """The table judged by label sets: every metric of it (class-wise, bootstrap …) is then ReaL's.
 
@@ -217,7 +295,7 @@ def multilabel_table(
     if unlabelled not in ("drop", "error"):
         raise ValueError(f"unlabelled must be 'drop' or 'error', not {unlabelled!r}.")
     _require(table, IMAGE_COLUMNS)
-    if absent := [name for name in table["file_name"] if name not in label_sets]:
+    if absent := [name for name in table["file_name"].unique() if name not in label_sets]:
         raise ValueError(
             f"{len(absent)} images have no entry in label_sets, the first is "
             f"{absent[0]!r}; an image without labels needs an empty set."
@@ -229,10 +307,7 @@ def multilabel_table(
 
 
 def multilabel_error(
-    table: pd.DataFrame,
-    label_sets: Mapping[str, Collection[int]],
-    unlabelled: str = "drop",
-    by: By = None,
+    table: pd.DataFrame, label_sets: LabelSets, unlabelled: str = "drop", by: By = None
 ) -> float | pd.DataFrame:
     """ReaL error (Beyer et al., 2020): `error` of `multilabel_table`."""
     return error(multilabel_table(table, label_sets, unlabelled), by)
@@ -245,9 +320,7 @@ def relative_reduction(a, b):
     return float(result) if np.ndim(result) == 0 else result
 
 
-def class_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
-    """``label``, ``n_images``, ``error`` and 95 % Wilson interval ``low``, ``high`` of a class."""
-    result = error(table, _list(by, "label"))
+def _with_wilson(result: pd.DataFrame) -> pd.DataFrame:
     n, p, z = result["n_images"], result["error"], stats.norm.ppf(0.975)
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
@@ -256,11 +329,9 @@ def class_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
     )
 
 
-def _class_values(images: pd.DataFrame) -> pd.DataFrame:
-    """One row a class: label, n_images, error, noise (the sampling variance of its error)."""
-    groups = images.groupby("label")["wrong"].agg(n_images="size", error="mean", noise="sem")
-    # The squared standard error is p(1-p)/(n-1) for values 0 and 1; it is nan for one image.
-    return groups.assign(noise=groups["noise"] ** 2).reset_index()
+def class_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
+    """``label``, ``n_images``, ``error`` and 95 % Wilson interval ``low``, ``high`` of a class."""
+    return _with_wilson(error(table, _list(by, "label")))
 
 
 def _corrected_variance(classes: pd.DataFrame) -> tuple[float, float]:
@@ -308,9 +379,8 @@ def class_summary(table: pd.DataFrame, by: By = None) -> pd.Series | pd.DataFram
     class, cv for no error at all, sd_normalised for a mean of 0 or 1.
     Returns a Series; with ``by``: its columns and these, one row a condition.
     """
-    rows = [
-        {**key, **_summary(_class_values(group))} for key, group in _groups(_checked(table, by), by)
-    ]
+    classes = _averages(_checked(table, by), _list(by, "label"))
+    rows = [{**key, **_summary(group)} for key, group in _groups(classes, by)]
     return pd.DataFrame(rows) if _list(by) else pd.Series(rows[0])
 
 
@@ -323,15 +393,15 @@ def class_changes(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     ``n_raw`` classes have p < 0.05; if no class differed, ``expected_by_chance`` of them would
     (exact, given the numbers of images that changed), at most ``expected_at_most`` = 0.05 K.
     """
-    a, b = (_checked(t).sort_values("file_name", ignore_index=True) for t in (table, other))
+    a, b = (_averages(_checked(t), ["file_name", "label"]) for t in (table, other))
     _same_images(a, b)
     grouped = pd.DataFrame(
         {
             "label": a["label"],
-            "error": a["wrong"],
-            "error_other": b["wrong"],
-            "fixed": a["wrong"] > b["wrong"],
-            "broken": a["wrong"] < b["wrong"],
+            "error": a["error"],
+            "error_other": b["error"],
+            "fixed": a["error"] > b["error"],
+            "broken": a["error"] < b["error"],
         }
     ).groupby("label")
     result = grouped[["error", "error_other"]].mean().reset_index()
@@ -356,11 +426,80 @@ def class_changes(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def confusion(table: pd.DataFrame) -> pd.DataFrame:
+def _shares(counts: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    total = counts.groupby(columns, observed=True)["n_images"].transform("sum")
+    return counts.assign(share=counts["n_images"] / total)
+
+
+def confusion(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
     """The pairs that occur: ``label``, ``predicted_class``, ``n_images``, ``share`` of label."""
-    counts = _checked(table).groupby(["label", "predicted_class"]).size()
-    share = counts / counts.groupby("label").transform("sum")
-    return pd.DataFrame({"n_images": counts, "share": share}).reset_index()
+    columns = _list(by, "label", "predicted_class")
+    pairs = _averages(_checked(table, by), columns)[[*columns, "n_images"]]
+    return _shares(pairs, columns[:-1])
+
+
+def _grouped(table: pd.DataFrame, groups, by: By, *classes: str) -> pd.DataFrame:
+    """`_averages` by the columns ``classes``, with the column ``group`` (and predicted_group)."""
+    cells, groups = _averages(_checked(table, by), _list(by, *classes)), pd.Series(groups)
+    for column, name in zip(classes, ("group", "predicted_group"), strict=False):
+        cells.insert(0, name, cells[column].map(groups))
+        if absent := sorted(set(cells.loc[cells[name].isna(), column])):
+            raise ValueError(
+                f"groups must name a group for every {column}: it lacks {len(absent)} classes, "
+                f"such as {absent[:5]}."
+            )
+    return cells
+
+
+def group_error(table: pd.DataFrame, groups: Groups, by: By = None) -> pd.DataFrame:
+    """Errors of groups of classes. ``groups``: label -> group, for every class.
+
+    Returns the columns of ``by``, ``group``, ``n_classes``, ``n_images``, ``error`` (over images),
+    ``mean`` and ``sd`` over its classes (population; nan as in `class_summary`), and the 95 %
+    Wilson interval ``low``, ``high`` of the error.
+    """
+    classes = _grouped(table, groups, by, "label")
+    classes["wrong"] = classes["error"] * classes["n_images"]
+    grouped = classes.groupby(_list(by, "group"), observed=True)
+    result = grouped[["n_images", "wrong"]].sum()
+    result.insert(0, "n_classes", grouped.size())
+    result["error"] = result.pop("wrong") / result["n_images"]
+    result["mean"] = grouped["error"].mean()
+    spread = (result["n_classes"] > 1) & (grouped["n_images"].max() > 1)
+    result["sd"] = grouped["error"].std(ddof=0).where(spread)
+    return _with_wilson(result.reset_index())
+
+
+def group_confusion(table: pd.DataFrame, groups: Groups, by: By = None) -> pd.DataFrame:
+    """The pairs that occur: ``group``, ``predicted_group``, ``n_images``, ``share`` of group.
+
+    ``groups``: label -> group, for every class that is a label or predicted. The images of a group
+    that stay within it are right or not: `confusion_kinds`.
+    """
+    columns = _list(by, "group", "predicted_group")
+    pairs = _grouped(table, groups, by, "label", "predicted_class")
+    counts = pairs.groupby(columns, observed=True)["n_images"].sum().reset_index()
+    return _shares(counts, columns[:-1])
+
+
+def confusion_kinds(table: pd.DataFrame, groups: Groups, by: By = None) -> pd.DataFrame:
+    """How each group's images are judged: right, wrong within the group, wrong across groups.
+
+    ``groups``: label -> group, for all K classes. Returns the columns of ``by``, ``group``,
+    ``kind`` ("right", "within", "across"), ``n_images``, ``share`` of the group's images, and
+    ``expected``: the share if its errors fell evenly over the other K-1 classes.
+    """
+    pairs = _grouped(table, groups, by, "label", "predicted_class")
+    wrong, same = pairs["n_images"] * pairs["error"], pairs["group"] == pairs["predicted_group"]
+    kinds = {"right": pairs["n_images"] - wrong, "within": wrong * same, "across": wrong * ~same}
+    counts = pairs.assign(**kinds).groupby(_list(by, "group"), observed=True)[[*kinds]].sum()
+    shares, sizes = counts.div(counts.sum(axis=1), axis=0), pd.Series(groups).value_counts()
+    within = (counts.index.get_level_values("group").map(sizes) - 1) / (sizes.sum() - 1)
+    expected = shares.assign(within=within, across=1 - within)
+    expected[["within", "across"]] = expected[["within", "across"]].mul(1 - shares["right"], axis=0)
+    parts = {"n_images": counts.round().astype(int), "share": shares, "expected": expected}
+    stacked = {name: part.rename_axis(columns="kind").stack() for name, part in parts.items()}
+    return pd.DataFrame(stacked).reset_index()
 
 
 def rank_correlation(class_error_a: pd.DataFrame, class_error_b: pd.DataFrame) -> float:
@@ -375,82 +514,119 @@ def rank_correlation(class_error_a: pd.DataFrame, class_error_b: pd.DataFrame) -
     return float(stats.spearmanr(a, b).statistic) if varied else np.nan
 
 
-def _image_values(table: pd.DataFrame) -> pd.DataFrame:
-    """One row an image, sorted by file_name: label, and wrong = its mean error over its rows."""
-    rows = _checked(
-        table, [c for c in CONDITION_COLUMNS if c in table.columns and table[c].notna().any()]
-    )
-    images = rows.groupby(["file_name", "label"])["wrong"].agg(["mean", "size"]).reset_index()
-    if images["file_name"].duplicated().any() or images["size"].nunique() > 1:
-        raise ValueError(
-            "an image needs one label and a row in every condition; here some "
-            "images have several labels, or fewer rows than others."
-        )
-    return images.rename(columns={"mean": "wrong"})
+def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """`rank_correlation` of the class errors under any two conditions: are the same classes hard?
+
+    ``class_errors``: ``label``, ``error`` and a column ``condition``, such as "benchmark". Returns
+    ``condition_a``, ``condition_b`` (each pair in both orders), ``value``, ``low``, ``high``: 95 %
+    intervals by Fisher's transformation, variance (1 + rho^2 / 2) / (K - 3) (Bonett & Wright,
+    2000), nan for K < 4 classes or rho = 1 or -1. Unlike all others they are over *classes*, as if
+    drawn from many; the noise of few images a class, not in them, pulls rho towards 0.
+    """
+    _require(class_errors, [condition, "label", "error"], "the table of class errors")
+    parts, rows = list(class_errors.groupby(condition, observed=True)), []
+    for (a, first), (b, second) in itertools.combinations(parts, 2):
+        rho, k, ends = rank_correlation(first, second), len(first), [np.nan, np.nan]
+        if k > 3 and abs(rho) < 1:
+            half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (k - 3))
+            ends = np.tanh(np.arctanh(rho) + [-half, half])
+        rows += [(a, b, rho, *ends), (b, a, rho, *ends)]
+    result = pd.DataFrame(rows, columns=["condition_a", "condition_b", "value", "low", "high"])
+    return result.sort_values(["condition_a", "condition_b"], ignore_index=True)
 
 
-def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int):
-    """Replicates, each (n_resamples, m), of: error, mean, noise-corrected variance (signed).
+def _images(
+    table: pd.DataFrame,
+    paired_with: Other,
+    n_resamples: int,
+    reference: Mapping[str, float] | None = None,
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The images, and each one's mean over its rows (N, 1), or (N, 2) with ``paired_with``.
+
+    ``reference``: a row counts with 1 / that of its corruption.
+    """
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
+    parts = []
+    for one in (table, paired_with)[: 1 if paired_with is None else 2]:
+        present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
+        rows = _checked(one, present)
+        if reference is not None:
+            rows["wrong"] /= rows["corruption"].map(reference).astype(float)
+        parts.append(images := _averages(rows, ["file_name", "label"]))
+        if images["file_name"].duplicated().any() or images["n_images"].nunique() > 1:
+            raise ValueError(
+                "an image needs one label and a row in every condition; here some "
+                "images have several labels, or fewer rows than others."
+            )
+    if paired_with is not None:
+        _same_images(*parts)
+    return parts[0][["file_name", "label"]], np.column_stack([part["error"] for part in parts])
+
+
+def _resampling_shows(labels: np.ndarray, wrong: np.ndarray, part=slice(None)) -> bool:
+    """Whether resampling the images within their classes shows how uncertain a figure is."""
+    seen = np.unique(np.column_stack([labels, wrong])[part], axis=0)[:, 0]
+    single = (np.unique(labels, return_counts=True)[1] == 1).mean() > 0.05
+    return not single and len(seen) > len(np.unique(seen))
+
+
+def _draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple]:
+    """Of each class: n, counts (n_resamples, d), distinct (d, m); counts @ distinct are sums.
 
     Images are drawn within their class, the m columns of ``values`` (N, m) together.
     """
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind="stable")
-    classes = np.split(values[order], np.flatnonzero(np.diff(labels[order])) + 1)
+    for images in np.split(values[order], np.flatnonzero(np.diff(labels[order])) + 1):
+        # Images of equal values are interchangeable: where most are, only their counts are drawn.
+        distinct, sizes = np.unique(images, axis=0, return_counts=True)
+        n = len(images)
+        if 8 * len(distinct) <= n:
+            counts = rng.multinomial(n, sizes / n, size=n_resamples)
+        else:
+            distinct, counts = images, np.empty((n_resamples, n))
+            for block in np.array_split(counts, -(-n_resamples // 1000)):  # they fit in the cache
+                drawn = rng.integers(n, size=block.shape, dtype=np.uint32)
+                drawn = drawn + n * np.arange(len(block))[:, None]
+                block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
+        yield n, counts, distinct
+
+
+def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int):
+    """Replicates, each (n_resamples, m), of: error, mean, noise-corrected variance (signed)."""
     errors, means, kept_means, squares, noise = np.zeros((5, n_resamples, values.shape[1]))
-    for images in classes:
-        distinct, counts = np.unique(images, axis=0, return_counts=True)
-        n = len(images)  # images of equal values are interchangeable: draw only their counts
-        shares = rng.multinomial(n, counts / n, size=n_resamples) / n
-        drawn = shares @ distinct
+    sizes = np.unique(labels, return_counts=True)[1]
+    k = max(1, (sizes >= 2).sum())
+    for n, counts, distinct in _draws(labels, values, n_resamples, seed):
+        drawn = counts @ distinct / n
         errors += n / len(values) * drawn
-        means += drawn / len(classes)
+        means += drawn / len(sizes)
         if n >= 2:
             kept_means += drawn
             squares += drawn**2
-            noise += (shares @ distinct**2 - drawn**2) / (n - 1)
-    k = max(1, sum(len(images) >= 2 for images in classes))
+            noise += (counts @ distinct**2 / n - drawn**2) / (n - 1)
     return errors, means, squares / k - (kept_means / k) ** 2 - (k - 1) / k * noise / k
 
 
-def summarise(
-    table: pd.DataFrame,
-    *,
-    paired_with: pd.DataFrame | None = None,
-    n_resamples: int = 10_000,
-    seed: int = 0,
+def _summarise(
+    images: pd.DataFrame, wrong: np.ndarray, n_resamples: int, seed: int
 ) -> pd.DataFrame:
-    """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
-    tables = [_image_values(t) for t in (table, paired_with) if t is not None]
-    if paired_with is not None:
-        _same_images(*tables)
-    sign = np.array([1.0, -1.0][: len(tables)])  # x @ sign: the figure, or first minus second
-    classes = [_class_values(images) for images in tables]
-    values = pd.DataFrame(
-        [
-            {"error": images["wrong"].mean(), **_summary(c)}
-            for images, c in zip(tables, classes, strict=True)
-        ]
+    labels, sign = images["label"].to_numpy(), SIGN[: wrong.shape[1]]
+    classes = [_averages(images.assign(wrong=column), ["label"]) for column in wrong.T]
+    values = [
+        {"error": column.mean(), **_summary(c)} for column, c in zip(wrong.T, classes, strict=True)
+    ]
+    value = sign @ pd.DataFrame(values)[[*STATISTICS]].to_numpy()
+    result = pd.DataFrame({"statistic": STATISTICS, "value": value}).assign(
+        low=np.nan, high=np.nan, n_images=len(images)
     )
-    result = pd.DataFrame(
-        {
-            "statistic": STATISTICS,
-            "value": sign @ values[[*STATISTICS]].to_numpy(),
-            "low": np.nan,
-            "high": np.nan,
-            "n_images": len(tables[0]),
-        }
-    )
-    labels, images = tables[0]["label"].to_numpy(), np.column_stack([t["wrong"] for t in tables])
-    varied = len(np.unique(np.column_stack([labels, images]), axis=0)) > len(classes[0])
-    if not varied or (classes[0]["n_images"] == 1).mean() > 0.05:
-        return result  # resampling would show no uncertainty although there is some
-    errors, means, variances = _replicates(labels, images, n_resamples, seed)
+    if not _resampling_shows(labels, wrong):
+        return result
+    errors, means, variances = _replicates(labels, wrong, n_resamples, seed)
     # A replicate holds the noise of the data and its own: it lies around the observed variance,
     # not around the corrected one, so its deviations are taken from the former.
     observed, corrected = np.transpose([_corrected_variance(c) for c in classes])
-    if paired_with is None:
+    if len(sign) == 1:
         deviations = variances[:, 0] - observed[0]
         sd = _root(corrected[0] - np.quantile(deviations, [0.975, 0.025]))
     else:
@@ -464,10 +640,17 @@ def summarise(
     return result
 
 
+def summarise(
+    table: pd.DataFrame, *, paired_with: Other = None, n_resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
+    return _summarise(*_images(table, paired_with, n_resamples), n_resamples, seed)
+
+
 def bootstrap(
     table: pd.DataFrame,
     statistic: str,
-    paired_with: pd.DataFrame | None = None,
+    paired_with: Other = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> BootstrapInterval:
@@ -492,3 +675,23 @@ def bootstrap(
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
     rows = summarise(table, paired_with=paired_with, n_resamples=n_resamples, seed=seed)
     return BootstrapInterval(*rows.set_index("statistic").loc[statistic, ["value", "low", "high"]])
+
+
+def corruption_summary(
+    table: pd.DataFrame,
+    reference: Mapping[str, float] | None = None,
+    paired_with: Other = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> BootstrapInterval:
+    """`mean_corruption_error`, or table - paired_with, with the 95 % interval of `bootstrap`.
+
+    With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
+    hold the same images. Raises ValueError as both functions do.
+    """
+    pair = [table, paired_with][: 1 if paired_with is None else 2]
+    for one in pair:
+        mean_corruption_error(one, reference)  # names what is missing
+    kept = [one[one["corruption"].isin(CORRUPTIONS)] for one in pair] + [None]
+    rows = _summarise(*_images(*kept[:2], n_resamples, reference), n_resamples, seed)
+    return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])  # the first is the error

@@ -49,7 +49,7 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
     chosen = types.SimpleNamespace(**chosen)
     if not given:
         return None, chosen
-    if {"dataset", "model"} <= set(given):
+    if "dataset" in given and {"model", "predictions"} & set(given):
         return _off_file(make_study(given)), chosen
     name = given.pop("study")
     study = load_study(name, **given)

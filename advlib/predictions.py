@@ -1,11 +1,15 @@
 """The prediction table: one row per image and condition, the only source of every error figure."""
 
 import datetime
+import functools
+import gzip
 import importlib.metadata
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +17,8 @@ import pyarrow.parquet as pq
 from advlib.files import replacing
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
+CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
+MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
 
 
 def predict(
@@ -77,6 +83,7 @@ def check_predictions(
     ----------
     table : DataFrame
         With `COLUMNS` and, for some benchmarks, ``corruption`` and ``severity`` or ``attack``.
+        A missing value there is a condition of its own: the clean images.
     num_classes : int, optional
         K: labels and classes are in [0, K).
     n_images : int, optional
@@ -85,61 +92,296 @@ def check_predictions(
     Raises
     ------
     ValueError
-        For a missing column or value, a missing or duplicated image, a label, class or
-        probability out of range.
+        For a missing column or value, a missing or duplicated image, conditions of other images
+        or labels, a label, class or probability out of range.
     """
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise ValueError(f"the prediction table lacks the columns {', '.join(missing)}")
     if not len(table):
         raise ValueError("the prediction table has no rows")
-    if table[list(COLUMNS)].isna().any().any():
-        holes = [c for c in COLUMNS if table[c].isna().any()]
+    holes = [c for c in COLUMNS if table[c].isna().any()]
+    if holes:
         raise ValueError(f"the prediction table has missing values in {', '.join(holes)}")
-    conditions = [c for c in ("method", "seed", "corruption", "severity", "attack") if c in table]
-    twice = table[table.duplicated([*conditions, "file_name"])]
-    if len(twice):
-        raise ValueError(
-            f"{len(twice)} images occur twice, {twice.file_name.iloc[0]!r} among them: keep one "
-            "row an image and condition"
-        )
-    counts = table.groupby(conditions).size() if conditions else pd.Series([len(table)])
-    expected = n_images or counts.max()
-    if (counts != expected).any():
-        raise ValueError(
-            f"{counts.min()} images in one condition, {expected} expected: images are missing"
-        )
+    _check_images(table, n_images)
     for column in ("label", "predicted_class"):
-        if not pd.api.types.is_integer_dtype(table[column]):
-            raise ValueError(f"{column} holds whole numbers, got {table[column].dtype}")
-        low, high = table[column].min(), table[column].max()
-        if low < 0 or (num_classes is not None and high >= num_classes):
-            raise ValueError(f"{column} is in [0, {num_classes or 'K'}), got {low} to {high}")
-    low, high = table.predicted_probability.min(), table.predicted_probability.max()
-    if low < 0 or high > 1 + 1e-6:
-        raise ValueError(f"predicted_probability is in [0, 1], got {low:g} to {high:g}")
+        _check_classes(table[column], num_classes)
+    probability = table.predicted_probability
+    if not pd.api.types.is_numeric_dtype(probability):
+        raise ValueError(
+            f"predicted_probability holds numbers, got {probability.dtype}, such as "
+            f"{probability.iloc[0]!r}"
+        )
+    low, high = probability.min(), probability.max()
+    if not (low >= 0 and high <= 1 + 1e-6):
+        raise ValueError(
+            f"predicted_probability is in [0, 1], got {low:g} to {high:g}: logits need a softmax, "
+            "percentages a division by 100"
+        )
+    _check_same_labels(table)
     return table
 
 
-def read_predictions(path: str | Path) -> pd.DataFrame:
+def _codes(column: pd.Series) -> tuple[np.ndarray, int]:
+    """Int64 numbers of a column's distinct values, 0 for a missing one, and their count."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, count = column.cat.codes.to_numpy(), len(column.cat.categories)
+    else:
+        codes, values = pd.factorize(column)
+        count = len(values)
+    return codes.astype(np.int64) + 1, count + 1
+
+
+def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
+    """Each condition holds the same images, each of them once."""
+    columns = [c for c in CONDITIONS if c in table]
+    condition = np.zeros(len(table), np.int64)
+    for column in columns:
+        codes, count = _codes(table[column])
+        condition = condition * count + codes
+    condition, kinds = pd.factorize(condition)
+    image, count = _codes(table.file_name)
+    cell = condition * np.int64(count) + image
+    ordered = np.sort(cell)
+    if (ordered[1:] == ordered[:-1]).any():
+        twice = table.file_name[pd.Series(cell, table.index).duplicated()]
+        raise ValueError(
+            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row an image "
+            "and condition"
+        )
+    sizes, images = np.bincount(condition), np.count_nonzero(np.bincount(image))
+    expected = n_images or sizes.max()
+    if (sizes != expected).any():
+        odd = np.flatnonzero(sizes != expected)
+        odd = odd[sizes[odd].argmin()]
+        where = table[columns].iloc[int((condition == odd).argmax())].to_dict()
+        raise ValueError(
+            f"{sizes[odd]} images in one condition, {expected} expected: images are missing"
+            + (f" ({', '.join(f'{k} {v}' for k, v in where.items())})" if columns else "")
+        )
+    if images != expected:
+        raise ValueError(
+            f"the {len(kinds)} conditions hold {images} different images, {expected} each: every "
+            "condition must hold the same"
+        )
+
+
+def _check_classes(column: pd.Series, num_classes: int | None) -> None:
+    """Whole numbers in [0, K)."""
+    name = column.name
+    if not pd.api.types.is_integer_dtype(column):
+        number = pd.to_numeric(column.astype(object), errors="coerce")
+        odd = column[~(number % 1 == 0)]
+        example = (odd if len(odd) else column).iloc[0]
+        raise ValueError(f"{name} holds whole numbers, got {column.dtype}, such as {example!r}")
+    low, high = column.min(), column.max()
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        hint = ""
+        if high == num_classes:
+            why = "they count from 1" if low == 1 else "is there a background class 0"
+            hint = f"; {why}? Then subtract 1"
+        raise ValueError(f"{name} is in [0, {num_classes or 'K'}), got {low} to {high}{hint}")
+
+
+def _check_same_labels(table: pd.DataFrame) -> None:
+    """An image has one label in all conditions."""
+    image, count = _codes(table.file_name)
+    labels = table.label.to_numpy()
+    label = np.zeros(count, labels.dtype)
+    label[image] = labels
+    if (odd := label[image] != labels).any():
+        raise ValueError(f"{table.file_name[odd].iloc[0]!r} has different labels in two conditions")
+
+
+def check_label_order(table: pd.DataFrame) -> None:
+    """Refuse predictions whose class numbers follow another order than the labels.
+
+    On one half of each class's images, the one-to-one renaming of predicted classes is found that
+    makes most of them right; on the other half it is compared with no renaming, over the classes
+    it renames. It is taken for the true order if it renames at least a tenth of the classes (and
+    at least three, or all), is right more than four times as often and for 10 points more of these
+    images, and by more than chance (a z of 4 in McNemar's test). Since it is judged on images it
+    was not fitted to, noise cannot trigger it, and hardly can classes mistaken for others: several
+    classes taken for one cannot all be renamed.
+
+    It finds a whole list in another order, a shift by one, and a tenth of the classes exchanged.
+    It does not find fewer classes exchanged, or the order of a model that would be right for less
+    than some 12 % of the images, and needs two images in most classes and some 40 in all. An
+    attack does exchange similar classes, so attacked images may trigger it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Clean predictions of one model: ``label`` and ``predicted_class``, whole numbers from 0.
+
+    Raises
+    ------
+    ValueError
+        With the share of images that the other order makes right, and its name if it is a known
+        one: a shift by one (a background class), or numbers sorted as text (1, 10, 100, 2).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    label, predicted = table.label.to_numpy(np.int64), table.predicted_class.to_numpy(np.int64)
+    k = int(max(label.max(), predicted.max())) + 1
+    second = table.groupby("label").cumcount().to_numpy() % 2 == 1
+    counts = np.zeros((k, k), np.int32)
+    np.add.at(counts, (predicted[~second], label[~second]), 1)
+    # Where several renamings are equally good, the one that leaves most classes alone.
+    true = linear_sum_assignment(2 * counts + np.eye(k, dtype=np.int32), maximize=True)[1]
+    renamed = true != np.arange(k)
+    judged = second & renamed[label]
+    gained = int((judged & (true[predicted] == label) & (predicted != label)).sum())
+    lost = int((judged & (true[predicted] != label) & (predicted == label)).sum())
+    right, n = int((judged & (predicted == label)).sum()), int(judged.sum())
+    present = np.unique(label)
+    enough = min(len(present), max(3, len(present) / 10))
+    if (
+        renamed[present].sum() < enough
+        or gained - lost <= max(3 * right, 0.1 * n)
+        or gained - lost <= 4 * np.sqrt(gained + lost)
+    ):
+        return
+    both = [np.mean(order[predicted[second]] == label[second]) for order in (np.arange(k), true)]
+    as_text = np.array(sorted(range(k), key=str))
+    known = {
+        "they are one too high, as after a background class 0: subtract 1": np.arange(-1, k - 1),
+        "they are one too low, as after labels that count from 1: add 1": np.arange(1, k + 1),
+        "they number the classes sorted as text (1, 10, 100, 2)": as_text,
+        "the labels number the classes sorted as text (1, 10, 100, 2)": np.argsort(as_text),
+    }
+    names = [w for w, order in known.items() if np.mean(order[predicted] == label) > 0.9 * both[1]]
+    first = int(np.flatnonzero(renamed)[0])
+    raise ValueError(
+        f"the predicted classes follow another order than the labels: {both[0]:.1%} of the images "
+        f"are right, {both[1]:.1%} after renaming {renamed.sum()} of the {k} classes one to one "
+        f"(found on the other images), {first} to {true[first]} among them"
+        + (f"; {names[0]}" if names else ": number both in the order of the same list of classes")
+    )
+
+
+def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFrame:
     """Read and check a prediction table: ours (Parquet) or anybody's (CSV, also gzipped).
 
     Parameters
     ----------
     path : path
-        With the columns `COLUMNS`.
+        Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order and,
+        of others, keeps those of `MORE_COLUMNS`.
+    dataset : {"imagenet"}, optional
+        The images are ImageNet's 50,000 validation images: the label joins by file name, of which
+        only the base name counts.
+
+    Returns
+    -------
+    DataFrame
+        Classes are integers, also where the file holds 8.0. From Parquet, in compact types: text
+        is categorical, integers are int32, the probability is float32.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
-        If the table breaks the contract (`check_predictions`).
+        If the file cannot be read or breaks the contract (`check_predictions`), or with a data set
+        if images are missing, unknown or labelled otherwise.
     """
+    if dataset not in (None, "imagenet"):
+        raise ValueError(f"dataset is 'imagenet' or None, not {dataset!r}")
     path = Path(path)
-    if path.suffix == ".parquet":
-        table = pq.ParquetFile(path).read().to_pandas()
-    else:
-        table = pd.read_csv(path, dtype={"file_name": str})
-    return check_predictions(table)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no prediction table {path}")
+    ending = path.name.lower()
+    if not ending.endswith((".parquet", ".csv", ".csv.gz")):
+        raise ValueError(f"{path}: a prediction table ends in .parquet, .csv or .csv.gz")
+    imagenet = dataset == "imagenet"
+    try:
+        table = _read_parquet(path) if ending.endswith(".parquet") else _read_csv(path)
+        needed = [c for c in COLUMNS if not (imagenet and c == "label")]
+        if missing := [c for c in needed if c not in table]:
+            hint = "" if missing != ["label"] else ", or join ImageNet's: dataset='imagenet'"
+            raise ValueError(
+                f"the prediction table lacks the columns {', '.join(missing)}: add them{hint}"
+            )
+        for column in ("label", "predicted_class"):
+            if column in table and pd.api.types.is_float_dtype(table[column]):
+                if (table[column] % 1 == 0).all():  # not so for a missing value
+                    table[column] = table[column].astype(np.int64)
+        if imagenet:
+            table = _join_imagenet(table)
+            return check_predictions(table, num_classes=1000, n_images=50_000)
+        return check_predictions(table)
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    schema = pq.read_schema(path)
+    text = [
+        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+    ]
+    file = pq.ParquetFile(path, read_dictionary=text)
+    columns = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in schema.names]
+    arrow = file.read(columns=columns)
+    for i, field in enumerate(arrow.schema):
+        if pa.types.is_integer(field.type):
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
+        elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.float32()))
+    return arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        line = file.readline().decode("utf-8-sig").strip()
+    header = [name.strip(' "') for name in line.split(",")]
+    if len(header) == 1 and (found := [s for s in (";", "\t") if s in line]):
+        raise ValueError(f"columns are separated by commas, not by {found[0]!r}: {line!r}")
+    if not set(header) & set(COLUMNS):
+        raise ValueError(f"the first line is {line!r}, expected a header: {','.join(COLUMNS)}")
+    text = dict.fromkeys(("file_name", "corruption", "attack", "method"), str)
+    table = pd.read_csv(
+        path,
+        dtype=text,
+        encoding="utf-8-sig",
+        skipinitialspace=True,
+        index_col=False,
+        low_memory=False,
+    )
+    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+
+
+def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with base names and with the labels of ImageNet's validation images."""
+    from advlib.annotations import imagenet_labels
+
+    labels = imagenet_labels()
+    if table.file_name.isna().any():
+        raise ValueError("the prediction table has missing values in file_name")
+    codes, given = pd.factorize(table.file_name)
+    names = pd.Index(given).astype("str").str.replace(r".*[/\\]", "", regex=True)
+    position = labels.index.get_indexer(names)
+    if len(unknown := names[position < 0]):
+        raise ValueError(
+            f"{len(unknown)} file names are not those of ImageNet's validation images, first "
+            f"{unknown[0]!r}, expected such as {labels.index[0]!r}"
+        )
+    if len(absent := labels.index.difference(names)):
+        raise ValueError(
+            f"{len(absent)} of ImageNet's {len(labels)} validation images are missing, first "
+            + ", ".join(absent[:3])
+        )
+    position = position[codes]
+    label = labels.to_numpy(np.int32)[position]
+    if "label" in table and (odd := table.label.to_numpy() != label).any():
+        i = int(odd.argmax())
+        raise ValueError(
+            f"{odd.sum()} labels are not ImageNet's: {labels.index[position[i]]} has label "
+            f"{table.label.iloc[i]}, expected {label[i]}"
+        )
+    names = pd.Categorical.from_codes(position, categories=labels.index)
+    table = table.assign(file_name=names, label=label)
+    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
 
 
 def write_predictions(
@@ -216,140 +458,15 @@ def in_parts(
     tables = []
     for start in range(0, n_images, part):
         path = folder / f"{start:08d}-{part}.parquet"
-        if not path.is_file():
-            table = make(range(start, min(start + part, n_images)))
-            with replacing(path) as partial:
-                table.to_parquet(partial, index=False)
+        positions = range(start, min(start + part, n_images))
+        kept(path, functools.partial(make, positions))
         tables.append(pd.read_parquet(path))
     return pd.concat(tables, ignore_index=True)
 
 
-def read_study(study, source: str) -> pd.DataFrame:
-    """All prediction tables of a study, with columns method, seed and benchmark beside the rows.
-
-    Parameters
-    ----------
-    study : advlib.study.Study
-    source : {"fresh", "committed"}
-        All tables of the reader's own run, or all committed ones; never a mixture.
-
-    Returns
-    -------
-    DataFrame
-        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed), and
-        ``attrs["class_names"]`` the names of the classes.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `study_tables`, and where a table breaks the contract.
-    """
-    folder = study.tables(source)
-    found = study_tables(study, folder)
-    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    tables = []
-    for (benchmark, method, seed), (path, facts) in found.items():
-        table = read_predictions(path)
-        check_predictions(table, num_classes=len(data["class_names"]), n_images=facts["n_images"])
-        tables.append(table.assign(benchmark=benchmark, method=method, seed=seed))
-    whole = pd.concat(tables, ignore_index=True)
-    whole.attrs["facts"] = {key: facts for key, (_, facts) in found.items()}
-    whole.attrs["class_names"] = data["class_names"]
-    return whole
-
-
-def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
-    """The path and the facts of each prediction table, if all belong to the study as it stands.
-
-    Parameters
-    ----------
-    study : advlib.study.Study
-    folder : Path
-        ``runs/<study>`` or ``results/<study>``.
-
-    Returns
-    -------
-    dict
-        (path, facts) by (benchmark, method, seed).
-
-    Raises
-    ------
-    FileNotFoundError
-        If a table or training log is missing.
-    ValueError
-        If one was made from other images, under another threat model or with other training
-        settings than the study file's.
-    """
-    again = f"run `make book STUDY={study.study}`"
-    runs = [(method, seed) for method in study.methods for seed in study.seeds]
-    logs = [folder / "train" / f"{method}-seed{seed}.csv" for method, seed in runs]
-    tables = {
-        (benchmark, *run): folder / "predictions" / benchmark / f"{run[0]}-seed{run[1]}.parquet"
-        for benchmark in ("clean", *study.attacks)
-        for run in runs
-    }
-    for path in [folder / "data.json", *logs, *tables.values()]:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {again} to the end")
-    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    if data["settings"] != study.data_settings():
-        raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
-    found = {}
-    for (benchmark, method, seed), path in tables.items():
-        facts = read_facts(path)
-        changed = _changed(study, facts, data, benchmark, method)
-        if changed:
-            raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
-        found[benchmark, method, seed] = path, facts
-    return found
-
-
-def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> list[str]:
-    """What differs between a table's facts and the study."""
-    split = study.evaluation_split
-    settings = facts["settings"]
-    now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
-    now = json.loads(json.dumps(now))
-    changed = [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
-    expected = {
-        "threat": None if benchmark == "clean" else study.threat(benchmark).to_dict(),
-        "split": split,
-        "data": data[split]["fingerprint"],
-        "n_images": data[split]["images"],
-    }
-    changed += [key for key, value in expected.items() if facts[key] != value]
-    if settings["data"] != data["train"]["fingerprint"]:
-        changed.append("set of training images")
-    return sorted(changed)
-
-
-RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]
-RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
-
-
-def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dict) -> None:
-    """Write a result table: one value a row, each with its threat model and its origin.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Columns method, seed, benchmark, group, statistic, value, low, high and, unless every row
-        is about all images, n_images.
-    path : Path
-        A CSV, written whole or not at all.
-    study : advlib.study.Study
-    source : {"fresh", "committed"}
-    facts : dict
-        Those of `read_study`, by (benchmark, method, seed).
-    """
-    known = [facts[key] for key in zip(rows.benchmark, rows.method, rows.seed, strict=True)]
-    conditions = {b: str(study.threat(b)) if b in study.attacks else b for b in set(rows.benchmark)}
-    rows = rows.assign(
-        study=study.study,
-        condition=rows.benchmark.map(conditions),
-        provenance=[f"{source}, checkpoint {f['checkpoint_hash']}, {f['time']}" for f in known],
-    )
-    if "n_images" not in rows:
-        rows["n_images"] = [f["n_images"] for f in known]
-    with replacing(path) as partial:
-        rows[RESULT_COLUMNS].to_csv(partial, index=False)
+def kept(path: Path, make: Callable[[], pd.DataFrame]) -> None:
+    """Write the rows that `make` returns, whole or not at all, unless an earlier run did."""
+    if not path.is_file():
+        table = make()
+        with replacing(path) as partial:
+            table.to_parquet(partial, index=False)

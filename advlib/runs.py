@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -11,7 +13,16 @@ from advlib.checkpoints import CHECKPOINT, save_checkpoint
 from advlib.data import DATASETS, stream_seed
 from advlib.files import file_hash, replacing
 from advlib.labels import widen_head
-from advlib.models import build_model, load_weights
+from advlib.models import (
+    WEIGHT_FILES,
+    build_model,
+    head_outputs,
+    load_weights,
+    preprocessing,
+    read_weights,
+    study_preprocessing,
+    weights_name,
+)
 from advlib.study import METHODS, ROOT, Study, digest
 from advlib.train import LOG_COLUMNS, fit
 
@@ -19,11 +30,13 @@ from advlib.train import LOG_COLUMNS, fit
 def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     """Train one method of a study, or find the finished run, and write its tables.
 
+    A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken as it is.
+
     Parameters
     ----------
     study : Study
     method : str
-        One of the study's methods, or ``pretrained``.
+        One of the study's methods, ``pretrained``, or a name of its checkpoints.
     seed : int
     device : optional
         As in `fit`.
@@ -37,20 +50,28 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     Raises
     ------
     FileNotFoundError
-        If the pretrained network that the method starts from has not been trained yet.
+        If the pretrained network that the method starts from has not been trained yet, or a
+        weights file is missing.
+    ValueError
+        If weights do not fit the network or the data.
     """
-    info = DATASETS.get(study.dataset)
     train_set = study.images("train")
     start = None
-    if method != "pretrained" and study.pretrain_epochs:
+    brought = method in study.checkpoints
+    if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
-    origin = start and start["checkpoint_hash"]
-    if start is None and study.weights and study.weights.endswith(".safetensors"):
-        origin = file_hash(ROOT / study.weights)
-    settings = study.training_settings(method, seed, train_set.fingerprint, origin)
+    settings = study.training_settings(
+        method, seed, train_set.fingerprint, _origin(study, method, start)
+    )
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
-    model = initial_model(study, method, seed, train_set.num_classes, info, start)
-    if method == "pretrained" and not study.pretrain_epochs:
+    if brought:
+        path = _weights_file(study.checkpoints[method], method)
+        model = brought_model(study, path, train_set.num_classes)
+    else:
+        model = initial_model(study, method, seed, train_set.num_classes, start)
+    if study.weights or brought:
+        print(_preparation(train_set, model))
+    if brought or (method == "pretrained" and not study.pretrain_epochs):
         folder.mkdir(parents=True, exist_ok=True)
         save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
         log = pd.DataFrame(columns=LOG_COLUMNS)
@@ -85,26 +106,119 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     return run
 
 
-def initial_model(study, method, seed, num_classes, info, start=None) -> nn.Module:
+def _origin(study, method, start) -> str | dict | None:
+    """What a run starts from, as its settings keep it.
+
+    The hash of a checkpoint or a weights file, or the name of published weights; where those say
+    how images are prepared, that too, since it may change with the library.
+    """
+    if start is not None:
+        return start["checkpoint_hash"]
+    weights = study.checkpoints.get(method, study.weights)
+    if weights is None:
+        return None
+    prepared = preprocessing(study.model, weights)
+    if weights.endswith(WEIGHT_FILES):
+        key = method if method in study.checkpoints else "weights"
+        origin = file_hash(_weights_file(weights, key))
+    else:
+        origin = weights_name(study.model, weights)
+    return {"weights": origin} | prepared if prepared["mean"] else origin
+
+
+def _weights_file(name: str, key: str) -> Path:
+    """A weights file that a study names, relative to the project's root."""
+    path = ROOT / Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"the file of {key}, {path}, is missing: correct the study file")
+    return path
+
+
+def _normalisation(study) -> dict:
+    """Mean and std of a study's network."""
+    info, prepared = DATASETS[study.dataset], study_preprocessing(study)
+    values = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
+    if len(values["mean"]) != info.channels:
+        raise ValueError(
+            f"{study.model} normalises {len(values['mean'])} channels, the images of "
+            f"{info.title} have {info.channels}: choose mean and std of so many, or a network "
+            "without published weights"
+        )
+    return values
+
+
+def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     """The network a method starts from: pretrained weights, with a wider head where needed."""
     weights = None if start else study.weights
-    if weights and weights.endswith(".safetensors"):
-        weights = str(ROOT / weights)
+    if weights and weights.endswith(WEIGHT_FILES):
+        weights = str(_weights_file(weights, "weights"))
     model = build_model(
         study.model,
         num_classes=num_classes,
-        mean=info.mean,
-        std=info.std,
+        **_normalisation(study),
         weights=weights,
         new_head=study.pretrain_epochs > 0,
         seed=stream_seed(seed, "weights"),
     )
     if start is not None:
         load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
+    _check_normalisation(study, model)
     if METHODS[method].extra_logits:
         generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
         widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
     return model
+
+
+def brought_model(study, path: Path, num_classes: int) -> nn.Module:
+    """A user's own trained network: K outputs, or K+M with the M of the study, classes first.
+
+    Raises
+    ------
+    ValueError
+        For another number of outputs, or weights that do not fit the study's network.
+    """
+    model = build_model(study.model, num_classes=num_classes, **_normalisation(study))
+    state = read_weights(path)
+    outputs = head_outputs(model, state)
+    extra = study.num_transforms
+    if outputs == num_classes + extra:
+        widen_head(model, extra)
+        print(f"{outputs} outputs: {num_classes} classes, then {extra} transformation logits")
+    elif outputs not in (None, num_classes):
+        raise ValueError(
+            f"the network in {path} has {outputs} outputs: expected {num_classes}, the classes of "
+            f"the data, or {num_classes + extra} with the study's num_transforms = {extra} after "
+            "them"
+        )
+    load_weights(model, path, state)
+    _check_normalisation(study, model)
+    return model
+
+
+def _check_normalisation(study, model) -> None:
+    """A file of this project holds its own; a study may not say another."""
+    for key in ("mean", "std"):
+        own, held = getattr(study, key), getattr(model.normalize, key).flatten().tolist()
+        if own is not None and not np.allclose(own, held):
+            raise ValueError(
+                f"{key} is {own} in the study, but {held} in the weights, which hold their own "
+                "normalisation: leave mean and std out of the study file"
+            )
+
+
+def _preparation(images, model) -> str:
+    """What happens to an image before the network's first layer, in a line."""
+    if images.pixels is None:
+        size = (
+            f"short side {images.resize} px ({images.interpolation}), centre {images.image_size} px"
+        )
+    else:
+        size = f"{images.pixels.shape[-1]} px"
+    mean, std = (
+        ", ".join(f"{v:.4g}" for v in values.flatten().tolist())
+        for values in (model.normalize.mean, model.normalize.std)
+    )
+    return f"Images: {size}; mean {mean} and SD {std} of the normalisation"
 
 
 def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
@@ -123,9 +237,10 @@ def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
         raise RuntimeError(
             f"the checkpoint {path} is missing or has changed since training ended: train again"
         )
-    info = DATASETS[study.dataset]
+    if method in study.checkpoints:
+        return brought_model(study, path, run["num_classes"]), run
     bare = dataclasses.replace(study, weights=None, pretrain_epochs=1)
-    model = initial_model(bare, method, seed, run["num_classes"], info)
+    model = initial_model(bare, method, seed, run["num_classes"])
     return load_weights(model, path), run
 
 

@@ -59,18 +59,21 @@ class Study:
 
     study: str  # id: the name of its file and of its folders
     dataset: str  # digits, fashion_mnist, cifar10, imagenet, or folder (any ImageFolder)
-    model: str  # cifar_resnet8, cifar_resnet8_w32, ... or a torchvision classifier
+    model: str = ""  # cifar_resnet8, cifar_resnet8_w32, … or a torchvision or timm classifier
     title: str = ""  # as pages show it; the id if empty
     data_dir: str | None = None  # folder with the data; None looks in the usual places
     image_size: int | None = None  # px after cropping; None: the data set's own
     resize: int | None = None  # px of the short side before cropping, for large images
+    interpolation: str | None = None  # bilinear or bicubic; None: as the named weights want
+    mean: list[float] | None = None  # the network's normalisation, per channel of pixels in [0, 1];
+    std: list[float] | None = None  # None: what the named weights want, else the data set's own
     train_images: int | None = None  # a stratified subset; None: all
     test_images: int | None = None
     holdout_images: int = 0  # training images kept apart for choices such as ε
     evaluation_split: str = "test"  # or holdout: for choices that must not see the test images
     augment: str = "none"  # none, crop, crop_flip, random_resized_crop
     workers: int = 0  # processes that decode images
-    weights: str | None = None  # pretrained weights: a torchvision name or a .safetensors file
+    weights: str | None = None  # pretrained: a name such as DEFAULT, or a .safetensors or .pt file
     pretrain_epochs: int = 0  # clean epochs first, needed without weights or for other classes
     pretrain_lr: float = 0.1
     epochs: int = 10
@@ -87,18 +90,35 @@ class Study:
     num_transforms: int = 1  # M
     replace_head: bool = False  # draw the whole head afresh when widening it
     train_objective: str = "label_augmentation"  # what Adv+'s attack climbs: Eq. 4 or cross_entropy
-    methods: list[str] = field(default_factory=lambda: ["pretrained", "std", "adv", "adv_plus"])
+    methods: list[str] | None = None  # of METHODS; None: pretrained, std, adv and adv_plus
     seeds: list[int] = field(default_factory=lambda: [0])
-    attacks: list[str] = field(default_factory=lambda: ["pgd40"])
+    attacks: list[str] | None = None  # of threat.PROTOCOLS; None: pgd40
+    corruptions: str | None = None  # generated, published or none; None: generated
+    corruptions_dir: str | None = None  # folder of the published set; None looks beside the data
+    corruption_images: int | None = None  # a stratified subset of the evaluated images; None: all
+    groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
+    checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
+    predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
+    class_names: list[str] | None = None  # for predictions about a data set that is not known here
     eval_batch_size: int = 128
     dtype: str = "auto"  # auto: bfloat16 where the device computes in it natively
-    n_resamples: int = 10_000  # of the bootstrap
+    n_resamples: int | None = None  # of the bootstrap; None: 10,000, or 1,000 for predictions
 
     def __post_init__(self):
         for key in dataclasses.fields(self):
             object.__setattr__(self, key.name, _typed(key, getattr(self, key.name)))
-        if not self.title:
-            object.__setattr__(self, "title", self.study)
+        if isinstance(self.predictions, str):  # one file, named by itself
+            named = {Path(self.predictions).name.split(".")[0]: self.predictions}
+            object.__setattr__(self, "predictions", named if self.predictions else {})
+        brought = list(self.predictions or self.checkpoints)
+        methods = brought or ["pretrained", "std", "adv", "adv_plus"]
+        defaults = {"title": self.study, "methods": methods}
+        defaults |= {"attacks": [] if self.predictions else ["pgd40"]}
+        defaults |= {"corruptions": "none" if self.predictions else "generated"}
+        defaults |= {"n_resamples": 1_000 if self.predictions else 10_000}
+        for name, default in defaults.items():
+            if getattr(self, name) in (None, ""):
+                object.__setattr__(self, name, default)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.study) or self.study == "paper":
             raise ValueError(
                 f"study is an id of letters, digits, '-' and '_', other than 'paper'; "
@@ -110,19 +130,18 @@ class Study:
         check_choice(
             "train_objective", self.train_objective, ("label_augmentation", "cross_entropy")
         )
-        for name in self.methods:
-            check_choice("methods", name, tuple(METHODS))
-        for name in self.attacks:
-            check_choice("attacks", name, tuple(PROTOCOLS))
+        if self.interpolation is not None:
+            check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+        check_choice("corruptions", self.corruptions, ("generated", "published", "none"))
         for name in ("methods", "seeds", "attacks"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if len(set(values)) < len(values) or not (values or name == "attacks"):
                 raise ValueError(f"{name} is a list without repetition, got {values}")
-        if len(self.methods) < 2:
-            raise ValueError(f"methods are compared: name at least two, got {self.methods}")
+        self._check_methods()
+        self._check_groups()
         for name in (
             *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
-            *("train_images", "test_images", "image_size", "resize"),
+            *("train_images", "test_images", "corruption_images", "image_size", "resize"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -136,11 +155,106 @@ class Study:
             raise ValueError(f"delta is in [0, 1), got {self.delta}")
         if not self.lr > 0 or not self.pretrain_lr > 0:
             raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
-        if self.weights is None and self.pretrain_epochs < 1:
+        _ = self.train_threat  # checks norm, eps, steps and step size
+
+    def _check_methods(self) -> None:
+        brought = [*self.predictions, *self.checkpoints]
+        for name in brought:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+                raise ValueError(
+                    f"the name of a model is of letters, digits, '.', '-' and '_', got {name!r}"
+                )
+        if self.predictions:
+            if self.checkpoints or self.methods != list(self.predictions):
+                raise ValueError(
+                    "a study of predictions holds nothing else: leave checkpoints and methods out"
+                )
+            check_choice("dataset", self.dataset, ("imagenet", "none"))
+            if self.seeds != [0]:
+                raise ValueError("predictions have no training seed: leave seeds out")
+            return
+        for name in self.methods:
+            check_choice("methods", name, (*METHODS, *self.checkpoints))
+        for name in self.attacks:
+            check_choice("attacks", name, tuple(PROTOCOLS))
+        if missing := sorted(set(self.checkpoints) - set(self.methods)):
+            raise ValueError(f"methods leaves out the checkpoints {', '.join(missing)}: add them")
+        if not self.model:
+            raise ValueError("the key 'model' is missing: the network's name, such as resnet50")
+        if len(self.methods) < 2 and not brought:
+            raise ValueError(f"methods are compared: name at least two, got {self.methods}")
+        trained = set(self.methods) - set(self.checkpoints)
+        if trained and self.weights is None and self.pretrain_epochs < 1:
             raise ValueError(
                 "a study without pretrained weights needs pretrain_epochs of 1 or more"
             )
-        _ = self.train_threat  # checks norm, eps, steps and step size
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) not in (1, 3) or min(values) < 0):
+                raise ValueError(
+                    f"{name} has one value a channel, 1 or 3, at least 0; got {values}"
+                )
+        if (self.mean is None) != (self.std is None) or 0 in (self.std or ()):
+            raise ValueError("mean and std are given together, and no std is 0")
+
+    def _check_groups(self) -> None:
+        named = [name for names in self.groups.values() for name in names]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"groups: {', '.join(twice)} in more than one place; once each")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What pages call each method: its book name, or the name that its owner gave it."""
+        return {m: METHODS[m].name if m in METHODS else m for m in self.methods}
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """The benchmarks with prediction tables; ReaL and ImageNet-X are read off the clean one."""
+        corrupted = ("corruptions",) if self.corruptions != "none" else ()
+        return ("clean", *self.attacks, *corrupted)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The comparisons that pages make, (before, after): all pairs of a user's own models."""
+        if self.predictions or self.checkpoints:
+            return [(a, b) for i, a in enumerate(self.methods) for b in self.methods[i + 1 :]]
+        known = [("std", "adv"), ("std", "adv_plus"), ("adv", "adv_plus")]
+        known += [("adv_mix", "adv_plus_mix")]
+        found = [pair for pair in known if set(pair) <= set(self.methods)]
+        return found or [tuple(self.methods[:2])]
+
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """The chapters that the study's data do not allow, and why."""
+        reasons = {}
+        if self.predictions or set(self.methods) <= set(self.checkpoints):
+            reasons["training"] = "the models were trained elsewhere"
+        if self.corruptions == "none":
+            reasons["corruptions"] = (
+                "there are no predictions of corrupted images: bring rows with corruption and "
+                "severity"
+                if self.predictions
+                else "the study file says `corruptions: none`"
+            )
+        if self.dataset != "imagenet":
+            only = "exist for ImageNet's validation images alone"
+            reasons["evaluate_imagenet_x"] = f"ImageNet-X's annotations {only}"
+            reasons["evaluate_real"] = f"ReaL's labels {only}"
+            if self.predictions:
+                reasons["factors"] = "factors are measured on images, of which there are none"
+            if len(self.benchmarks) == 1:
+                reasons["hard_classes"] = "there is only one benchmark"
+            if not self.groups:
+                reasons["groups"] = "the study file names no `groups` of classes"
+        return reasons
+
+    def condition(self, benchmark: str) -> str:
+        """What a benchmark's predictions were made under, in words."""
+        if self.predictions and benchmark in self.attacks:
+            return (
+                f"{benchmark}, an attack that the brought file names; its threat model is unknown"
+            )
+        return str(self.threat(benchmark)) if benchmark in self.attacks else benchmark
 
     @property
     def train_threat(self) -> ThreatModel:
@@ -156,6 +270,22 @@ class Study:
     def threat(self, attack: str) -> ThreatModel:
         """A named protocol at the study's norm and ε."""
         return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
+
+    @staticmethod
+    def file(given: str) -> Path:
+        """A file that the study names, from the project's root or from the working directory.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is at neither place.
+        """
+        for path in (ROOT / Path(given).expanduser(), Path(given)):
+            if path.is_file():
+                return path
+        raise FileNotFoundError(
+            f"there is no file {given}: give its path from the project's folder, or the whole path"
+        )
 
     @property
     def data_root(self) -> Path | None:
@@ -174,7 +304,20 @@ class Study:
             holdout_images=self.holdout_images,
             image_size=self.image_size,
             resize=self.resize,
+            interpolation=self.interpolation,
         )
+
+    def corruption_set(self, images) -> tuple:
+        """The images that are corrupted, and the folder of the published set or None."""
+        from advlib.corruptions import locate_published
+        from advlib.data import stratified_subset
+
+        if self.corruption_images is not None:
+            images = stratified_subset(images, self.corruption_images)
+        if self.corruptions == "generated":
+            return images, None
+        folder = None if self.corruptions_dir is None else ROOT / self.corruptions_dir
+        return images, locate_published(self.dataset, folder)
 
     @property
     def runs(self) -> Path:
@@ -206,7 +349,7 @@ class Study:
     def data_settings(self) -> dict:
         """What decides the images of the study."""
         keys = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
-        keys += ("image_size", "resize", "evaluation_split")
+        keys += ("image_size", "resize", "interpolation", "evaluation_split")
         return {key: getattr(self, key) for key in keys}
 
     def training_settings(self, method: str, seed: int, data: str, start: str | None) -> dict:
@@ -215,17 +358,21 @@ class Study:
         Parameters
         ----------
         method : str
-            A key of `METHODS`.
+            A key of `METHODS` or of `checkpoints`.
         seed : int
         data : str
             Fingerprint of the training images.
         start : str or None
-            Hash of the checkpoint or of the weights file that the run starts from.
+            Hash of the checkpoint or of the weights file that the run starts from, or is.
         """
-        keys = ["dataset", "model", "weights", "image_size", "resize", "augment", "dtype"]
-        keys += ["batch_size", "momentum", "weight_decay", "lr_final_factor"]
-        settings = {key: getattr(self, key) for key in keys}
-        settings |= {"method": method, "seed": seed, "data": data, "start": start}
+        keys = ["dataset", "model", "weights", "image_size", "resize", "interpolation", "mean"]
+        keys += ["std"]
+        settings = {"method": method, "seed": seed, "data": data, "start": start}
+        if method in self.checkpoints:
+            keys.remove("weights")
+            return {key: getattr(self, key) for key in keys} | settings
+        keys += ["augment", "dtype", "batch_size", "momentum", "weight_decay", "lr_final_factor"]
+        settings |= {key: getattr(self, key) for key in keys}
         recipe = METHODS[method]
         clean = method == "pretrained"
         settings["epochs"] = self.pretrain_epochs if clean else self.epochs
@@ -301,7 +448,7 @@ def make_study(values: dict) -> Study:
     """A study from plain values; unknown keys are refused with the nearest known one."""
     known = [key.name for key in dataclasses.fields(Study)]
     refuse_unknown(set(values) - set(known), known)
-    for key in ("study", "dataset", "model"):
+    for key in ("study", "dataset"):
         if key not in values:
             raise ValueError(f"the key {key!r} is missing")
     return Study(**values)
@@ -326,17 +473,30 @@ def _typed(key: dataclasses.Field, value):
     """The value as the annotated type, or an error that names the key."""
     options = typing.get_args(key.type) if isinstance(key.type, types.UnionType) else (key.type,)
     for option in options:
-        if option is type(None) and value is None:
-            return None
-        if option is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-            return parse_number(value, key.name)
-        if option in (int, str, bool) and type(value) is option:
+        if _fits(value, option):
+            if option is float:
+                return parse_number(value, key.name)
+            if option == list[float]:
+                return [parse_number(item, key.name) for item in value]
             return value
-        if typing.get_origin(option) is list and isinstance(value, list):
-            inner = typing.get_args(option)[0]
-            if all(type(item) is inner for item in value):
-                return list(value)
     expected = " or ".join(
-        getattr(o, "__name__", str(o)).replace("NoneType", "null") for o in options
+        (o.__name__ if isinstance(o, type) and not typing.get_args(o) else str(o)).replace(
+            "NoneType", "null"
+        )
+        for o in options
     )
     raise ValueError(f"{key.name} is {expected}, got {value!r}")
+
+
+def _fits(value, kind) -> bool:
+    """Whether a plain value can stand for the type; numbers may be written 8/255."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            _fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items()
+        )
+    if kind is float:
+        return isinstance(value, int | float | str) and not isinstance(value, bool)
+    return type(value) is kind

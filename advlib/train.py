@@ -84,7 +84,10 @@ def fit(
     try:
         # Deterministic kernels, so that a resumed run ends with the same bits on a GPU as well.
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-        with filelock.FileLock(folder / "lock", timeout=0), flags:
+        # Dropout and stochastic depth draw from torch's global generators: lent to the run.
+        devices = [device] if device.type == "cuda" else []
+        lent = torch.random.fork_rng(devices=devices)
+        with filelock.FileLock(folder / "lock", timeout=0), flags, lent:
             return _train(
                 model,
                 dataset,
@@ -151,6 +154,7 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             generator = torch.Generator().manual_seed(stream_seed(seed, "attack", epoch, done))
+            torch.manual_seed(stream_seed(seed, "dropout", epoch, done))
             loss, error = training_loss(
                 model,
                 x,

@@ -93,13 +93,17 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
 
 
 def decode(
-    path: str, resize: int, image_size: int, transform: Callable | None = None
+    path: str,
+    resize: int,
+    image_size: int,
+    transform: Callable | None = None,
+    interpolation: str = "bilinear",
 ) -> torch.Tensor:
     """One image file as uint8 (3, image_size, image_size).
 
-    The short side is resized to `resize` (bilinear, antialiased), then the centre is cropped.
-    `transform`, from PIL image to PIL image, takes the place of both. Raises `DataError` for a
-    file that is no image or only a part of one.
+    The short side is resized to `resize` by `interpolation` ("bilinear" or "bicubic",
+    antialiased), then the centre is cropped. `transform`, from PIL image to PIL image, takes the
+    place of both. Raises `DataError` for a file that is no image or only a part of one.
     """
     from advlib.vision import torchvision
 
@@ -114,7 +118,9 @@ def decode(
         image = transform(image)
     elif image.size != (image_size, image_size) or resize != image_size:
         functional = torchvision.transforms.v2.functional
-        image = functional.center_crop(functional.resize(image, [resize]), [image_size])
+        mode = torchvision.transforms.InterpolationMode(interpolation)
+        image = functional.resize(image, [resize], mode, antialias=True)
+        image = functional.center_crop(image, [image_size])
     return torch.from_numpy(np.array(image).transpose(2, 0, 1))
 
 
@@ -146,13 +152,16 @@ def check_crop(resize: int, image_size: int) -> None:
         )
 
 
-def decode_all(tree: Tree, name: str, resize: int, side: int) -> np.ndarray:
+def decode_all(
+    tree: Tree, name: str, resize: int, side: int, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Every image, uint8 (N, 3, side, side), from ``data/cache/`` where it holds them already.
 
     The cache is found by the paths, sizes and times of the files, and used if the fingerprint
     kept with the pixels holds; else everything is decoded again.
     """
-    key = hashlib.sha256(f"{resize} {side}".encode())
+    how = f"{resize} {side}" + (f" {interpolation}" if interpolation != "bilinear" else "")
+    key = hashlib.sha256(how.encode())
     for path, file_name in zip(tree.paths, tree.names, strict=True):
         status = os.stat(path)
         key.update(f"\n{file_name}\t{status.st_size}\t{status.st_mtime_ns}".encode())
@@ -173,7 +182,7 @@ def decode_all(tree: Tree, name: str, resize: int, side: int) -> np.ndarray:
     def work(start: int) -> int:
         chunk = range(start, min(start + CHUNK, len(pixels)))
         for i in chunk:
-            pixels[i] = decode(tree.paths[i], resize, side).numpy()
+            pixels[i] = decode(tree.paths[i], resize, side, None, interpolation).numpy()
         return len(chunk)
 
     bar = tqdm(total=len(pixels), unit=" images", desc=f"Decoding {name}", mininterval=1)

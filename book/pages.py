@@ -7,10 +7,21 @@ from pathlib import Path
 import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
-from advlib.predictions import study_tables
 from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
+from advlib.tables import study_tables
 
 DEFAULT = "fashion_mnist_quick"
+CHAPTERS = {  # of a study, by the notebook that makes it
+    "training": "training",
+    "average_error": "average error (Table 1)",
+    "classwise_error": "class-wise error (Table 2, Figure 1)",
+    "corruptions": "corruptions (Figure 2)",
+    "factors": "factors (Figures 3 and 4)",
+    "evaluate_real": "ImageNet-ReaL",
+    "evaluate_imagenet_x": "ImageNet-X",
+    "hard_classes": "hard classes",
+    "groups": "groups of classes",
+}
 
 
 def from_root(path: Path) -> str:
@@ -89,7 +100,17 @@ def _source_text(study: Study, source: str | None) -> str:
 
 def _summary(study: Study, source: str | None) -> str:
     """The study's settings and its cost, as Markdown."""
-    names = ", ".join(METHODS[m].name for m in study.methods)
+    names = ", ".join(study.names.values())
+    absent = [f"* {CHAPTERS[name]}: {reason}" for name, reason in study.unavailable.items()]
+    absent = (
+        "\n\n**Chapters that these data do not allow**\n\n" + "\n".join(absent) if absent else ""
+    )
+    if study.predictions:
+        files = ", ".join(Path(path).name for path in study.predictions.values())
+        conditions = [study.condition(benchmark) for benchmark in study.benchmarks]
+        rows = {"Models": names, "Predictions": files, "Benchmarks": ", ".join(conditions)}
+        lines = [f"| {key} | {value} |" for key, value in rows.items()]
+        return "\n".join(["| setting | value |", "|---|---|", *lines]) + absent
     rows = {
         "Data": f"{study.dataset}, {study.train_images or 'all'} training and "
         f"{study.test_images or 'all'} test images",
@@ -103,10 +124,16 @@ def _summary(study: Study, source: str | None) -> str:
         "Label augmentation": f"δ = {study.delta:g}, M = {study.num_transforms}",
         "Seeds": ", ".join(map(str, study.seeds)),
     }
-    rows |= {f"Attack {attack}": str(study.threat(attack)) for attack in study.attacks}
+    rows |= {f"Attack {attack}": study.condition(attack) for attack in study.attacks}
+    if study.corruptions != "none":
+        rows["Corruptions"] = f"15 at 5 severities, {study.corruptions}, of " + (
+            f"{study.corruption_images} of these images"
+            if study.corruption_images
+            else "all images"
+        )
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     text = "\n".join(["| setting | value |", "|---|---|", *lines])
-    attacked = sum(METHODS[m].adversarial for m in study.methods)
+    attacked = sum(METHODS[m].adversarial for m in study.methods if m in METHODS)
     text += (
         "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
         f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
@@ -119,7 +146,7 @@ def _summary(study: Study, source: str | None) -> str:
             "\n\n**The paper's own figures** for ImageNet, no run of this project, are in "
             "{doc}`../claims`."
         )
-    return text
+    return text + absent
 
 
 def write_toc(studies: list[str]) -> None:
@@ -154,7 +181,8 @@ def publish(name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     for part in ("train", "predictions"):
         shutil.copytree(study.runs / part, partial / part)
-    shutil.copy(study.runs / "data.json", partial)
+    for name in ("data.json", "measures.parquet"):
+        shutil.copy(study.runs / name, partial)
     shutil.rmtree(study.published, ignore_errors=True)
     partial.rename(study.published)
     size = sum(p.stat().st_size for p in study.published.rglob("*") if p.is_file())

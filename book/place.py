@@ -22,7 +22,8 @@ GENERATED = BOOK / "generated"
 
 # The reading order of a study's pages; others follow by name.
 CHAPTERS = (
-    "data", "training", "average_error", "classwise_error", "corruptions", "factors", "real",
+    "data", "training", "average_error", "classwise_error", "corruptions", "factors",
+    "evaluate_real", "evaluate_imagenet_x", "hard_classes", "groups",
     "table_check", "threat_models", "audit", "controls", "ablations", "benchmark", "cost",
 )  # fmt: skip
 

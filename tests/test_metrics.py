@@ -300,7 +300,7 @@ def test_noise_correction_is_unbiased_with_classes_of_different_sizes():
     p, n = rng.beta(2, 5, 40), rng.integers(2, 30, 40)
     squares = [
         metrics._corrected_variance(
-            metrics._class_values(metrics._checked(table_of(rng.binomial(n, p), n)))
+            metrics._averages(metrics._checked(table_of(rng.binomial(n, p), n)), ["label"])
         )[1]
         for _ in range(200)
     ]

@@ -1,0 +1,333 @@
+"""What is known of an image beside its label: annotated factors, label sets, measured factors.
+
+ImageNet's annotations are read from the installed package imagenet-x (Idrissi et al., 2022; data
+under CC BY-NC 4.0, ReaL labels by Beyer et al., 2020). They are never copied into this project.
+Data sets without annotations have factors that are measured from the pixels.
+"""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json
+
+IMAGENET_X_FACTORS = (
+    "pose",
+    "background",
+    "pattern",
+    "color",
+    "smaller",
+    "shape",
+    "partial_view",
+    "subcategory",
+    "texture",
+    "larger",
+    "darker",
+    "object_blocking",
+    "person_blocking",
+    "style",
+    "brighter",
+    "multiple_objects",
+)
+METACLASSES = (  # the groups of classes that imagenet-x tells apart; all others are "other"
+    "device",
+    "dog",
+    "commodity",
+    "bird",
+    "structure",
+    "covering",
+    "wheeled_vehicle",
+    "food",
+    "equipment",
+    "insect",
+    "vehicle",
+    "furniture",
+    "primate",
+    "vessel",
+    "snake",
+    "natural_object",
+)
+MEASURES = (
+    "brightness",
+    "contrast",
+    "texture",
+    "red_green",
+    "yellow_blue",
+    "area",
+    "off_centre",
+    "border_contact",
+)
+MEASURED_FACTORS = {  # each factor's meaning at the default share, for the reader
+    "brighter": "top 10 % of its class by mean luma",
+    "darker": "bottom 10 % of its class by mean luma",
+    "low_contrast": "bottom 10 % of its class by standard deviation of luma",
+    "texture": "top 10 % of its class by fine detail: mean absolute Laplacian of luma over its "
+    "standard deviation",
+    "color": "top 10 % of its class by distance of mean colour from the class's, brightness aside",
+    "larger": "top 10 % of its class by share of pixels that differ from the plain background",
+    "smaller": "bottom 10 % of its class by share of pixels that differ from the plain background",
+    "off_centre": "top 10 % of its class by distance of the object's centre from the image's",
+    "partial_view": "top 10 % of its class by share of the image's border that the object touches",
+}
+BACKGROUND_TOLERANCE = 16  # grey levels of 255 by which a pixel may differ from the background
+
+
+def imagenet_x(which: str = "top", filter_prototypes: bool = True) -> pd.DataFrame:
+    """ImageNet-X: the factors of variation that people saw in ImageNet's validation images.
+
+    Parameters
+    ----------
+    which : {"top", "multi"}
+        The one factor that stands out most, or all that were named.
+    filter_prototypes : bool
+        Leave out the three typical images a class that the annotators compared with.
+
+    Returns
+    -------
+    DataFrame
+        ``file_name`` and ``factor``, one row per image and factor; one row with a missing factor
+        for an annotated image with none (it counts in `advlib.metrics.error_ratio`).
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Without the package imagenet-x.
+    """
+    if which not in ("top", "multi"):
+        raise ValueError(f"which is 'top' or 'multi', not {which!r}")
+    factors = list(IMAGENET_X_FACTORS)
+    schema = pa.schema([("file_name", pa.string()), *((name, pa.int8()) for name in factors)])
+    table = pyarrow.json.read_json(
+        _annotation_file(f"imagenet_x_val_{which}_factor.jsonl"),
+        read_options=pyarrow.json.ReadOptions(block_size=1 << 22),
+        parse_options=pyarrow.json.ParseOptions(
+            explicit_schema=schema, unexpected_field_behavior="ignore"
+        ),
+    ).to_pandas()
+    if filter_prototypes:
+        prototypes = pd.read_csv(_annotation_file("prototypical_paths.csv")).file_name
+        table = table[~table.file_name.isin(prototypes)]
+    return _long(table.file_name, table[factors].to_numpy(bool), factors)
+
+
+def real_label_sets() -> dict[str, list[int]]:
+    """ReaL: the labels, by file name, that people accept for each validation image; may be none."""
+    sets = json.loads(_annotation_file("imagenet_real_labels.jsonl").read_text())
+    return {f"ILSVRC2012_val_{i:08d}.JPEG": labels for i, labels in enumerate(sets, start=1)}
+
+
+def imagenet_labels() -> pd.Series:
+    """The label (int64, 0 to 999) of each of the 50,000 validation images, by file name."""
+    return pd.read_csv(_annotation_file("filename_label.csv"), index_col="file_name").label
+
+
+def imagenet_classes() -> pd.DataFrame:
+    """``label``, ``wnid`` (WordNet id) and ``class_name`` of the 1,000 classes.
+
+    A name that two classes share is followed by the WordNet id: "crane (n02012849)".
+    """
+    table = pd.read_csv(_annotation_file("imagenet_labels.txt"), names=["wnid", "class_name"])
+    shared = table.class_name.duplicated(keep=False)
+    named = table.class_name + " (" + table.wnid + ")"
+    table.insert(0, "label", np.arange(len(table)))
+    return table.assign(class_name=table.class_name.where(~shared, named))
+
+
+def imagenet_metaclasses() -> pd.Series:
+    """The metaclass of each label: one of `METACLASSES` or "other"."""
+    path = _annotation_file("imagenet_1k_classes_to_100_metaclasses.csv")
+    names = pd.read_csv(path).name
+    return names.where(names.isin(METACLASSES), "other").rename("metaclass").rename_axis("label")
+
+
+def measure(pixels: np.ndarray) -> pd.DataFrame:
+    """Plain measurements of each image, of itself alone, so that sets are measured in parts.
+
+    Luma is the grey value, or 0.299 R + 0.587 G + 0.114 B (Rec. 601). The background is the
+    median of the image's outermost pixels in each channel, and its object is all pixels that
+    differ from it by more than `BACKGROUND_TOLERANCE` in some channel. That is an object only
+    where backgrounds are plain: `plain_background` decides for a set.
+
+    Parameters
+    ----------
+    pixels : uint8 array (N, C, H, W)
+        C is 1 or 3; H and W are at least 3.
+
+    Returns
+    -------
+    DataFrame
+        N rows, float32, values of pixels taken in [0, 1]:
+
+        * ``brightness``: mean luma; ``contrast``: its standard deviation.
+        * ``texture``: mean absolute value of ``4 p - left - right - above - below``, for luma p,
+          over the inner pixels, divided by the contrast; 0 where that is 0.
+        * ``red_green``, ``yellow_blue``: means of R - G and of (R + G)/2 - B, the opponent
+          colours of Hasler & Suesstrunk (2003); missing for C = 1.
+        * ``area``: the object's share of the pixels.
+        * ``off_centre``: distance of its pixels' mean position from the image's centre, as a
+          share of the distance from there to a corner; missing without an object.
+        * ``border_contact``: the object's share of the outermost pixels.
+
+    Raises
+    ------
+    ValueError
+        For another dtype or shape.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise ValueError(
+            "pixels are uint8 of shape (N, C, H, W) with C 1 or 3, got "
+            f"{pixels.dtype} of shape {pixels.shape}"
+        )
+    if min(pixels.shape[2:]) < 3:
+        raise ValueError(f"images are at least 3 x 3 pixels, got {pixels.shape[2:]}")
+    # Blocks of a few MB stay in the processor's cache and bound the memory at any N.
+    step = max(1, (1 << 19) // pixels[0].size) if len(pixels) else 1
+    blocks = [_measure(pixels[i : i + step]) for i in range(0, len(pixels), step)]
+    values = np.concatenate(blocks) if blocks else np.empty((0, len(MEASURES)), np.float32)
+    return pd.DataFrame(values, columns=list(MEASURES))
+
+
+def plain_background(measures: pd.DataFrame) -> bool:
+    """Whether the set's backgrounds are plain, so that what differs from them is the object.
+
+    True if in at least 90 % of the images at least half of the outermost pixels are background.
+    (So are 99.9 % of Fashion-MNIST's and all digits, 17 % of CIFAR-10's.)
+    """
+    return bool((measures.border_contact <= 0.5).mean() >= 0.9)
+
+
+def measured_factors(measures: pd.DataFrame, share: float = 0.1) -> pd.DataFrame:
+    """Factors for a data set without annotations: each class's most unusual images.
+
+    Of each class, and for each of `MEASURED_FACTORS`, the ``share`` of its images (rounded down,
+    at least one) that are furthest out, ties in the order of their file names. An image counts
+    only beyond its class's median, so a constant measurement gives no factor. The four factors of
+    an object are left out unless the set has a `plain_background`, ``color`` for grey images.
+
+    Parameters
+    ----------
+    measures : DataFrame
+        All images of the set: ``file_name``, ``label`` and the columns of `measure`.
+    share : float
+        In (0, 0.5].
+
+    Returns
+    -------
+    DataFrame
+        ``file_name`` and ``factor``, one row per image and factor, in the order of the images; one
+        row with a missing factor for an image with none.
+
+    Raises
+    ------
+    ValueError
+        For a missing column, an image that occurs twice, or another share.
+    """
+    if missing := [c for c in ("file_name", "label", *MEASURES) if c not in measures]:
+        raise ValueError(f"the measures lack the columns {', '.join(missing)}")
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share is in (0, 0.5], got {share}")
+    if (twice := measures.file_name.duplicated()).any():
+        raise ValueError(f"{measures.file_name[twice].iloc[0]!r} is measured twice")
+    table = measures.reset_index(drop=True)
+    colour = table[["red_green", "yellow_blue"]]
+    distance = colour - colour.groupby(table.label).transform("mean")
+    values = {
+        "brighter": table.brightness,
+        "darker": -table.brightness,
+        "low_contrast": -table.contrast,
+        "texture": table.texture,
+        "color": np.hypot(distance.red_green, distance.yellow_blue),
+    }
+    if plain_background(table):
+        values |= {"larger": table.area, "smaller": -table.area}
+        values |= {"off_centre": table.off_centre, "partial_view": table.border_contact}
+    factors = [name for name in MEASURED_FACTORS if name in values]
+    chosen = [_furthest(table, values[name], share) for name in factors]
+    return _long(table.file_name, np.stack(chosen, axis=1), factors)
+
+
+def _measure(pixels: np.ndarray) -> np.ndarray:
+    """Float32 (N, columns of `MEASURES`)."""
+    n, channels, height, width = pixels.shape
+    # Whole thousandths of a grey level: float32 holds them exactly, and their Laplacian.
+    luma = pixels[:, 0].astype(np.float32) * (1000 if channels == 1 else 299)
+    if channels == 3:
+        luma += pixels[:, 1] * np.float32(587)
+        luma += pixels[:, 2] * np.float32(114)
+    mean = luma.mean(axis=(1, 2), dtype=np.float64)
+    contrast = np.sqrt(np.square(luma - mean[:, None, None].astype(np.float32)).mean(axis=(1, 2)))
+    laplacian = 4 * luma[:, 1:-1, 1:-1]
+    laplacian -= luma[:, 1:-1, :-2]
+    laplacian -= luma[:, 1:-1, 2:]
+    laplacian -= luma[:, :-2, 1:-1]
+    laplacian -= luma[:, 2:, 1:-1]
+    detail = np.abs(laplacian, out=laplacian).mean(axis=(1, 2))
+    texture = np.divide(detail, contrast, out=np.zeros_like(detail), where=contrast > 0)
+    colours = np.full((2, n), np.nan)
+    if channels == 3:
+        red, green, blue = pixels.mean(axis=(2, 3)).T / 255
+        colours = red - green, (red + green) / 2 - blue
+
+    border = np.concatenate([_border(pixels[:, c]) for c in range(channels)], axis=1)
+    border = border.reshape(n, channels, -1)
+    middle = (border.shape[2] - 1) // 2
+    background = np.partition(border, middle, axis=2)[:, :, middle, None, None].astype(np.int16)
+    low = np.clip(background - BACKGROUND_TOLERANCE, 0, 255).astype(np.uint8)
+    high = np.clip(background + BACKGROUND_TOLERANCE, 0, 255).astype(np.uint8)
+    thing = ((pixels < low) | (pixels > high)).any(axis=1)
+    rows, columns = thing.sum(axis=2), thing.sum(axis=1)
+    count = rows.sum(axis=1)
+    some = np.where(count > 0, count, np.nan)
+    y = rows @ np.arange(height) / some - (height - 1) / 2
+    x = columns @ np.arange(width) / some - (width - 1) / 2
+    off_centre = np.hypot(x, y) / np.hypot((width - 1) / 2, (height - 1) / 2)
+    values = {
+        "brightness": mean / 255_000,
+        "contrast": contrast / 255_000,
+        "texture": texture,
+        "red_green": colours[0],
+        "yellow_blue": colours[1],
+        "area": count / (height * width),
+        "off_centre": off_centre,
+        "border_contact": _border(thing).mean(axis=1),
+    }
+    return np.stack([values[name] for name in MEASURES], axis=1).astype(np.float32)
+
+
+def _border(images: np.ndarray) -> np.ndarray:
+    """The outermost pixels of images (N, H, W): (N, 2 W + 2 H - 4)."""
+    top_and_bottom, sides = images[:, [0, -1]], images[:, 1:-1, [0, -1]]
+    return np.concatenate([part.reshape(len(images), -1) for part in (top_and_bottom, sides)], 1)
+
+
+def _furthest(table: pd.DataFrame, values: pd.Series, share: float) -> np.ndarray:
+    """Which images have the largest values of their class, and more than its median."""
+    order = table[["label", "file_name"]].assign(value=values)
+    order = order.sort_values(["value", "file_name"], ascending=[False, True])  # missing ones last
+    rank = order.groupby("label").cumcount().sort_index()
+    classes = values.groupby(table.label)
+    quota = np.maximum(1, np.floor(share * classes.transform("size") + 1e-9))
+    return ((rank < quota) & (values > classes.transform("median"))).to_numpy()
+
+
+def _long(names: pd.Series, has: np.ndarray, factors) -> pd.DataFrame:
+    """One row per image and factor that it ``has`` (N, factors), or one with a missing factor."""
+    factors = np.array([*factors, None], dtype=object)
+    image, factor = np.nonzero(np.column_stack([has, ~has.any(axis=1)]))
+    columns = {"file_name": names.array[image], "factor": factors[factor]}
+    return pd.DataFrame(columns).astype({"factor": "str"})
+
+
+def _annotation_file(name: str) -> Path:
+    """A data file of the package imagenet-x, whose import (of plotting libraries) takes seconds."""
+    spec = find_spec("imagenet_x")
+    if spec is None:
+        raise ModuleNotFoundError(
+            "ImageNet's annotations come with the package imagenet-x, which is not installed: "
+            "pip install imagenet-x==0.0.7"
+        )
+    return Path(spec.submodule_search_locations[0]) / "annotations" / name

@@ -1,0 +1,223 @@
+"""The tables of a study: which there are, whether they belong together, and reading them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from advlib import annotations, metrics
+from advlib.files import replacing
+from advlib.predictions import check_predictions, read_facts, read_predictions
+
+RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]
+RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
+
+
+def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd.DataFrame, dict]]:
+    """The prediction tables of a study, one after the other.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    source : {"fresh", "committed"}
+        All tables of the reader's own run, or all committed ones; never a mixture.
+    benchmarks : sequence of str, optional
+        Of ``study.benchmarks``; None: all.
+
+    Yields
+    ------
+    (benchmark, method, seed), table, facts
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `study_tables`, and where a table breaks the contract.
+    """
+    folder = study.tables(source)
+    found = study_tables(study, folder)
+    num_classes = len(read_data(folder)["class_names"])
+    for key, (path, facts) in found.items():
+        if benchmarks is None or key[0] in benchmarks:
+            table = read_predictions(path)
+            check_predictions(table, num_classes=num_classes, n_images=facts["n_images"])
+            yield key, table, facts
+
+
+def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
+    """Prediction tables of a study as one, with columns method, seed and benchmark beside the rows.
+
+    Parameters
+    ----------
+    study, source
+        As in `read_tables`.
+    benchmarks : sequence of str, optional
+        None: all but the corrupted images, whose 75 conditions a page reads one table at a time.
+
+    Returns
+    -------
+    DataFrame
+        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed), and
+        ``attrs["class_names"]`` the names of the classes.
+    """
+    if benchmarks is None:
+        benchmarks = [name for name in study.benchmarks if name != "corruptions"]
+    tables, facts = [], {}
+    for (benchmark, method, seed), table, known in read_tables(study, source, benchmarks):
+        tables.append(table.assign(benchmark=benchmark, method=method, seed=seed))
+        facts[benchmark, method, seed] = known
+    whole = pd.concat(tables, ignore_index=True)
+    whole.attrs["facts"] = facts
+    whole.attrs["class_names"] = read_data(study.tables(source))["class_names"]
+    return whole
+
+
+def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
+    """The tables and, where the images have ReaL labels, the clean ones judged by them.
+
+    Parameters
+    ----------
+    tables : DataFrame
+        As `read_study` returns it.
+    unlabelled : {"drop", "error"}
+        What becomes of images without a label, as in `advlib.metrics.multilabel_table`.
+
+    Returns
+    -------
+    DataFrame
+        With a benchmark "real"; as it was if the images are not ImageNet's validation images.
+    """
+    clean = tables[tables.benchmark == "clean"]
+    if not clean.file_name.iloc[0].startswith("ILSVRC2012_val_"):
+        return tables
+    judged = metrics.multilabel_table(clean, annotations.real_label_sets(), unlabelled)
+    tables = tables.assign(multilabel_correct=tables.label == tables.predicted_class)
+    whole = pd.concat([tables, judged.assign(benchmark="real")], ignore_index=True)
+    facts = {("real", *key[1:]): known for key, known in tables.attrs["facts"].items()}
+    whole.attrs = {**tables.attrs, "facts": {**facts, **tables.attrs["facts"]}}
+    return whole
+
+
+def read_measures(study, source: str) -> pd.DataFrame:
+    """What was measured on the pixels of the study's evaluated images (`annotations.measure`)."""
+    return pd.read_parquet(study.tables(source) / "measures.parquet")
+
+
+def read_data(folder: Path) -> dict:
+    """What the images of a study's tables are: ``data.json``, with title, sizes and class names."""
+    return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+
+
+def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
+    """The path and the facts of each prediction table, if all belong to the study as it stands.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    folder : Path
+        ``runs/<study>`` or ``results/<study>``.
+
+    Returns
+    -------
+    dict
+        (path, facts) by (benchmark, method, seed).
+
+    Raises
+    ------
+    FileNotFoundError
+        If a table or training log is missing.
+    ValueError
+        If one was made from other images, under another threat model or with other training
+        settings than the study file's.
+    """
+    again = f"run `make book STUDY={study.study}`"
+    paths = table_paths(study, folder)
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {again} to the end")
+    data = read_data(folder)
+    if data["settings"] != study.data_settings():
+        raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
+    found = {}
+    for path, key in paths.items():
+        if key is not None:
+            facts = read_facts(path)
+            if changed := _changed(study, facts, data, *key[:2]):
+                raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
+            found[key] = path, facts
+    return found
+
+
+def table_paths(study, folder: Path) -> dict[Path, tuple | None]:
+    """Every table that a study's pages read: its (benchmark, method, seed), None for other facts.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    folder : Path
+        ``runs/<study>`` or ``results/<study>``.
+    """
+    runs = [(method, seed) for method in study.methods for seed in study.seeds]
+    paths = {folder / "data.json": None}
+    if not study.predictions:
+        paths[folder / "measures.parquet"] = None
+        paths |= {folder / "train" / f"{m}-seed{seed}.csv": None for m, seed in runs}
+    for benchmark in study.benchmarks:
+        place = folder / "predictions" / benchmark
+        paths |= {place / f"{m}-seed{seed}.parquet": (benchmark, m, seed) for m, seed in runs}
+    return paths
+
+
+def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> list[str]:
+    """What differs between a table's facts and the study."""
+    split = study.evaluation_split
+    n_images = data[split]["images"]
+    expected = {"split": split, "data": data[split]["fingerprint"]}
+    if study.predictions:
+        expected = {"brought": study.predictions[method]}
+    else:
+        attacked = benchmark in study.attacks
+        expected["threat"] = study.threat(benchmark).to_dict() if attacked else None
+        if benchmark == "corruptions":
+            expected["corruptions"] = study.corruptions
+            n_images = study.corruption_images or n_images
+    expected["n_images"] = n_images
+    changed = [key for key, value in expected.items() if facts.get(key) != value]
+    if study.predictions:
+        return changed
+    settings = facts["settings"]
+    now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
+    now = json.loads(json.dumps(now))
+    changed += [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
+    if settings["data"] != data["train"]["fingerprint"]:
+        changed.append("set of training images")
+    return sorted(changed)
+
+
+def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dict) -> None:
+    """Write a result table: one value a row, each with its threat model and its origin.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns method, seed, benchmark, group, statistic, value, low, high; n_images unless every
+        row is about all images; condition unless the benchmark says it.
+    path : Path
+        A CSV, written whole or not at all.
+    study : advlib.study.Study
+    source : {"fresh", "committed"}
+    facts : dict
+        Those of `read_study`, by (benchmark, method, seed).
+    """
+    known = [facts[key] for key in zip(rows.benchmark, rows.method, rows.seed, strict=True)]
+    conditions = {b: study.condition(b) for b in set(rows.benchmark)}
+    if "condition" not in rows:
+        rows = rows.assign(condition=rows.benchmark.map(conditions))
+    rows = rows.assign(
+        study=study.study,
+        provenance=[f"{source}, checkpoint {f['checkpoint_hash']}, {f['time']}" for f in known],
+    )
+    if "n_images" not in rows:
+        rows["n_images"] = [f["n_images"] for f in known]
+    with replacing(path) as partial:
+        rows[RESULT_COLUMNS].to_csv(partial, index=False)

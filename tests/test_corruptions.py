@@ -1,0 +1,508 @@
+"""Corrupted images: generated ones against the library itself, published ones as they unpack."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advlib import corruptions, fetch
+from advlib.corruptions import CORRUPTIONS, SEVERITIES, corrupted, locate_published, prepare
+from advlib.data import DataError, Images, evaluation_batches, load_dataset, stream_seed
+from advlib.vision import torchvision
+
+ALL = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
+SOME = [(c, 4) for c in CORRUPTIONS]  # every function, with each generator it draws from
+TWO = [("contrast", 2), ("gaussian_noise", 3)]
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    monkeypatch.delenv("ADVLIB_DATA", raising=False)
+    monkeypatch.setattr(fetch, "DATA", tmp_path / "project" / "data")
+
+
+def in_memory(pixels, names=None, labels=None):
+    n = len(pixels)
+    return Images(
+        title="Ten things",
+        source="made up",
+        labels=np.arange(n) % 10 if labels is None else labels,
+        file_names=names or [f"test-{i:05d}" for i in range(n)],
+        class_names=[f"thing {i}" for i in range(10)],
+        pixels=pixels,
+    )
+
+
+def smooth(n, side, channels=3, seed=0):
+    """Random images with some structure, uint8 (n, channels, side, side)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, channels, 4, 4), dtype=np.uint8)
+    return coarse.repeat(side // 4, 2).repeat(side // 4, 3)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """20 digits, all 75 conditions by two processes: (clean images, pixels by condition, facts)."""
+    images = load_dataset("digits", "test", n_images=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "DATA", tmp_path_factory.mktemp("digits"))
+        patch.setattr(corruptions, "CHUNK_PIXELS", 6 * 32**2)  # several pieces to each condition
+        facts = prepare(images, processes=2)
+        found = {c: corrupted(images, *c) for c in ALL}
+    return images, found, facts
+
+
+# --- generated ----------------------------------------------------------------------------------
+
+
+def test_every_condition_has_the_images_in_order(digits):
+    images, found, facts = digits
+    for condition, got in found.items():
+        assert got.pixels.dtype == torch.uint8 and got.pixels.shape == images.pixels.shape
+        assert got.file_names == images.file_names and torch.equal(got.labels, images.labels)
+        assert (got.title, got.class_names) == (images.title, images.class_names)
+        if condition[0] not in ("pixelate", "zoom_blur"):
+            assert not torch.equal(got.pixels, images.pixels), condition
+    assert len({got.fingerprint for got in found.values()}) > 65
+    assert facts["source"] == "generated" and facts["n_images"] == 20
+    assert facts["library"].startswith("imagecorruptions-imaug ") and facts["folder"] is None
+    assert "224 px" in facts["recipe"] and "8 px" in facts["recipe"] and "grey" in facts["recipe"]
+    x, y, _ = next(evaluation_batches(found["fog", 3], batch_size=7))
+    assert x.shape == (7, 1, 8, 8) and 0 <= x.min() and x.max() <= 1
+    assert torch.equal(y, images.labels[:7])
+
+
+@pytest.mark.parametrize(
+    "corruption",
+    ["gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "brightness", "contrast"],
+)
+def test_change_grows_with_severity(digits, corruption):
+    images, found, _ = digits
+    clean = images.pixels.float()
+    change = [(found[corruption, s].pixels.float() - clean).abs().mean() for s in SEVERITIES]
+    assert change == sorted(change) and change[0] > 0
+
+
+def test_an_image_is_corrupted_alike_in_any_company(digits, monkeypatch):
+    images, found, _ = digits
+    chosen = [13, 2, 17, 5]
+    monkeypatch.setattr(corruptions, "_CONDITIONS", SOME[::-1])
+    prepare(images.subset(chosen), processes=1)
+    for condition in SOME:
+        got = corrupted(images.subset(chosen), *condition).pixels
+        assert torch.equal(got, found[condition].pixels[chosen]), condition
+
+
+def test_agrees_with_the_library(monkeypatch):
+    import imagecorruptions
+
+    # glass_blur compiles itself anew for most severities: one of them will do.
+    conditions = [c for c in ALL if c[0] != "glass_blur" or c[1] == 4]
+    monkeypatch.setattr(corruptions, "_CONDITIONS", conditions)
+    images = in_memory(smooth(2, 32), ["n01/a.png", "n02/b.png"])
+    facts = prepare(images, processes=1)
+    assert "reflection" not in facts["recipe"] and "grey" not in facts["recipe"]
+    for corruption, severity in conditions:
+        got = corrupted(images, corruption, severity).pixels.numpy()
+        for i, name in enumerate(images.file_names):
+            seed = stream_seed(name, corruption, severity) % 2**32
+            np.random.seed(seed)
+            own = {"seed": seed} if corruption in ("impulse_noise", "glass_blur") else {}
+            image = images.pixels[i].permute(1, 2, 0).numpy()
+            expected = imagecorruptions.corrupt(image, severity, corruption, **own)
+            assert np.array_equal(got[i], expected.transpose(2, 0, 1)), (corruption, severity)
+
+
+@pytest.mark.parametrize("side", [8, 16, 28, 31])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_images_keep_size_and_strength(side, channels):
+    flat = np.full((40, channels, side, side), 128, np.uint8)
+    seeds = list(range(40))
+    for corruption in CORRUPTIONS:
+        got = corruptions._corrupt(flat[:1], corruption, 5, seeds[:1])
+        assert got.shape == (1, channels, side, side) and got.dtype == np.uint8
+    # By the library's formulas: x + c; blurs and JPEG leave one grey; noise of SD c.
+    bright = corruptions._corrupt(flat[:1], "brightness", 2, seeds[:1])
+    assert np.all(np.abs(bright - (128 + 0.2 * 255)) <= 1)
+    assert np.all(np.abs(corruptions._corrupt(flat[:1], "glass_blur", 1, [1]) - 128.0) <= 2)
+    noise = corruptions._corrupt(flat, "gaussian_noise", 2, seeds) - 128.0
+    assert noise.std() == pytest.approx(0.12 * 255, rel=0.05)
+    assert np.abs(np.corrcoef(noise[:2].reshape(2, -1))[0, 1]) < 0.3  # not one draw for all
+
+
+def test_small_images_stay_in_place():
+    """Neither extending nor enlarging shifts the image."""
+    for side in (8, 28):
+        pixels = np.random.default_rng(0).integers(40, 200, (1, 3, side, side), dtype=np.uint8)
+        pixels[:, 1:] = pixels[:, :1]
+        got = corruptions._corrupt(pixels, "brightness", 1, [0])
+        assert np.all(np.abs(got - (pixels + 25.5)) <= 1)
+
+
+def test_processes_load_no_torch():
+    code = (
+        "import sys, numpy as np; from advlib import corruptions; "
+        "corruptions._corrupt(np.zeros((1, 1, 8, 8), np.uint8), 'fog', 1, [0]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(corruptions.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_an_interruption_keeps_what_is_finished(monkeypatch):
+    images = in_memory(smooth(6, 32))
+    conditions = [("contrast", s) for s in SEVERITIES]
+    monkeypatch.setattr(corruptions, "_CONDITIONS", conditions)
+    write, written = corruptions._write, []
+
+    def interrupted(path, shape, blocks, bar):
+        if len(written) == 2:
+            next(iter(blocks))
+            raise KeyboardInterrupt
+        write(path, shape, blocks, bar)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corruptions, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(images, processes=1)
+    first = corrupted(images, "contrast", 1).pixels
+    with pytest.raises(DataError, match="contrast 3 .* has not been generated: call .*prepare"):
+        corrupted(images, "contrast", 3)
+    times = [path.stat().st_mtime_ns for path in written]
+    prepare(images, processes=1)
+    assert [path.stat().st_mtime_ns for path in written] == times
+    assert torch.equal(corrupted(images, "contrast", 1).pixels, first)
+    assert not torch.equal(corrupted(images, "contrast", 5).pixels, first)
+    monkeypatch.setattr(corruptions, "ProcessPoolExecutor", None)
+    prepare(images)  # all there: no process is started
+
+
+def test_damaged_files_are_found_and_made_again(monkeypatch):
+    images = in_memory(smooth(3, 32))
+    monkeypatch.setattr(corruptions, "_CONDITIONS", TWO)
+    prepare(images, processes=1)
+    before = {c: corrupted(images, *c).pixels.clone() for c in TWO}
+    contrast, noise = (next(fetch.DATA.glob(f"cache/*/{c}-{s}.npy")) for c, s in TWO)
+    contrast.write_bytes(contrast.read_bytes()[:-100])  # truncated
+    np.save(noise, np.zeros((3, 3, 32, 32), np.uint8))  # another's, of the same shape
+    with pytest.raises(DataError, match="contrast-2.npy is damaged .* call .*prepare"):
+        corrupted(images, *TWO[0])
+    with pytest.warns(UserWarning) as warned:
+        prepare(images, processes=1)
+    messages = [str(w.message) for w in warned]
+    assert all(any(f"{p} is damaged" in m for m in messages) for p in (contrast, noise))
+    for condition, pixels in before.items():
+        assert torch.equal(corrupted(images, *condition).pixels, pixels)
+    np.save(noise, np.zeros((2, 3, 32, 32), np.uint8))
+    with pytest.raises(DataError, match="holds something else"):
+        corrupted(images, *TWO[1])
+
+
+def test_other_images_have_another_cache():
+    pixels = smooth(3, 32)
+    first, again, inverted, renamed = (  # file names are seeds
+        corruptions._cache(in_memory(p, names))
+        for p, names in (
+            (pixels, None),
+            (pixels, None),
+            (255 - pixels, None),
+            (pixels, list("abc")),
+        )
+    )
+    assert first == again and len({first, inverted, renamed}) == 3
+
+
+def test_a_full_disk_is_told_before_the_work(monkeypatch):
+    usage = shutil._ntuple_diskusage(10**12, 10**12 - 10**5, 10**5)
+    monkeypatch.setattr(corruptions.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(corruptions, "ProcessPoolExecutor", None)
+    images = in_memory(smooth(100, 32))
+    with pytest.raises(DataError, match=r"take 0\.0 GB.*link.*corruption_images"):
+        prepare(images)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    def missing(name):
+        raise corruptions.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(corruptions.importlib.metadata, "version", missing)
+    with pytest.raises(DataError, match="imagecorruptions-imaug.*make setup"):
+        prepare(in_memory(smooth(1, 32)))
+
+
+@pytest.mark.parametrize("condition", [("haze", 1), ("fog", 0), ("fog", 6)])
+def test_unknown_conditions_are_refused(condition):
+    with pytest.raises(ValueError, match="gaussian_noise, .*jpeg_compression.*1 to 5"):
+        corrupted(in_memory(smooth(1, 32)), *condition)
+
+
+def image_file(path, size, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size).save(path, "JPEG", quality=90)
+
+
+def test_image_files_are_decoded_once_as_for_evaluation(tmp_path, monkeypatch):
+    for i in range(3):
+        image_file(tmp_path / f"set/test/{'ab'[i % 2]}/{i}.jpg", (150, 120), i)
+    images = load_dataset("folder", "test", data_dir=tmp_path / "set", image_size=100, resize=110)
+    monkeypatch.setattr(corruptions, "_CONDITIONS", TWO)
+    prepare(images, processes=1)
+    got = corrupted(images, *TWO[0])
+    clean = torch.stack([images.decode(i) for i in range(3)]).double() / 255
+    means = clean.mean((2, 3), keepdim=True)
+    expected = ((clean - means) * 0.3 + means) * 255  # the library's formula
+    assert (got.pixels.double() - expected).abs().max() <= 1
+    assert got.file_names == images.file_names
+    assert not list(fetch.DATA.glob("cache/*/clean.*"))
+    coarser = load_dataset("folder", "test", data_dir=tmp_path / "set", image_size=100)
+    with pytest.raises(DataError, match="has not been generated"):
+        corrupted(coarser, *TWO[0])
+
+
+# --- published: image files ---------------------------------------------------------------------
+
+WNIDS = ("n01440764", "n01443537")
+GROUPS = dict.fromkeys(CORRUPTIONS[:3], "noise") | dict.fromkeys(CORRUPTIONS[3:7], "blur")
+GROUPS |= dict.fromkeys(CORRUPTIONS[7:10], "weather") | dict.fromkeys(CORRUPTIONS[10:], "digital")
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Three validation images, and the published set with one image more."""
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (293, 236, 2138, 7)]
+    for i, name in enumerate(names[:3]):
+        image_file(tmp_path / "imagenet/val" / WNIDS[i % 2] / name, (300, 260), i)
+    published = tmp_path / "ImageNet-C"
+    for i, name in enumerate(names):
+        image_file(tmp_path / "one.JPEG", (224, 224), 100 + i)
+        image_file(tmp_path / "other.JPEG", (224, 224), 200 + i)
+        for corruption, severity in ALL:
+            which = "other" if (corruption, severity) == ("snow", 4) else "one"
+            place = published / GROUPS[corruption] / corruption / str(severity) / WNIDS[i % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            os.link(tmp_path / f"{which}.JPEG", place / name)
+        (tmp_path / "one.JPEG").unlink()
+        (tmp_path / "other.JPEG").unlink()
+    return load_dataset("imagenet", "test", data_dir=tmp_path / "imagenet"), published
+
+
+def pil(path):
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def test_imagenet_c_is_read_pixel_for_pixel(imagenet):
+    images, published = imagenet
+    assert (images.resize, images.image_size) == (232, 224)  # which would resize a second time
+    facts = prepare(images, published=published)
+    assert facts["source"] == "published" and facts["library"] is None
+    assert (facts["folder"], facts["n_images"]) == ("ImageNet-C", 3)
+    assert "224 px and are not resized again" in facts["recipe"]
+    assert str(published.parent) not in str(facts)
+    got = corrupted(images, "snow", 4, published=published)
+    assert got.file_names == images.file_names and torch.equal(got.labels, images.labels)
+    assert got.title == images.title and got.fingerprint != images.fingerprint
+    x = torch.cat([x for x, _, _ in evaluation_batches(got, batch_size=2)])
+    for i, name in enumerate(images.file_names):
+        path = next((published / "weather/snow/4").glob(f"*/{name}"))
+        assert np.array_equal((x[i] * 255).round().numpy(), np.array(pil(path)).transpose(2, 0, 1))
+    assert not torch.equal(
+        got.decode(0), corrupted(images, "snow", 3, published=published).decode(0)
+    )
+
+
+def test_another_size_is_reached_by_one_resize(imagenet):
+    images, published = imagenet
+    images = load_dataset(
+        "imagenet", "test", data_dir=published.parent / "imagenet", image_size=128
+    )
+    assert "resized once, from 224 px to 128 px" in prepare(images, published=published)["recipe"]
+    got = corrupted(images, "snow", 4, published=published)
+    path = next((published / "weather/snow/4").glob(f"*/{images.file_names[1]}"))
+    expected = torchvision.transforms.v2.functional.resize(pil(path), [128])
+    assert np.array_equal(got.decode(1).numpy(), np.array(expected).transpose(2, 0, 1))
+
+
+def test_flat_layout_and_subset(imagenet):
+    images, published = imagenet
+    for corruption, group in GROUPS.items():
+        shutil.move(published / group / corruption, published / corruption)
+    subset = images.subset([2, 0])
+    assert prepare(subset, published=published)["n_images"] == 2
+    assert corrupted(subset, "fog", 1, published=published).file_names == subset.file_names
+
+
+def test_all_that_a_tree_lacks_is_listed_at_once(imagenet):
+    images, published = imagenet
+    shutil.rmtree(published / "blur/glass_blur")
+    shutil.rmtree(published / "weather/frost/2")
+    shutil.rmtree(published / "weather/frost/5")
+    (published / "weather/fog/3" / WNIDS[1] / images.file_names[2]).unlink()
+    shutil.rmtree(published / "digital/contrast/1" / WNIDS[0])
+    source = published / "noise/shot_noise/1" / WNIDS[0] / images.file_names[0]
+    shutil.move(source, published / "noise/shot_noise/1" / WNIDS[1] / images.file_names[0])
+    with pytest.raises(DataError) as refused:
+        prepare(images, published=published)
+    message = str(refused.value)
+    assert "glass_blur: missing" in message and "frost: severity 2, 5 missing" in message
+    assert f"fog 3: 1 of 3 images missing: {images.file_names[2]}" in message
+    assert "contrast 1: 2 of 3 images missing" in message
+    assert (
+        f"shot_noise 1: {images.file_names[0]} of class 'tench' lies in n01443537, but "
+        f"{images.file_names[1]} of class 'tench' in n01440764"
+    ) in message
+    assert message.count("\n  - ") == 5 and "corruptions: generated" in message
+    with pytest.raises(DataError, match="fog 3: 1 of 3 images missing"):
+        corrupted(images, "fog", 3, published=published)
+
+
+def test_names_that_do_not_match_are_shown_beside_ours(imagenet):
+    images, published = imagenet
+    other = in_memory(smooth(3, 32))
+    with pytest.raises(DataError) as refused:
+        prepare(other, published=published)
+    message = str(refused.value)
+    assert (
+        "none of the 3 images, such as test-00000; one there is called n01440764/ILSVRC" in message
+    )
+    assert message.count("\n  - ") == 21 and "… and 55 more" in message
+
+
+def test_no_published_set_at_all(tmp_path):
+    images = in_memory(smooth(3, 32))
+    with pytest.raises(DataError, match="is no folder"):
+        prepare(images, published=tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="none of the 15 corruptions.*<severity>"):
+        prepare(images, published=tmp_path / "empty")
+
+
+def test_tiny_imagenet_c_is_matched_by_class_and_base_name(tmp_path):
+    """Clean files lie in ``val/<class>/images/``, and two classes have a file of one name."""
+    image_file(tmp_path / "one.JPEG", (64, 64))
+    image_file(tmp_path / "two.JPEG", (64, 64), 1)
+    for i, wnid in enumerate(WNIDS):
+        image_file(tmp_path / "tiny/val" / wnid / "images/val_1.JPEG", (64, 64), 7)
+        for corruption, severity in ALL:
+            place = tmp_path / "Tiny-ImageNet-C" / corruption / str(severity) / wnid
+            place.mkdir(parents=True)
+            os.link(tmp_path / f"{('one', 'two')[i]}.JPEG", place / "val_1.JPEG")
+    images = load_dataset("folder", "test", data_dir=tmp_path / "tiny")
+    assert images.pixels is not None and images.file_names[0].count("/") == 2
+    published = tmp_path / "Tiny-ImageNet-C"
+    assert "64 px and are not resized" in prepare(images, published=published)["recipe"]
+    got = corrupted(images, "jpeg_compression", 5, published=published)
+    for i, name in enumerate(("one", "two")):
+        expected = np.array(pil(tmp_path / f"{name}.JPEG")).transpose(2, 0, 1)
+        assert np.array_equal(got.decode(i).numpy(), expected)
+
+
+# --- published: CIFAR-10-C ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar10_c(tmp_path):
+    """Files of the true size; their rows hold the severity and the image's position."""
+    published = tmp_path / "CIFAR-10-C"
+    published.mkdir()
+    labels = np.random.default_rng(0).integers(0, 10, 10000).astype(np.uint8)
+    np.save(published / "labels.npy", np.tile(labels, 5))
+    for corruption in ("fog", "brightness", *CORRUPTIONS):
+        path = published / f"{corruption}.npy"
+        if corruption not in ("fog", "brightness"):
+            os.link(published / "brightness.npy", path)
+        elif not path.exists():
+            array = np.lib.format.open_memmap(path, "w+", np.uint8, (50000, 32, 32, 3))
+            for severity in SEVERITIES:
+                for position in (0, 12, 9999):
+                    row = array[10000 * (severity - 1) + position]
+                    row[..., 0], row[..., 1] = severity, position % 251
+                    row[3, 5, 2] = 200 + (corruption == "fog")
+    positions = [9999, 0, 12]
+    names = [f"test-{i:05d}" for i in positions]
+    return in_memory(smooth(3, 32), names, labels[positions].astype(np.int64)), published
+
+
+def test_cifar10_c_rows(cifar10_c):
+    images, published = cifar10_c
+    facts = prepare(images, published=published)
+    assert (facts["source"], facts["folder"], facts["library"]) == ("published", "CIFAR-10-C", None)
+    for severity in SEVERITIES:
+        got = corrupted(images, "fog", severity, published=published)
+        assert got.pixels.shape == (3, 3, 32, 32) and got.pixels.dtype == torch.uint8
+        assert torch.all(got.pixels[:, 0] == severity)
+        assert got.pixels[:, 1, 0, 0].tolist() == [9999 % 251, 0, 12]
+        assert got.pixels[:, 2, 3, 5].tolist() == [201] * 3
+        assert got.file_names == images.file_names and torch.equal(got.labels, images.labels)
+
+
+def test_all_that_is_wrong_with_cifar10_c_is_listed_at_once(cifar10_c):
+    images, published = cifar10_c
+    labels = np.load(published / "labels.npy")
+    labels[20000 + 12] = (labels[20000 + 12] + 1) % 10
+    np.save(published / "labels.npy", labels)
+    (published / "snow.npy").unlink()
+    for name, array in (
+        ("frost", np.zeros((10000, 32, 32, 3), np.uint8)),
+        ("fog", np.zeros(5)),
+    ):
+        (published / f"{name}.npy").unlink()
+        np.save(published / f"{name}.npy", array)
+    (published / "contrast.npy").unlink()
+    (published / "contrast.npy").write_bytes(b"<html>not found</html>")
+    (published / "pixelate.npy").unlink()
+    np.save(published / "pixelate.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError) as refused:
+        prepare(images, published=published)
+    message = str(refused.value)
+    for expected in (
+        "labels.npy: 1 of 3 labels of severity 3 are not those of the images, the first of them "
+        "that of test-00012",
+        "snow.npy: missing",
+        "frost.npy: uint8 of shape (10000, 32, 32, 3), expected uint8 of (50000, 32, 32, 3)",
+        "fog.npy: float64 of shape (5,)",
+        "contrast.npy: cannot be read",
+        "pixelate.npy: cannot be read",
+    ):
+        assert expected in message
+    assert message.count("\n  - ") == 6
+    (published / "labels.npy").unlink()
+    with pytest.raises(DataError, match="labels.npy: missing"):
+        prepare(images, published=published)
+
+
+def test_cifar10_c_is_not_for_other_images(cifar10_c):
+    images, published = cifar10_c
+    tree = in_memory(smooth(1, 32), ["airplane/0001.jpg"])
+    for action in (prepare, lambda *a, **k: corrupted(*a, "fog", 1, **k)):
+        with pytest.raises(DataError, match="airplane/0001.jpg.*cifar-10-batches-py"):
+            action(tree, published=published)
+    for other in (in_memory(smooth(1, 28, 1)), in_memory(smooth(1, 32), ["test-10000"])):
+        with pytest.raises(DataError, match="10,000 test images; those of Ten things are others"):
+            prepare(other, published=published)
+
+
+# --- where published sets lie -------------------------------------------------------------------
+
+
+def test_locate_published(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="corruptions_dir .*nowhere is no folder"):
+        locate_published("cifar10", tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    assert locate_published("folder", tmp_path / "mine") == tmp_path / "mine"
+    with pytest.raises(DataError, match="of fashion_mnist: name its folder as corruptions_dir"):
+        locate_published("fashion_mnist")
+    with pytest.raises(DataError, match="ImageNet-C was not found.*corruptions: generated"):
+        locate_published("imagenet")
+    (fetch.DATA / "ImageNet-C").mkdir(parents=True)
+    assert locate_published("imagenet") == fetch.DATA / "ImageNet-C"
+    (tmp_path / "all/ImageNet-C").mkdir(parents=True)
+    monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / "all"))
+    assert locate_published("imagenet") == tmp_path / "all/ImageNet-C"
