@@ -121,10 +121,12 @@ else:
         params:
             settings=settings("dataset", "data_dir"),
             folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
+            # A holdout is a part of the training images.
+            splits=" ".join(dict.fromkeys(s.replace("holdout", "train") for s in STUDY.splits)),
         benchmark:
             RUNS / "benchmarks/fetch.tsv"
         shell:
-            "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder}"
+            "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder} --split {params.splits}"
 
 
     rule data:

@@ -100,7 +100,8 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
             legend=alt.Legend(orient="top"),
         )
     )
-    chart = (rules + points).properties(width=230, height=260).add_params(pick)
+    width = min(230, 560 // table.benchmark.nunique())
+    chart = (rules + points).properties(width=width, height=260).add_params(pick)
     return chart.facet(
         column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
     )
@@ -187,7 +188,7 @@ def class_error(
     )
     rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=value), x2="high:Q")
     points = base.mark_circle(size=45).encode(
-        x=alt.X("error:Q", title=value, axis=alt.Axis(format=form))
+        x=alt.X("error:Q", title=value, axis=alt.Axis(format=form, tickCount=6, tickMinStep=0.01))
     )
     layers = [rules, points]
     if reference is not None:
@@ -277,15 +278,17 @@ def class_grid(table: pd.DataFrame, column: str, title: str) -> alt.Chart:
     )
 
 
-def rank_correlation(table: pd.DataFrame) -> alt.Chart:
+def rank_correlation(table: pd.DataFrame, order: list[str]) -> alt.Chart:
     """How alike two orders of the classes are: a grid of Spearman's ρ for each method.
 
     Parameters
     ----------
     table : DataFrame
         Columns method, condition_a, condition_b, value (-1 to 1).
+    order : list of str
+        Of the conditions.
     """
-    order = table.condition_a.drop_duplicates().tolist()
+    order = [name for name in order if name in set(table.condition_a)]
     base = alt.Chart(table).encode(
         x=alt.X("condition_b:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
         y=alt.Y("condition_a:N", sort=order, title=None),
@@ -294,6 +297,7 @@ def rank_correlation(table: pd.DataFrame) -> alt.Chart:
         color=alt.Color(
             "value:Q",
             title="Spearman's ρ",
+            legend=alt.Legend(orient="top", values=[-1, 0, 1]),
             # Centred on zero, so that a grey cell is no relation at all.
             scale=alt.Scale(domain=[-1, 0, 1], range=["#D55E00", "#e8e8e8", "#0072B2"]),
         ),
@@ -307,7 +311,7 @@ def rank_correlation(table: pd.DataFrame) -> alt.Chart:
     strong = "abs(datum.value) > 0.6"
     text = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".2f"),
-        color=alt.condition(strong, alt.value("white"), alt.value("black")),
+        color=alt.condition(strong, alt.value("#fff"), alt.value("#111")),
     )
     panels = alt.Facet("method:N", title=None, sort=table.method.unique().tolist())
     return (
@@ -518,7 +522,7 @@ def differences(
     zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
     rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     points = base.mark_circle(size=55).encode(
-        x=alt.X("value:Q", title=title, axis=alt.Axis(format=form))
+        x=alt.X("value:Q", title=title, axis=alt.Axis(format=form, tickCount=5, tickMinStep=0.01))
     )
     chart = (zero + rules + points).properties(width=250, height=alt.Step(17))
     return chart.facet(

@@ -386,20 +386,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("dataset", choices=list(DATASETS))
     parser.add_argument("--data-dir", help="the folder that holds it")
+    parser.add_argument("--split", nargs="*", default=["train", "test"], help="what is needed")
     options = parser.parse_args(arguments)
     try:
-        train, test = (
-            load_dataset(options.dataset, split, data_dir=options.data_dir)
-            for split in ("train", "test")
-        )
+        parts = {
+            split: load_dataset(options.dataset, split, data_dir=options.data_dir)
+            for split in options.split
+        }
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{train.title}: {len(train):,} training and {len(test):,} test images in "
-        f"{train.num_classes} classes, from {train.source}; "
-        f"fingerprints {train.fingerprint[:12]} and {test.fingerprint[:12]}"
-    )
+    for split, images in parts.items():
+        print(
+            f"{images.title}: {len(images):,} {split} images in {images.num_classes} classes, from "
+            f"{images.source}; fingerprint {images.fingerprint[:12]}"
+        )
     return 0
 
 

@@ -246,11 +246,11 @@ def factor_summary(
     """`factor_error` and `error_ratio`, or their table - paired_with, with 95 % intervals.
 
     Percentile intervals: images are resampled as in `bootstrap` and carry their factors, so that
-    factor and denominator vary together. nan where that hides the uncertainty: every class has its
-    images of the factor all right or all wrong, or more than 5 % of the classes have one image.
+    factor and denominator vary together. nan where that hides the uncertainty: all images of the
+    factor fare (or differ) alike, or more than 5 % of the classes have one image.
     Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
     """
-    images, wrong = _images(table, paired_with, n_resamples)
+    images, wrong = _images([table, paired_with], n_resamples)
     labels, position = images["label"].to_numpy(), images.reset_index(names="position")
     rows, factors = _annotated(position, annotations)
     member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
@@ -268,17 +268,18 @@ def factor_summary(
             SIGN[: wrong.shape[1]] @ np.concatenate([errors[..., 1:], ratios], axis=2)
         )
 
-    drawn = _draws(labels, counted.reshape(len(images), -1), n_resamples, seed)
-    replicates = figures(sum(counts @ distinct for _, counts, distinct in drawn))
-    result = pd.concat([figures(counted.sum(0)), replicates.quantile([0.025, 0.975])]).to_numpy(
-        copy=True
-    )
-    hidden = [not _resampling_shows(labels, wrong, has > 0) for has in member.T[1:]]
-    result[1:, hidden * 2] = np.nan
+    flat, sums = counted.reshape(len(images), -1), np.zeros((n_resamples, counted[0].size))
+    for drawn, _, counts, distinct in _draws(labels, flat, n_resamples, seed):
+        sums[drawn] += counts @ distinct
+    judged = wrong @ SIGN[: wrong.shape[1]]
+    differ = [(part != part[:1]).any() for part in (judged[has > 0] for has in member.T[1:])]
+    shown = differ & _varied(labels, judged[:, None] * member[:, 1:])
+    ends = figures(sums).quantile([0.025, 0.975])
+    ends.loc[:, ~np.tile(shown, 2)] = np.nan
     names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]
-    n_images = member[:, 1:].sum(0).astype(int)
-    errors, ratios = np.hsplit(result, 2)
+    errors, ratios = np.hsplit(pd.concat([figures(counted.sum(0)), ends]).to_numpy(), 2)
     columns = dict(zip(names, [*errors, *ratios], strict=True))
+    n_images = member[:, 1:].sum(0).astype(int)
     return pd.DataFrame({"factor": factors, "n_images": n_images, **columns})
 
 
@@ -524,31 +525,28 @@ def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.Dat
     drawn from many; the noise of few images a class, not in them, pulls rho towards 0.
     """
     _require(class_errors, [condition, "label", "error"], "the table of class errors")
-    parts, rows = list(class_errors.groupby(condition, observed=True)), []
-    for (a, first), (b, second) in itertools.combinations(parts, 2):
-        rho, k, ends = rank_correlation(first, second), len(first), [np.nan, np.nan]
-        if k > 3 and abs(rho) < 1:
+    parts, found = dict(list(class_errors.groupby(condition, observed=True))), {}
+    for a, b in itertools.combinations(parts, 2):
+        rho, k, ends = rank_correlation(parts[a], parts[b]), len(parts[a]), [np.nan, np.nan]
+        if k > 3 and abs(rho) < 1 - 1e-12:
             half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (k - 3))
             ends = np.tanh(np.arctanh(rho) + [-half, half])
-        rows += [(a, b, rho, *ends), (b, a, rho, *ends)]
-    result = pd.DataFrame(rows, columns=["condition_a", "condition_b", "value", "low", "high"])
-    return result.sort_values(["condition_a", "condition_b"], ignore_index=True)
+        found[a, b] = found[b, a] = rho, *ends
+    rows = [(*pair, *found[pair]) for pair in itertools.permutations(parts, 2)]
+    return pd.DataFrame(rows, columns=["condition_a", "condition_b", "value", "low", "high"])
 
 
 def _images(
-    table: pd.DataFrame,
-    paired_with: Other,
-    n_resamples: int,
-    reference: Mapping[str, float] | None = None,
+    tables: Sequence[Other], n_resamples: int, reference: Mapping[str, float] | None = None
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The images, and each one's mean over its rows (N, 1), or (N, 2) with ``paired_with``.
+    """The images, and each one's mean over its rows in the one or two ``tables``, (N, 1) or (N, 2).
 
     ``reference``: a row counts with 1 / that of its corruption.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
     parts = []
-    for one in (table, paired_with)[: 1 if paired_with is None else 2]:
+    for one in (table for table in tables if table is not None):
         present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
         rows = _checked(one, present)
         if reference is not None:
@@ -559,37 +557,37 @@ def _images(
                 "an image needs one label and a row in every condition; here some "
                 "images have several labels, or fewer rows than others."
             )
-    if paired_with is not None:
+    if len(parts) == 2:
         _same_images(*parts)
     return parts[0][["file_name", "label"]], np.column_stack([part["error"] for part in parts])
 
 
-def _resampling_shows(labels: np.ndarray, wrong: np.ndarray, part=slice(None)) -> bool:
-    """Whether resampling the images within their classes shows how uncertain a figure is."""
-    seen = np.unique(np.column_stack([labels, wrong])[part], axis=0)[:, 0]
-    single = (np.unique(labels, return_counts=True)[1] == 1).mean() > 0.05
-    return not single and len(seen) > len(np.unique(seen))
+def _varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """For each column (N, m): does resampling within the classes show how uncertain it is?"""
+    classes = pd.DataFrame(values).groupby(labels)
+    within = (classes.max() > classes.min()).any().to_numpy()
+    return within & ((classes.size() == 1).mean() <= 0.05)
 
 
 def _draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple]:
-    """Of each class: n, counts (n_resamples, d), distinct (d, m); counts @ distinct are sums.
+    """Of each class, in blocks that fit in the cache: rows (of the resamples), n, counts, distinct.
 
-    Images are drawn within their class, the m columns of ``values`` (N, m) together.
+    counts (rows, d) @ distinct (d, m) are the sums of a class over its n images, which are drawn
+    within their class, the m columns of ``values`` (N, m) together.
     """
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind="stable")
     for images in np.split(values[order], np.flatnonzero(np.diff(labels[order])) + 1):
         # Images of equal values are interchangeable: where most are, only their counts are drawn.
         distinct, sizes = np.unique(images, axis=0, return_counts=True)
-        n = len(images)
-        if 8 * len(distinct) <= n:
-            counts = rng.multinomial(n, sizes / n, size=n_resamples)
-        else:
-            distinct, counts = images, np.empty((n_resamples, n))
-            for block in np.array_split(counts, -(-n_resamples // 1000)):  # they fit in the cache
-                drawn = rng.integers(n, size=block.shape, dtype=np.uint32)
-                drawn = drawn + n * np.arange(len(block))[:, None]
-                block[:] = np.bincount(drawn.ravel(), minlength=block.size).reshape(block.shape)
-        yield n, counts, distinct
+        n, few = len(images), 8 * len(distinct) <= len(images)
+        for rows in np.array_split(np.arange(n_resamples), -(-n_resamples // 1000)):
+            if few:
+                counts = rng.multinomial(n, sizes / n, size=len(rows))
+            else:
+                drawn = rng.integers(n, size=(len(rows), n), dtype=np.uint32)
+                drawn = drawn + n * np.arange(len(rows))[:, None]
+                counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+            yield slice(rows[0], rows[-1] + 1), n, counts, distinct if few else images
 
 
 def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int):
@@ -597,14 +595,14 @@ def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: 
     errors, means, kept_means, squares, noise = np.zeros((5, n_resamples, values.shape[1]))
     sizes = np.unique(labels, return_counts=True)[1]
     k = max(1, (sizes >= 2).sum())
-    for n, counts, distinct in _draws(labels, values, n_resamples, seed):
+    for rows, n, counts, distinct in _draws(labels, values, n_resamples, seed):
         drawn = counts @ distinct / n
-        errors += n / len(values) * drawn
-        means += drawn / len(sizes)
+        errors[rows] += n / len(values) * drawn
+        means[rows] += drawn / len(sizes)
         if n >= 2:
-            kept_means += drawn
-            squares += drawn**2
-            noise += (counts @ distinct**2 / n - drawn**2) / (n - 1)
+            kept_means[rows] += drawn
+            squares[rows] += drawn**2
+            noise[rows] += (counts @ distinct**2 / n - drawn**2) / (n - 1)
     return errors, means, squares / k - (kept_means / k) ** 2 - (k - 1) / k * noise / k
 
 
@@ -620,7 +618,7 @@ def _summarise(
     result = pd.DataFrame({"statistic": STATISTICS, "value": value}).assign(
         low=np.nan, high=np.nan, n_images=len(images)
     )
-    if not _resampling_shows(labels, wrong):
+    if not _varied(labels, wrong).any():
         return result
     errors, means, variances = _replicates(labels, wrong, n_resamples, seed)
     # A replicate holds the noise of the data and its own: it lies around the observed variance,
@@ -644,7 +642,7 @@ def summarise(
     table: pd.DataFrame, *, paired_with: Other = None, n_resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
     """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    return _summarise(*_images(table, paired_with, n_resamples), n_resamples, seed)
+    return _summarise(*_images([table, paired_with], n_resamples), n_resamples, seed)
 
 
 def bootstrap(
@@ -689,9 +687,9 @@ def corruption_summary(
     With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
     hold the same images. Raises ValueError as both functions do.
     """
-    pair = [table, paired_with][: 1 if paired_with is None else 2]
-    for one in pair:
+    tables = [one for one in (table, paired_with) if one is not None]
+    for one in tables:
         mean_corruption_error(one, reference)  # names what is missing
-    kept = [one[one["corruption"].isin(CORRUPTIONS)] for one in pair] + [None]
-    rows = _summarise(*_images(*kept[:2], n_resamples, reference), n_resamples, seed)
+    kept = [one[one["corruption"].isin(CORRUPTIONS)] for one in tables]
+    rows = _summarise(*_images(kept, n_resamples, reference), n_resamples, seed)
     return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])  # the first is the error

@@ -473,8 +473,8 @@ def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.
             if names
         ]
         raise ValueError(
-            f"the weights in {path} do not fit this model: {'; '.join(said)} of its {len(target)} "
-            "tensors"
+            f"the weights in {path} do not fit this model of {len(target)} tensors: "
+            + "; ".join(said)
         )
     target.update(state)  # keeps its version numbers, without which torchvision's MNASNet fails
     model.load_state_dict(target)

@@ -23,7 +23,7 @@ from advlib.models import (
     study_preprocessing,
     weights_name,
 )
-from advlib.study import METHODS, ROOT, Study, digest
+from advlib.study import METHODS, Study, digest
 from advlib.train import LOG_COLUMNS, fit
 
 
@@ -55,9 +55,9 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     ValueError
         If weights do not fit the network or the data.
     """
-    train_set = study.images("train")
     start = None
     brought = method in study.checkpoints
+    train_set = study.images(study.evaluation_split if brought else "train")
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
     settings = study.training_settings(
@@ -65,7 +65,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     )
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     if brought:
-        path = _weights_file(study.checkpoints[method], method)
+        path = study.file(study.checkpoints[method])
         model = brought_model(study, path, train_set.num_classes)
     else:
         model = initial_model(study, method, seed, train_set.num_classes, start)
@@ -119,19 +119,10 @@ def _origin(study, method, start) -> str | dict | None:
         return None
     prepared = preprocessing(study.model, weights)
     if weights.endswith(WEIGHT_FILES):
-        key = method if method in study.checkpoints else "weights"
-        origin = file_hash(_weights_file(weights, key))
+        origin = file_hash(study.file(weights))
     else:
         origin = weights_name(study.model, weights)
     return {"weights": origin} | prepared if prepared["mean"] else origin
-
-
-def _weights_file(name: str, key: str) -> Path:
-    """A weights file that a study names, relative to the project's root."""
-    path = ROOT / Path(name).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"the file of {key}, {path}, is missing: correct the study file")
-    return path
 
 
 def _normalisation(study) -> dict:
@@ -151,7 +142,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     """The network a method starts from: pretrained weights, with a wider head where needed."""
     weights = None if start else study.weights
     if weights and weights.endswith(WEIGHT_FILES):
-        weights = str(_weights_file(weights, "weights"))
+        weights = str(study.file(weights))
     model = build_model(
         study.model,
         num_classes=num_classes,

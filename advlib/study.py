@@ -183,8 +183,7 @@ class Study:
             raise ValueError("the key 'model' is missing: the network's name, such as resnet50")
         if len(self.methods) < 2 and not brought:
             raise ValueError(f"methods are compared: name at least two, got {self.methods}")
-        trained = set(self.methods) - set(self.checkpoints)
-        if trained and self.weights is None and self.pretrain_epochs < 1:
+        if self.trained and self.weights is None and self.pretrain_epochs < 1:
             raise ValueError(
                 "a study without pretrained weights needs pretrain_epochs of 1 or more"
             )
@@ -208,6 +207,16 @@ class Study:
         return {m: METHODS[m].name if m in METHODS else m for m in self.methods}
 
     @property
+    def trained(self) -> list[str]:
+        """The methods that are trained here; all others are brought."""
+        return [m for m in self.methods if m not in {*self.checkpoints, *self.predictions}]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits whose images the study needs."""
+        return list(dict.fromkeys([*(["train"] * bool(self.trained)), self.evaluation_split]))
+
+    @property
     def benchmarks(self) -> tuple[str, ...]:
         """The benchmarks with prediction tables; ReaL and ImageNet-X are read off the clean one."""
         corrupted = ("corruptions",) if self.corruptions != "none" else ()
@@ -227,7 +236,7 @@ class Study:
     def unavailable(self) -> dict[str, str]:
         """The chapters that the study's data do not allow, and why."""
         reasons = {}
-        if self.predictions or set(self.methods) <= set(self.checkpoints):
+        if not self.trained:
             reasons["training"] = "the models were trained elsewhere"
         if self.corruptions == "none":
             reasons["corruptions"] = (
@@ -294,17 +303,20 @@ class Study:
 
     def images(self, split: str):
         """The study's images of "train", "holdout" or "test", an `advlib.data.Images`."""
-        from advlib.data import load_dataset  # needs torch, which reading a study does not
+        # These need torch, which reading a study does not.
+        from advlib.data import load_dataset
+        from advlib.models import study_preprocessing
 
+        prepared = study_preprocessing(self)
         return load_dataset(
             self.dataset,
             split,
             data_dir=self.data_root,
             n_images={"train": self.train_images, "test": self.test_images}.get(split),
             holdout_images=self.holdout_images,
-            image_size=self.image_size,
-            resize=self.resize,
-            interpolation=self.interpolation,
+            image_size=prepared["image_size"],
+            resize=prepared["resize"],
+            interpolation=prepared["interpolation"],
         )
 
     def corruption_set(self, images) -> tuple:
@@ -352,7 +364,7 @@ class Study:
         keys += ("image_size", "resize", "interpolation", "evaluation_split")
         return {key: getattr(self, key) for key in keys}
 
-    def training_settings(self, method: str, seed: int, data: str, start: str | None) -> dict:
+    def training_settings(self, method: str, seed: int, data: str, start) -> dict:
         """All that decides the weights of one run; its hash names the run's folder.
 
         Parameters
@@ -362,8 +374,9 @@ class Study:
         seed : int
         data : str
             Fingerprint of the training images.
-        start : str or None
-            Hash of the checkpoint or of the weights file that the run starts from, or is.
+        start : str, dict or None
+            Hash of the checkpoint or of the weights file that the run starts from, or is; with what
+            those weights want of the images, where that is known.
         """
         keys = ["dataset", "model", "weights", "image_size", "resize", "interpolation", "mean"]
         keys += ["std"]

@@ -189,7 +189,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
     now = json.loads(json.dumps(now))
     changed += [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
-    if settings["data"] != data["train"]["fingerprint"]:
+    if method in study.trained and settings["data"] != data["train"]["fingerprint"]:
         changed.append("set of training images")
     return sorted(changed)
 

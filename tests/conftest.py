@@ -28,6 +28,10 @@ eps: 0.1
 dtype: float32
 n_resamples: 500
 methods: [pretrained, adv, adv_plus]
+corruption_images: 20
+groups:
+  Round: ["0", "6", "8", "9"]
+  Straight: ["1", "2", "3", "4", "5", "7"]
 """
 
 

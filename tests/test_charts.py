@@ -97,3 +97,62 @@ def test_unknown_methods_get_a_colour_too():
 
 def test_colours_differ():
     assert len(set(charts.METHOD_COLOURS.values())) == len(charts.METHOD_COLOURS)
+
+
+def test_one_benchmark_is_one_panel_with_its_reference(errors):
+    one = errors[errors.benchmark == "Clean"]
+    svg = marks(charts.class_error(one, value="Error ratio", form=".1f", reference=1))
+    assert svg.count('aria-roledescription="circle"') == 9 and "Error ratio" in svg
+    assert "stroke-dasharray" in svg
+
+
+def test_corruption_error_has_a_panel_for_each_corruption():
+    rows = [(m, c, s, 0.1 * s) for m in ("Std", "Adv") for c in ("fog", "snow") for s in range(6)]
+    table = pd.DataFrame(rows, columns=["method", "corruption", "severity", "error"])
+    svg = marks(charts.corruption_error(table))
+    assert svg.count('aria-roledescription="line mark"') >= 4
+    assert ">fog<" in svg and ">snow<" in svg and "Severity (0: clean)" in svg
+
+
+def test_class_grid_shows_one_method_and_keeps_the_order():
+    rows = [(m, k, c, 0.5) for m in ("Std", "Adv") for c in ("snow", "fog") for k in ("cat", "dog")]
+    table = pd.DataFrame(rows, columns=["method", "class_name", "corruption", "error"])
+    svg = marks(charts.class_grid(table, "corruption", "Corruption"))
+    assert svg.count('aria-roledescription="rect mark"') == 4
+    assert svg.index(">snow<") < svg.index(">fog<")
+
+
+def test_rank_correlation_prints_each_value():
+    rows = [("Std", "Clean", "PGD-40", 0.25), ("Std", "PGD-40", "Clean", 0.25)]
+    table = pd.DataFrame(rows, columns=["method", "condition_a", "condition_b", "value"])
+    svg = marks(charts.rank_correlation(table, ["PGD-40", "Clean", "ReaL"]))
+    assert svg.count(">0.25<") == 2 and "ReaL" not in svg
+
+
+def test_two_errors_shows_the_chosen_benchmark():
+    rows = [("Std", k, b, 0.1, 0.2) for k in ("cat", "dog") for b in ("PGD-40", "Corruptions")]
+    columns = ["method", "class_name", "benchmark", "other", "error"]
+    svg = marks(charts.two_errors(pd.DataFrame(rows, columns=columns)))
+    assert svg.count('aria-roledescription="circle"') == 2
+
+
+def test_confusion_kinds_stack_to_the_whole():
+    kinds = {"right": 0.5, "within": 0.3, "across": 0.2}
+    rows = [("Std", "Clean", "Tops", kind, share) for kind, share in kinds.items()]
+    table = pd.DataFrame(rows, columns=["method", "benchmark", "group", "kind", "share"])
+    svg = marks(charts.confusion_kinds(table))
+    assert svg.count('aria-roledescription="bar"') == 3 and "Tops" in svg
+
+
+def test_differences_beyond_chance_have_ink():
+    rows = [("a → b", "fog", -0.2, -0.3, -0.1), ("a → b", "snow", 0.01, -0.1, 0.1)]
+    table = pd.DataFrame(rows, columns=["pair", "name", "value", "low", "high"])
+    svg = marks(charts.differences(table))
+    assert svg.count('aria-roledescription="circle"') == 2
+    assert "#0072B2" in svg and "#999999" in svg
+
+
+def test_a_thousand_classes_of_many_methods_are_one_chart():
+    rows = [(m, "Clean", f"class {i}", i / 1000) for m in ("Std", "Adv", "x") for i in range(2000)]
+    table = pd.DataFrame(rows, columns=["method", "benchmark", "class_name", "error"])
+    charts.sorted_class_error(table).to_dict()  # Altair refuses 5,000 rows unless told otherwise

@@ -144,6 +144,13 @@ def test_small_images_stay_in_place():
         assert np.all(np.abs(got - (pixels + 25.5)) <= 1)
 
 
+def test_the_green_channel_of_a_grey_image_is_kept():
+    grey = smooth(1, 28, 1)
+    colour = corruptions._corrupt(grey.repeat(3, 1), "frost", 3, [0])  # frost is bluish
+    assert np.array_equal(corruptions._corrupt(grey, "frost", 3, [0]), colour[:, 1:2])
+    assert not np.array_equal(colour[:, 1], colour[:, 0])
+
+
 def test_processes_load_no_torch():
     code = (
         "import sys, numpy as np; from advlib import corruptions; "

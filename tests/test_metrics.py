@@ -1,11 +1,16 @@
 """metrics: the formulas by hand, the paper's arithmetic, and the coverage of the intervals."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from advlib import metrics
+from advlib.study import ROOT
 
 
 def make_table(labels, predicted):
@@ -73,6 +78,73 @@ def test_several_conditions_without_by_are_refused_and_the_columns_named():
         metrics.error(table)
     with pytest.raises(ValueError, match="lacks the columns.*'seed'"):
         metrics.error(table, by=["method", "seed"])
+
+
+def random_table(seed, n=60, conditions=(("fog", 1), ("fog", 2), ("snow", 1))):
+    """``n`` images of six classes (names in no order) under each condition."""
+    rng = np.random.default_rng(seed)
+    table = make_table(rng.permutation(n) % 6, 0).sample(frac=1, random_state=seed)
+    parts = [table.assign(corruption=c, severity=s) for c, s in conditions]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(predicted_class=(table["label"] + rng.integers(0, 3, len(table))) % 6)
+
+
+def with_categories(table, seed):
+    """The same rows as read from a Parquet file: categories in any order, small integers."""
+    rng, columns = np.random.default_rng(seed), ["file_name", "corruption"]
+    types = {"label": np.int16, "predicted_class": np.int32, "severity": np.int8}
+    for column in columns:
+        categories = rng.permutation([*table[column].unique(), "never seen"])
+        types[column] = pd.CategoricalDtype(categories)
+    return table.astype(types)
+
+
+def test_categories_and_small_integers_change_nothing():
+    """Categories sort by their own order: the images of two tables would be paired wrongly."""
+    by, options = ["corruption", "severity"], {"check_dtype": False, "check_index_type": False}
+    a, b = random_table(0), random_table(1)
+    b["label"] = b["file_name"].map(a.drop_duplicates("file_name").set_index("file_name")["label"])
+    a_again, b_again = with_categories(a, 0), with_categories(b, 1)
+    one, one_again = (t[t["corruption"] == "snow"] for t in (a, a_again))
+    other, other_again = (t[t["corruption"] == "snow"] for t in (b, b_again))
+    annotations = pd.DataFrame({"file_name": one["file_name"], "factor": ["pose", "color"] * 30})
+    groups = {0: "x", 1: "y", 2: "x", 3: "y", 4: "y", 5: "y"}
+    calls = [
+        *((metric, (a, by), (a_again, by)) for metric in METRICS[:3]),
+        (metrics.confusion, (a, by), (a_again, by)),
+        (metrics.class_changes, (one, other), (one_again, other_again)),
+        (metrics.factor_error, (a, annotations, by), (a_again, annotations.astype("category"), by)),
+        (metrics.error_ratio, (one, annotations), (one_again, annotations.astype("category"))),
+        (metrics.group_error, (a, groups, by), (a_again, pd.Series(groups), by)),
+        (metrics.confusion_kinds, (a, groups, by), (a_again, groups, by)),
+    ]
+    for metric, plain, categorical in calls:
+        pd.testing.assert_frame_equal(metric(*plain), metric(*categorical), **options)
+    for first, second in ((a, b), (a_again, b), (a, b_again), (a_again, b_again)):
+        result = metrics.summarise(first, paired_with=second, n_resamples=50)
+        expected = metrics.summarise(a, paired_with=b, n_resamples=50)
+        pd.testing.assert_frame_equal(result, expected)
+
+
+def test_rows_are_counted_in_the_right_condition():
+    """Against pandas' own grouping, with conditions that do not hold the same images."""
+    table = random_table(2).sample(frac=0.6, random_state=0)
+    keys = ["corruption", "severity", "label"]
+    grouped = table.assign(wrong=table["label"] != table["predicted_class"]).groupby(keys)["wrong"]
+    expected = grouped.agg(n_images="size", error="mean").reset_index()
+    result = metrics.class_error(with_categories(table, 3), keys[:2])
+    pd.testing.assert_frame_equal(result[expected.columns], expected, check_dtype=False, rtol=1e-12)
+
+
+def test_rows_without_a_condition_are_refused_not_dropped():
+    table = with_categories(random_table(0), 0)
+    clean = table[table["corruption"] == "snow"].assign(corruption=None, severity=np.nan)
+    both = pd.concat([table, clean])
+    for metric in (*METRICS[:3], metrics.corruption_error):
+        with pytest.raises(ValueError, match="missing values.*corruption.*severity"):
+            metric(both, *([["corruption", "severity"]] if metric in METRICS else []))
+    with pytest.raises(ValueError, match="missing values.*corruption"):
+        metrics.summarise(both)
 
 
 def test_the_input_is_left_alone():
@@ -199,6 +271,65 @@ def test_missing_corruptions_and_severities_are_listed():
         metrics.corruption_error(table.drop(table.index[table["corruption"] == "snow"][0]))
 
 
+def study_of_corruptions(seed, n=40):
+    """``n`` images of two classes under all 75 conditions; an image is hard in all or in none."""
+    rng = np.random.default_rng(seed)
+    hard, odds = np.tile(rng.normal(0, 1, n), 75), np.repeat(rng.normal(0, 1, 75), n)
+    cells = [(c, s) for c in metrics.CORRUPTIONS for s in range(1, 6)]
+    names, severities = (np.repeat(values, n) for values in zip(*cells, strict=True))
+    table = pd.concat([make_table(np.arange(n) % 2, 0)] * 75, ignore_index=True)
+    wrong = rng.random(len(table)) < 1 / (1 + np.exp(-hard - odds))
+    return table.assign(
+        predicted_class=(table["label"] + wrong) % 2, corruption=names, severity=severities
+    )
+
+
+def test_mce_interval_of_both_conventions():
+    table, other = study_of_corruptions(0), study_of_corruptions(1)
+    for pair in (None, other):
+        assert metrics.corruption_summary(
+            table, paired_with=pair, n_resamples=300
+        ) == metrics.bootstrap(table, "error", paired_with=pair, n_resamples=300)
+    # AlexNet's: resample the images one by one, and write the formula out
+    alexnet = metrics.ALEXNET_CORRUPTION_ERROR
+    rng, values = np.random.default_rng(0), []
+    draws = np.stack([rng.integers(0, 20, (4000, 20)) * 2 + k for k in (0, 1)], 1).reshape(4000, 40)
+    for t in (table, other):
+        wrong = (t["label"] != t["predicted_class"]).to_numpy().reshape(15, 5, 40).mean(1)
+        scaled = (wrong / np.array([[alexnet[c]] for c in metrics.CORRUPTIONS])).mean(0)
+        values.append(scaled[draws].mean(1))
+        assert metrics.corruption_summary(t, alexnet, n_resamples=9).value == pytest.approx(
+            metrics.mean_corruption_error(t, alexnet)
+        )
+    ends = [0.025, 0.975]
+    result = metrics.corruption_summary(table, alexnet, n_resamples=4000)
+    np.testing.assert_allclose(result[1:], np.quantile(values[0], ends), atol=0.006)
+    paired = metrics.corruption_summary(table, alexnet, paired_with=other, n_resamples=4000)
+    np.testing.assert_allclose(paired[1:], np.quantile(values[0] - values[1], ends), atol=0.008)
+    assert paired.value == pytest.approx(
+        metrics.mean_corruption_error(table, alexnet)
+        - metrics.mean_corruption_error(other, alexnet)
+    )
+
+
+def test_mce_interval_leaves_further_corruptions_out_and_names_what_is_missing():
+    table = study_of_corruptions(0)
+    fog = table[table["corruption"] == "fog"]
+    extra = pd.concat([table, fog.assign(corruption="speckle_noise", predicted_class=9)])
+    options = {"n_resamples": 50}
+    assert metrics.corruption_summary(extra, **options) == metrics.corruption_summary(
+        table, **options
+    )
+    with pytest.raises(ValueError, match="missing from the corruption table: fog"):
+        metrics.corruption_summary(table[table["corruption"] != "fog"])
+    with pytest.raises(ValueError, match="missing from the corruption table: snow"):
+        metrics.corruption_summary(table, paired_with=table[table["corruption"] != "snow"])
+    swapped = table.replace({"file_name": {"00000.png": "x.png"}})
+    swapped = pd.concat([table[table["corruption"] != "fog"], swapped.loc[fog.index]])
+    with pytest.raises(ValueError, match="row in every condition"):  # as many, but other images
+        metrics.corruption_summary(swapped)
+
+
 # ---------------------------------------------------------------- factors and label sets
 
 
@@ -234,6 +365,150 @@ def test_factor_error_and_ratio_by_hand():
     assert metrics.error_ratio(right, annotations)["error_ratio"].isna().all()
 
 
+def factor_study(seed, paired=False):
+    """Three classes of 30 images; factors overlap; "rare" has three images, "odd" none."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1, 2], 30)
+    table = make_table(labels, np.where(rng.random(90) < 0.4, -1, labels))
+    names = table["file_name"].to_numpy()
+    parts = {"pose": names[rng.random(90) < 0.6], "color": names[::3], "rare": names[[3, 40, 41]]}
+    annotations = pd.concat(
+        pd.DataFrame({"file_name": files, "factor": name}) for name, files in parts.items()
+    )
+    none = pd.DataFrame({"file_name": [names[1], "elsewhere.png"], "factor": [None, "odd"]})
+    return table, pd.concat([annotations, none])
+
+
+def test_factors_by_group_are_those_of_each_group():
+    table, annotations = factor_study(0)
+    table["half"] = np.where(np.arange(90) % 2, "b", "a")
+    table.loc[40:41, "half"] = "a"  # then b holds one image of "rare", or none
+    for denominator in ("annotated", "all"):
+        errors = metrics.factor_error(table, annotations, by="half")
+        ratios = metrics.error_ratio(table, annotations, denominator, by="half")
+        for half in ("a", "b"):
+            part = table[table["half"] == half]
+            for whole, metric, options in (
+                (errors, metrics.factor_error, []),
+                (ratios, metrics.error_ratio, [denominator]),
+            ):
+                expected = metric(part, annotations, *options)
+                rows = whole[whole["half"] == half].drop(columns="half").reset_index(drop=True)
+                pd.testing.assert_frame_equal(rows, expected)
+    by_class = metrics.factor_error(table, annotations, by="label")
+    assert list(by_class.columns) == ["label", "factor", "n_images", "error"]
+    assert len(by_class) == 3 * 4 and by_class.query("factor == 'rare'")["n_images"].sum() == 3
+    right = table.assign(predicted_class=table["label"].where(table["half"] == "a", -1))
+    ratios = metrics.error_ratio(right, annotations, by="half").set_index(["half", "factor"])
+    assert ratios["error_ratio"]["a"].isna().all() and ratios["error_ratio"]["b", "pose"] == 1
+
+
+@pytest.mark.parametrize("denominator", ["annotated", "all"])
+def test_factor_intervals_agree_with_a_plain_bootstrap(denominator):
+    table, annotations = factor_study(0)
+    other = factor_study(1)[0]
+    summary = metrics.factor_summary(table, annotations, denominator=denominator, n_resamples=4000)
+    paired = metrics.factor_summary(
+        table, annotations, denominator=denominator, paired_with=other, n_resamples=4000
+    )
+    values = {}
+    for mark, t in (("a", table), ("b", other)):
+        errors = metrics.factor_error(t, annotations)
+        ratios = metrics.error_ratio(t, annotations, denominator)
+        values[mark] = np.stack([errors["error"], ratios["error_ratio"]])
+    columns = ["error", "error_ratio"]
+    assert summary["factor"].to_list() == ["color", "odd", "pose", "rare"]
+    assert summary["n_images"].to_list() == errors["n_images"].to_list()
+    np.testing.assert_allclose(summary[columns].to_numpy().T, values["a"])
+    np.testing.assert_allclose(paired[columns].to_numpy().T, values["a"] - values["b"], atol=1e-12)
+    # image by image
+    draws = np.random.default_rng(5).integers(0, 30, (4000, 3, 30)) + [[0], [30], [60]]
+    draws = draws.reshape(4000, 90)
+    counted = table["file_name"].isin(annotations["file_name"]).to_numpy()[draws]
+    replicates = []
+    for t in (table, other):
+        wrong = (t["label"] != t["predicted_class"]).to_numpy()[draws]
+        model = wrong.mean(1) if denominator == "all" else (wrong * counted).sum(1) / counted.sum(1)
+        for factor in ("color", "pose"):
+            files = annotations.loc[annotations["factor"] == factor, "file_name"]
+            has = table["file_name"].isin(files).to_numpy()[draws]
+            error = (wrong * has).sum(1) / has.sum(1)
+            replicates.append([error, error / model])
+    replicates = np.array(replicates).reshape(2, 2, 2, 4000)  # table, factor, figure
+    names = [["low", "high"], ["ratio_low", "ratio_high"]]
+    for result, drawn in ((summary, replicates[0]), (paired, replicates[0] - replicates[1])):
+        for i, factor in enumerate(("color", "pose")):
+            row = result.set_index("factor").loc[factor]
+            for k in (0, 1):
+                expected = np.quantile(drawn[i, k], [0.025, 0.975])
+                np.testing.assert_allclose(row[names[k]].to_list(), expected, atol=0.06)
+
+
+def test_no_interval_of_a_factor_where_none_is_honest():
+    table, annotations = factor_study(0)
+    ends = ["low", "high", "ratio_low", "ratio_high"]
+    options = {"n_resamples": 200}
+    rows = metrics.factor_summary(table, annotations, **options).set_index("factor")
+    assert rows.loc["odd", ["error", "error_ratio", *ends]].isna().all()  # it has no image
+    assert rows.loc[["color", "pose"], ends].notna().all(axis=None)
+    rare = table["file_name"].isin(annotations.query("factor == 'rare'")["file_name"])
+    wrong = table.assign(predicted_class=table["predicted_class"].mask(rare, -1))
+    row = metrics.factor_summary(wrong, annotations, **options).set_index("factor").loc["rare"]
+    assert row["error"] == 1 and row["error_ratio"] > 1 and row[ends].isna().all()
+    same = metrics.factor_summary(table, annotations, paired_with=table, **options)
+    assert (same["error"].dropna() == 0).all() and same[ends].isna().all(axis=None)
+    single = table.assign(label=np.arange(90))
+    assert metrics.factor_summary(single, annotations, **options)[ends].isna().all(axis=None)
+    for wrong, match in ((table.iloc[:50], "same images"), (None, "denominator")):
+        with pytest.raises(ValueError, match=match):
+            kind = "some" if wrong is None else "all"
+            metrics.factor_summary(table, annotations, denominator=kind, paired_with=wrong)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_coverage_of_factor_intervals(paired):
+    """40 classes of 25 images, four factors, the last with about 30 images in all."""
+    rng, repeats, labels = np.random.default_rng(8), 150, np.repeat(np.arange(40), 25)
+    share = rng.dirichlet([10, 6, 3, 0.7], 40)  # of a class's images, by factor
+    p = rng.beta(2, 5, 40)[:, None] * [0.7, 1.1, 1.5, 2.0]
+    p, q = np.minimum(p, 0.95), np.minimum(p, 0.95) * [0.9, 0.6, 1.0, 0.8]
+
+    def truth(p):
+        errors = (share * p).sum(0) / share.sum(0)
+        return np.concatenate([errors, errors / ((share * p).sum() / 40)])
+
+    target = truth(p) - (truth(q) if paired else 0)
+    hits, shown, estimates, widths = np.zeros(8), np.zeros(8), [], []
+    for seed in range(repeats):
+        factor = (rng.random(1000)[:, None] > share.cumsum(1)[labels, :3]).sum(1)
+        luck, own = rng.random((2, 1000))
+        luck = [luck, np.where(rng.random(1000) < 2 / 3, luck, own)]
+        a, b = (
+            make_table(labels, np.where(u < rate[labels, factor], -1, labels))
+            for u, rate in zip(luck, (p, q), strict=True)
+        )
+        annotations = pd.DataFrame({"file_name": a["file_name"], "factor": factor})
+        rows = metrics.factor_summary(
+            a, annotations, paired_with=b if paired else None, n_resamples=200, seed=seed
+        )
+        low, high, value = (
+            rows[[name, ratio]].to_numpy().T.ravel()
+            for name, ratio in (
+                ("low", "ratio_low"),
+                ("high", "ratio_high"),
+                ("error", "error_ratio"),
+            )
+        )
+        hits += (low <= target) & (target <= high)
+        shown += ~np.isnan(low)
+        estimates.append(value)
+        widths.append(high - low)
+    spare = 3.3 * (0.95 * 0.05 / repeats) ** 0.5 + 0.02  # chance; few resamples, few images
+    assert (shown > 0.9 * repeats).all() and (hits / shown >= 0.95 - spare).all(), hits / shown
+    width = np.nanmean(widths, axis=0) / (2 * 1.96 * np.std(estimates, axis=0))
+    np.testing.assert_allclose(width, 1, atol=0.25)
+
+
 def test_factor_errors_are_refused_where_they_mean_nothing():
     table = table_of([1], 4)
     annotations = pd.DataFrame({"file_name": ["00000.png"], "factor": ["pose"]})
@@ -263,6 +538,38 @@ def test_multilabel_error_by_hand():
         metrics.multilabel_error(table, sets, unlabelled="ignore")
     with pytest.raises(ValueError, match="missing values.*multilabel"):  # judged and not judged
         metrics.error(pd.concat([judged.assign(method="a"), table.assign(method="b")]), by="method")
+
+
+def test_judged_tables_of_several_benchmarks():
+    """Every metric takes the judgement of the label sets, also where it differs from the label."""
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(4), 10)
+    parts = {b: make_table(labels, rng.integers(0, 4, 40)) for b in ("clean", "pgd40")}
+    sets = {name: set(rng.choice(4, 2)) for name in parts["clean"]["file_name"]}
+    judged = {b: metrics.multilabel_table(t, sets) for b, t in parts.items()}
+    both = pd.concat([t.assign(benchmark=b) for b, t in judged.items()], ignore_index=True)
+    annotations = pd.DataFrame({"file_name": both["file_name"].unique(), "factor": "pose"})
+    groups = dict.fromkeys(range(2), "low") | dict.fromkeys(range(2, 4), "high")
+    by_label = both["label"] != both["predicted_class"]
+    assert (by_label != ~both["multilabel_correct"]).any()
+    for metric, more in (
+        (metrics.class_error, []),
+        (metrics.factor_error, [annotations]),
+        (metrics.group_error, [groups]),
+        (metrics.confusion_kinds, [groups]),
+    ):
+        whole = metric(both, *more, by="benchmark")
+        for b, part in judged.items():
+            rows = whole[whole["benchmark"] == b].drop(columns="benchmark")
+            pd.testing.assert_frame_equal(rows.reset_index(drop=True), metric(part, *more))
+    for b, part in judged.items():
+        wrong = 1 - part["multilabel_correct"].mean()
+        kinds = metrics.confusion_kinds(part, groups).groupby("kind")["n_images"].sum()
+        assert 1 - kinds["right"] / 40 == pytest.approx(wrong)
+        assert metrics.factor_summary(part, annotations, n_resamples=9)["error"][0] == wrong
+        summary = metrics.class_summary(both, by="benchmark").set_index("benchmark")
+        assert summary["mean"][b] == pytest.approx(wrong)
+    pooled = metrics.bootstrap(both, "error", n_resamples=9).value
+    assert pooled == pytest.approx(1 - both["multilabel_correct"].mean())
 
 
 # ---------------------------------------------------------------- classes
@@ -387,6 +694,117 @@ def test_confusion_agrees_with_scikit_learn():
     np.testing.assert_allclose(pairs.groupby("label")["share"].sum(), 1)
     row = pairs[(pairs["label"] == 2) & (pairs["predicted_class"] == 3)].iloc[0]
     assert row["share"] == expected[2, 3] / expected[2].sum()
+
+
+GROUPS = {0: "dog", 1: "dog", 2: "cat", 3: "cat", 4: "cat", 5: "fish"}
+
+
+def test_group_errors_by_hand():
+    table = table_of([1, 3, 0, 2, 4, 2], [4, 4, 2, 4, 10, 5])
+    rows = metrics.group_error(table, GROUPS)
+    assert list(rows.columns) == "group n_classes n_images error mean sd low high".split()
+    rows = rows.set_index("group")
+    assert rows["n_classes"].to_dict() == {"cat": 3, "dog": 2, "fish": 1}
+    assert rows["n_images"].to_dict() == {"cat": 16, "dog": 8, "fish": 5}
+    assert rows["error"].to_dict() == {"cat": 6 / 16, "dog": 0.5, "fish": 0.4}
+    np.testing.assert_allclose(rows["mean"], [0.3, 0.5, 0.4])
+    np.testing.assert_allclose(rows["sd"], [np.std([0, 0.5, 0.4]), 0.25, np.nan])
+    interval = stats.binomtest(6, 16).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(rows.loc["cat", ["low", "high"]].to_list(), interval, atol=1e-12)
+    one, summary = metrics.group_error(table, dict.fromkeys(range(6), "all")), metrics.class_summary
+    assert one["sd"][0] == pytest.approx(summary(table)["sd"])
+    assert np.isnan(metrics.group_error(table_of([1, 0], 1), GROUPS)["sd"][0])  # one image a class
+    both = pd.concat([table.assign(method="a"), table.assign(method="b", predicted_class=5)])
+    rows = metrics.group_error(both, pd.Series(GROUPS), by="method").set_index(["method", "group"])
+    assert rows["error"]["b"].to_dict() == {"cat": 1, "dog": 1, "fish": 0}
+    assert rows["error"]["a", "dog"] == 0.5
+
+
+def test_group_confusion_by_hand():
+    labels, predicted = [0, 0, 0, 0, 2, 2, 3, 4, 5], [0, 1, 1, 5, 2, 4, 3, 0, 5]
+    table = make_table(labels, predicted)
+    pairs = metrics.group_confusion(table, GROUPS)
+    assert list(pairs.columns) == ["group", "predicted_group", "n_images", "share"]
+    assert pairs.set_index(["group", "predicted_group"])["n_images"].to_dict() == {
+        ("cat", "cat"): 3,
+        ("cat", "dog"): 1,
+        ("dog", "dog"): 3,
+        ("dog", "fish"): 1,
+        ("fish", "fish"): 1,
+    }
+    np.testing.assert_allclose(pairs["share"], [0.75, 0.25, 0.75, 0.25, 1])
+    kinds = metrics.confusion_kinds(table, GROUPS)
+    assert list(kinds.columns) == ["group", "kind", "n_images", "share", "expected"]
+    assert kinds["kind"].to_list() == ["right", "within", "across"] * 3
+    assert kinds["n_images"].to_list() == [2, 1, 1, 1, 2, 1, 1, 0, 0]
+    np.testing.assert_allclose(kinds["share"], [0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 1, 0, 0])
+    # 5 other classes: 2 of them cats beside a cat, 1 a dog beside a dog, no other fish
+    expected = [0.5, 0.5 * 2 / 5, 0.5 * 3 / 5, 0.25, 0.75 * 1 / 5, 0.75 * 4 / 5, 1, 0, 0]
+    np.testing.assert_allclose(kinds["expected"], expected)
+
+
+def test_errors_at_random_fall_within_groups_as_expected():
+    rng, groups = np.random.default_rng(0), {c: f"g{c % 3 if c < 12 else 0}" for c in range(20)}
+    labels = np.repeat(np.arange(20), 400)
+    other = (labels + rng.integers(1, 20, len(labels))) % 20
+    table = make_table(labels, np.where(rng.random(len(labels)) < 0.6, other, labels))
+    kinds = metrics.confusion_kinds(table, groups)
+    np.testing.assert_allclose(kinds["share"], kinds["expected"], atol=0.03)
+    assert kinds.groupby("group")["expected"].sum().to_list() == pytest.approx([1, 1, 1])
+
+
+def test_classes_without_a_group_are_refused():
+    table = make_table([0, 1], [0, 7])
+    for metric in (metrics.group_confusion, metrics.confusion_kinds):
+        with pytest.raises(ValueError, match=r"predicted_class: it lacks 1 classes.*\[7\]"):
+            metric(table, GROUPS)
+    assert len(metrics.group_error(table, GROUPS)) == 1  # it looks at the labels only
+    for groups in ({0: "dog"}, {0: "dog", 1: None}, {"0": "dog", "1": "dog"}):
+        with pytest.raises(ValueError, match="every label: it lacks"):
+            metrics.group_error(table, groups)
+
+
+def test_class_rank_correlations_of_conditions():
+    parts = {
+        "pgd": [1, 2, 4, 3, 9],
+        "clean": [1, 2, 3, 4, 5],
+        "easy": [0] * 5,
+        "fog": [2, 4, 6, 8, 9],
+    }
+    errors = pd.concat(
+        [metrics.class_error(table_of(k, 10)).assign(benchmark=b) for b, k in parts.items()]
+    )
+    order = pd.CategoricalDtype(list(parts))
+    result = metrics.class_rank_correlation(errors.astype({"benchmark": order}), "benchmark")
+    assert list(result.columns) == ["condition_a", "condition_b", "value", "low", "high"]
+    assert len(result) == 12 and result["condition_a"].unique().tolist() == list(parts)
+    rows = result.set_index(["condition_a", "condition_b"])
+    for a, b in (("pgd", "clean"), ("clean", "pgd")):
+        assert rows["value"][a, b] == pytest.approx(0.9)  # 1 - 6*2/(5*24)
+        assert rows["low"][a, b] < 0.9 < rows["high"][a, b] < 1
+    assert rows.loc["easy"].isna().all(axis=None)  # a constant has no ranks
+    assert rows["value"]["clean", "fog"] == pytest.approx(1)
+    assert rows.loc[("clean", "fog"), ["low", "high"]].isna().all()  # no width, but five classes
+    with pytest.raises(ValueError, match="same labels"):
+        metrics.class_rank_correlation(errors.iloc[:-1], "benchmark")
+    with pytest.raises(ValueError, match="class errors lacks.*'seed'"):
+        metrics.class_rank_correlation(errors, "seed")
+
+
+@pytest.mark.parametrize(("rho", "k"), [(0.3, 30), (0.85, 30), (0.7, 10)])
+def test_coverage_of_rank_correlations(rho, k):
+    """Classes drawn from a bivariate normal, whose Spearman correlation is 6/pi asin(rho/2)."""
+    rng, truth, repeats = np.random.default_rng(0), 6 / np.pi * np.arcsin(rho / 2), 400
+    x, y = rng.normal(size=(2, repeats, k))
+    y, hits = rho * x + (1 - rho**2) ** 0.5 * y, 0
+    labels = np.tile(np.arange(k), 2)
+    for a, b in zip(x, y, strict=True):
+        table = pd.DataFrame(
+            {"label": labels, "error": np.concatenate([a, b]), "b": np.repeat([0, 1], k)}
+        )
+        row = metrics.class_rank_correlation(table, "b").iloc[0]
+        hits += row["low"] <= truth <= row["high"]
+    assert hits / repeats == pytest.approx(0.95, abs=0.035)
 
 
 def test_rank_correlation_matches_by_label():
@@ -636,3 +1054,14 @@ def test_full_imagenet_size():
         table_of(rng.binomial(50, rng.beta(2, 5, 1000)), 50), "sd_noise_corrected"
     )
     assert result.low < result.value < result.high < result.low + 0.02
+
+
+def test_the_benchmark_runs(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "imagenet_size.py", "--folder", tmp_path]
+    command += ["--images", "60", "--classes", "12", "--resamples", "20"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("predictions/c*/*-seed0.parquet"))) == 6
+    steps = {line.split("  ")[0] for line in done.stdout.splitlines()}
+    assert {"read and check", "intervals of the mCE", "all"} <= steps, done.stdout

@@ -59,11 +59,47 @@ def test_the_imagenet_study_is_the_papers():
         ({"methods": ["adv"]}, "name at least two"),
         ({"pretrain_epochs": 0}, "needs pretrain_epochs"),
         ({"augment": "flip"}, "augment is one of"),
+        ({"model": ""}, "the key 'model' is missing"),
+        ({"mean": [0.5]}, "mean and std are given together"),
+        ({"mean": [0.5], "std": [0.0]}, "no std is 0"),
+        ({"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "one value a channel"),
+        ({"interpolation": "nearest"}, "interpolation is one of bilinear, bicubic"),
+        ({"corruptions": "some"}, "corruptions is one of generated, published, none"),
+        ({"corruption_images": 0}, "corruption_images is at least 1"),
+        ({"groups": {"a": ["x", "y"], "b": ["y"]}}, "groups: y in more than one place"),
+        ({"groups": {"a": "x"}}, "groups is dict"),
+        ({"checkpoints": {"a b": "f.pt"}}, "letters, digits"),
+        ({"checkpoints": {"a": "f.pt"}, "methods": ["std", "adv"]}, "leaves out the checkpoints a"),
+        ({"predictions": {"a": "f.csv"}, "methods": ["std"]}, "holds nothing else"),
+        ({"predictions": "f.csv", "dataset": "digits"}, "dataset is one of imagenet, none"),
+        ({"predictions": "f.csv", "dataset": "none", "seeds": [1]}, "leave seeds out"),
     ],
 )
 def test_bad_values_name_their_key(change, said):
     with pytest.raises(ValueError, match=said):
         make_study(SHORT | change)
+
+
+def test_what_a_study_compares():
+    """Methods, names, pairs and benchmarks of trained, brought and mixed studies."""
+    paper = make_study(SHORT)
+    assert paper.methods == ["pretrained", "std", "adv", "adv_plus"]
+    assert paper.pairs == [("std", "adv"), ("std", "adv_plus"), ("adv", "adv_plus")]
+    assert paper.benchmarks == ("clean", "pgd40", "corruptions")
+    own = make_study(SHORT | {"checkpoints": {"ours": "a.pt", "theirs": "b.pt"}})
+    assert own.methods == ["ours", "theirs"] and own.pairs == [("ours", "theirs")]
+    assert "training" in own.unavailable and own.names == {"ours": "ours", "theirs": "theirs"}
+    files = {"adv": "a.csv", "adv_plus": "b.csv"}
+    read = make_study({"study": "s", "dataset": "imagenet", "predictions": files})
+    assert read.benchmarks == ("clean",) and read.names == {"adv": "Adv", "adv_plus": "Adv⁺"}
+    assert set(read.unavailable) == {"training", "corruptions"}
+    read = make_study({"study": "s", "dataset": "none", "predictions": "some/net.csv.gz"})
+    assert read.predictions == {"net": "some/net.csv.gz"} and read.pairs == []
+    assert {"factors", "evaluate_real", "evaluate_imagenet_x", "groups"} <= set(read.unavailable)
+
+
+def test_numbers_in_lists_may_be_fractions():
+    assert make_study(SHORT | {"mean": ["1/2"], "std": [1]}).mean == [0.5]
 
 
 def test_epsilon_as_a_fraction():

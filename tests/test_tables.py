@@ -1,0 +1,221 @@
+"""A study's tables: all there, of one piece, read with what is derived from them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from advlib import annotations
+from advlib.brought import bring
+from advlib.predictions import read_facts, write_predictions
+from advlib.study import ROOT, load_study, make_study
+from advlib.tables import read_study, read_tables, table_paths, with_real
+
+CORRUPTED = pd.DataFrame({"corruption": ["fog", "fog", "snow"], "severity": [1, 2, 1]})
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame(
+        {
+            "file_name": ["a", "b", "c"],
+            "label": [0, 1, 2],
+            "predicted_class": [0, 1, 1],
+            "predicted_probability": [0.9, 0.8, 0.5],
+        }
+    )
+
+
+@pytest.fixture
+def small_run(tiny_study, table):
+    """A study's tables as its notebooks write them, with made-up predictions."""
+    study = dataclasses.replace(tiny_study, methods=["std", "adv"], corruption_images=3)
+    names = ["a", "b", "c"]
+    data = {"train": {"fingerprint": "train-images", "images": 9}}
+    data |= {"test": {"fingerprint": "images", "images": 3}}
+    study.runs.mkdir(parents=True)
+    record = data | {"class_names": names, "settings": study.data_settings()}
+    (study.runs / "data.json").write_text(json.dumps(record))
+    (study.runs / "measures.parquet").touch()
+    (study.runs / "train").mkdir()
+    for method in study.methods:
+        (study.runs / "train" / f"{method}-seed0.csv").touch()
+        settings = study.training_settings(method, 0, "train-images", "start")
+        for benchmark in ("clean", "pgd40"):
+            threat = study.threat("pgd40").to_dict() if benchmark == "pgd40" else None
+            path = study.runs / "predictions" / benchmark / f"{method}-seed0.parquet"
+            facts = {"settings": settings, "threat": threat, "data": "images", "split": "test"}
+            write_predictions(table, path, num_classes=3, n_images=3, **facts)
+        path = study.runs / "predictions" / "corruptions" / f"{method}-seed0.parquet"
+        facts |= {"threat": None, "corruptions": "generated"}
+        write_predictions(table.merge(CORRUPTED, how="cross"), path, n_images=3, **facts)
+    return study
+
+
+def test_a_study_is_read_whole(small_run):
+    tables = read_study(small_run, "fresh")
+    assert len(tables) == 12
+    assert set(tables.columns) >= {"benchmark", "method", "seed"}
+    assert tables.attrs["facts"]["pgd40", "adv", 0]["threat"]["eps"] == small_run.eps
+    assert tables.attrs["class_names"] == ["a", "b", "c"]
+    assert set(tables.benchmark) == {"clean", "pgd40"}
+
+
+def test_corrupted_images_are_read_one_table_at_a_time(small_run):
+    found = {key: table for key, table, _ in read_tables(small_run, "fresh", ["corruptions"])}
+    assert list(found) == [("corruptions", "std", 0), ("corruptions", "adv", 0)]
+    assert all(len(table) == 9 for table in found.values())
+
+
+def test_other_images_have_no_real_labels(small_run):
+    tables = read_study(small_run, "fresh")
+    assert with_real(tables) is tables
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"eps": 0.05}, "another threat: run `make book STUDY=digits`"),
+        ({"lr": 0.5}, "another lr: run"),
+        ({"seeds": [0, 1]}, "is missing: run `make book STUDY=digits`"),
+        ({"test_images": 50}, "data.json is of other images"),
+        ({"train_images": 640}, "data.json is of other images"),
+        ({"corruption_images": 50}, "another n_images: run"),
+        ({"corruptions": "published"}, "another corruptions: run"),
+        ({"evaluation_split": "holdout", "holdout_images": 10}, "data.json is of other images"),
+    ],
+)
+def test_tables_of_another_setting_are_refused(small_run, change, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        read_study(dataclasses.replace(small_run, **change), "fresh")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"data": "others"}, "another data: run"),
+        ({"split": "holdout"}, "another split: run"),
+        ({"threat": {"eps": 1}}, "another threat: run"),
+    ],
+)
+def test_tables_of_other_images_are_refused(small_run, table, change, said):
+    path = small_run.runs / "predictions/clean/std-seed0.parquet"
+    facts = {k: read_facts(path)[k] for k in ("settings", "threat", "data", "split")}
+    write_predictions(table, path, **(facts | change))
+    with pytest.raises(ValueError, match=said):
+        read_study(small_run, "fresh")
+
+
+def test_a_cut_table_is_refused(small_run, table):
+    path = small_run.runs / "predictions/clean/std-seed0.parquet"
+    facts = {k: read_facts(path)[k] for k in ("settings", "threat", "data", "split")}
+    write_predictions(table.iloc[:2], path, **facts)
+    with pytest.raises(ValueError, match="another n_images"):
+        read_study(small_run, "fresh")
+
+
+def test_a_study_without_tables_says_what_to_run(tiny_study):
+    with pytest.raises(FileNotFoundError, match="make book STUDY=digits"):
+        read_study(tiny_study, "fresh")
+
+
+PUBLISHED = sorted(p.name for p in (ROOT / "results").iterdir() if p.name != "paper")
+
+
+@pytest.mark.parametrize("study_id", PUBLISHED)
+def test_committed_tables_are_those_of_the_study_file(study_id):
+    """Else the published book would quietly show the study as not run."""
+    study = load_study(study_id)
+    tables = read_study(study, "committed")
+    runs = len(study.methods) * len(study.seeds)
+    n_images = study.test_images or tables.file_name.nunique()
+    assert len(tables) == runs * (1 + len(study.attacks)) * n_images
+    for _, table, _ in read_tables(study, "committed", ["corruptions"]):
+        assert len(table) == 75 * (study.corruption_images or n_images)
+
+
+def test_the_default_study_is_published():
+    assert "fashion_mnist_quick" in PUBLISHED
+
+
+def test_reading_needs_no_torch():
+    modules = ["annotations", "brought", "charts", "metrics", "predictions", "study", "tables"]
+    code = f"import sys; from advlib import {', '.join(modules)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- a user's own predictions ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def brought(table, tmp_path):
+    """Two models' predictions of the same images, with attacked and corrupted rows."""
+    corrupted = table.merge(CORRUPTED, how="cross")
+    rows = pd.concat([table, table.assign(attack="pgd40"), corrupted])
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    rows.assign(predicted_class=rows.label).to_csv(tmp_path / "b.csv", index=False)
+    files = {"a": str(tmp_path / "a.csv"), "b": str(tmp_path / "b.csv")}
+    settings = {"attacks": ["pgd40"], "corruptions": "published"}
+    return make_study({"study": "own", "dataset": "none", "predictions": files, **settings})
+
+
+def test_brought_predictions_become_the_tables_of_a_study(brought):
+    bring(brought)
+    tables = read_study(brought, "fresh")
+    assert tables.groupby(["benchmark", "method"]).size().to_dict() == {
+        (benchmark, model): 3 for benchmark in ("clean", "pgd40") for model in ("a", "b")
+    }
+    assert (
+        tables[tables.method == "b"].predicted_class == tables[tables.method == "b"].label
+    ).all()
+    ((_, corrupted, facts), _) = read_tables(brought, "fresh", ["corruptions"])
+    assert len(corrupted) == 9 and "attack" not in corrupted and facts["brought"].endswith("a.csv")
+    assert list(table_paths(brought, brought.runs))[0].name == "data.json"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"attacks": []}, "rows for pgd40, which the study does not name"),
+        ({"attacks": ["pgd40", "fgsm"]}, "no rows for fgsm"),
+        ({"corruptions": "none"}, "set `corruptions: published`"),
+        ({"class_names": ["x", "y"]}, "class_names has 2 names, the predictions 3 classes"),
+    ],
+)
+def test_benchmarks_are_those_that_the_study_names(brought, change, said):
+    with pytest.raises(ValueError, match=said):
+        bring(dataclasses.replace(brought, **change))
+
+
+def test_models_are_compared_on_the_same_images(brought, tmp_path):
+    other = pd.read_csv(tmp_path / "b.csv").replace({"file_name": {"c": "d"}})
+    other.to_csv(tmp_path / "b.csv", index=False)
+    with pytest.raises(ValueError, match="not about the same images"):
+        bring(brought)
+    (tmp_path / "b.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no file .*b.csv: give its path"):
+        bring(brought)
+
+
+def test_imagenet_predictions_are_judged_by_real_labels_too(tmp_path):
+    labels = annotations.imagenet_labels()
+    predicted = labels.where(labels.index.str.slice(-6, -5) != "3", (labels + 1) % 1000)
+    rows = pd.DataFrame({"file_name": labels.index, "predicted_class": predicted.to_numpy()})
+    rows.assign(predicted_probability=0.5).to_csv(tmp_path / "net.csv.gz", index=False)
+    study = make_study(
+        {"study": "own", "dataset": "imagenet", "predictions": str(tmp_path / "net.csv.gz")}
+    )
+    assert study.methods == ["net"]
+    bring(study)
+    tables = with_real(read_study(study, "fresh"))
+    sets = annotations.real_label_sets()
+    pairs = zip(rows.file_name, rows.predicted_class, strict=True)
+    expected = [guess in sets[name] for name, guess in pairs if sets[name]]
+    real = tables[tables.benchmark == "real"]
+    assert len(real) == 50_000 - 3_163
+    assert real.multilabel_correct.mean() == pytest.approx(sum(expected) / len(expected))
+    assert tables.attrs["facts"]["real", "net", 0]["n_images"] == 50_000
+    assert len(tables.attrs["class_names"]) == 1000
