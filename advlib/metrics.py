@@ -584,7 +584,7 @@ def _draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) 
             if few:
                 counts = rng.multinomial(n, sizes / n, size=len(rows))
             else:
-                drawn = rng.integers(n, size=(len(rows), n), dtype=np.uint32)
+                drawn = rng.integers(n, size=(len(rows), n), dtype=np.min_scalar_type(max(n, 256)))
                 drawn = drawn + n * np.arange(len(rows))[:, None]
                 counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
             yield slice(rows[0], rows[-1] + 1), n, counts, distinct if few else images
@@ -596,13 +596,13 @@ def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: 
     sizes = np.unique(labels, return_counts=True)[1]
     k = max(1, (sizes >= 2).sum())
     for rows, n, counts, distinct in _draws(labels, values, n_resamples, seed):
-        drawn = counts @ distinct / n
+        drawn, square = np.hsplit(counts @ np.hstack([distinct, distinct**2]) / n, 2)
         errors[rows] += n / len(values) * drawn
         means[rows] += drawn / len(sizes)
         if n >= 2:
             kept_means[rows] += drawn
             squares[rows] += drawn**2
-            noise[rows] += (counts @ distinct**2 / n - drawn**2) / (n - 1)
+            noise[rows] += (square - drawn**2) / (n - 1)
     return errors, means, squares / k - (kept_means / k) ** 2 - (k - 1) / k * noise / k
 
 
