@@ -40,13 +40,18 @@ def theme() -> alt.theme.ThemeConfig:
     }
 
 
+def method_order(methods) -> list[str]:
+    """The project's methods in their fixed order, then all others in the order given."""
+    given = list(dict.fromkeys(methods))
+    return [m for m in METHOD_COLOURS if m in given] + [m for m in given if m not in METHOD_COLOURS]
+
+
 def method_colour(
     methods: list[str], title: str | None = "Method", symbol: str = "circle"
 ) -> alt.Color:
     """The colour channel for these method names, in the project's fixed colours and order."""
     width = 3 if symbol == "stroke" else 0
-    shown = [name for name in METHOD_COLOURS if name in set(methods)]
-    shown += sorted(set(methods) - set(shown))
+    shown = method_order(methods)
     spare = [colour for colour in METHOD_COLOURS.values()]
     colours = [METHOD_COLOURS.get(name, spare[i % len(spare)]) for i, name in enumerate(shown)]
     return alt.Color(
@@ -74,7 +79,7 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
     """
     methods = table.method.unique().tolist()
     sources = table.source.unique().tolist()
-    order = [name for name in METHOD_COLOURS if name in methods]
+    order = method_order(methods)
     pick = alt.selection_point(fields=["source"], bind="legend")
     base = alt.Chart(table).encode(
         x=alt.X("method:N", sort=order, title=None, axis=alt.Axis(labelAngle=-40)),
@@ -171,11 +176,11 @@ def class_error(
     methods = table.method.unique().tolist()
     pick = pick_methods()
     hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
-    order = [name for name in METHOD_COLOURS if name in methods]
+    order = method_order(methods)
     precise = form.replace(".0", ".2")
     base = alt.Chart(table).encode(
         y=alt.Y("class_name:N", sort=hardest, title=None),
-        yOffset=alt.YOffset("method:N", sort=order or None),
+        yOffset=alt.YOffset("method:N", sort=order),
         color=method_colour(methods),
         opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
         tooltip=[
@@ -315,7 +320,9 @@ def rank_correlation(table: pd.DataFrame, order: list[str]) -> alt.Chart:
     )
     panels = alt.Facet("method:N", title=None, sort=table.method.unique().tolist())
     return (
-        (cells + text).properties(width=alt.Step(48), height=alt.Step(30)).facet(panels, columns=3)
+        (cells + text)
+        .properties(width=alt.Step(48 if len(order) <= 4 else 34), height=alt.Step(30))
+        .facet(panels, columns=3)
     )
 
 
@@ -380,9 +387,7 @@ def confusion_kinds(table: pd.DataFrame) -> alt.Chart:
         alt.Chart(table)
         .mark_bar()
         .encode(
-            x=alt.X(
-                "share:Q", title="Share of the group's images (%)", axis=alt.Axis(**ERROR_AXIS)
-            ),
+            x=alt.X("share:Q", title="Share of the group (%)", axis=alt.Axis(**ERROR_AXIS)),
             y=alt.Y("method:N", sort=methods, title=None),
             order="order:Q",
             color=alt.Color(
@@ -421,7 +426,7 @@ def confusion(table: pd.DataFrame) -> alt.Chart:
         Columns method, benchmark, class_name, predicted_name, share (fraction).
     """
     names = table.class_name.unique().tolist()
-    methods = [name for name in METHOD_COLOURS if name in set(table.method)]
+    methods = method_order(table.method)
     benchmarks = table.benchmark.unique().tolist()
     method = alt.selection_point(
         fields=["method"],

@@ -57,8 +57,8 @@ def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed), and
-        ``attrs["class_names"]`` the names of the classes.
+        ``attrs["facts"]`` holds the facts of each table by (benchmark, method, seed),
+        ``attrs["class_names"]`` the names of the classes, ``attrs["dataset"]`` the study's.
     """
     if benchmarks is None:
         benchmarks = [name for name in study.benchmarks if name != "corruptions"]
@@ -68,6 +68,7 @@ def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
         facts[benchmark, method, seed] = known
     whole = pd.concat(tables, ignore_index=True)
     whole.attrs["facts"] = facts
+    whole.attrs["dataset"] = study.dataset
     whole.attrs["class_names"] = read_data(study.tables(source))["class_names"]
     return whole
 
@@ -88,7 +89,7 @@ def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
         With a benchmark "real"; as it was if the images are not ImageNet's validation images.
     """
     clean = tables[tables.benchmark == "clean"]
-    if not clean.file_name.iloc[0].startswith("ILSVRC2012_val_"):
+    if not is_validation(tables.attrs["dataset"], clean.file_name):
         return tables
     judged = metrics.multilabel_table(clean, annotations.real_label_sets(), unlabelled)
     tables = tables.assign(multilabel_correct=tables.label == tables.predicted_class)
@@ -96,6 +97,11 @@ def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
     facts = {("real", *key[1:]): known for key, known in tables.attrs["facts"].items()}
     whole.attrs = {**tables.attrs, "facts": {**facts, **tables.attrs["facts"]}}
     return whole
+
+
+def is_validation(dataset: str, file_names: pd.Series) -> bool:
+    """Whether these are ImageNet's validation images, which people annotated and labelled anew."""
+    return dataset == "imagenet" and file_names.iloc[0].startswith("ILSVRC2012_val_")
 
 
 def read_measures(study, source: str) -> pd.DataFrame:

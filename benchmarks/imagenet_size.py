@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the tables stay (default: they do not)")
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=1_000)
-    parser.add_argument("--resamples", type=int, default=10_000, help="of each interval")
+    parser.add_argument("--resamples", type=int, default=2_000, help="of each interval")
     parser.add_argument("--summarise", action="store_true", help="the tables are there already")
     options = parser.parse_args()
     if options.summarise:

@@ -156,3 +156,11 @@ def test_a_thousand_classes_of_many_methods_are_one_chart():
     rows = [(m, "Clean", f"class {i}", i / 1000) for m in ("Std", "Adv", "x") for i in range(2000)]
     table = pd.DataFrame(rows, columns=["method", "benchmark", "class_name", "error"])
     charts.sorted_class_error(table).to_dict()  # Altair refuses 5,000 rows unless told otherwise
+
+
+def test_brought_models_are_in_every_chart(errors):
+    named = errors.assign(method=errors.method.replace({"Std": "mine", "Adv": "theirs"}))
+    assert charts.method_order(named.method) == ["Adv⁺", "mine", "theirs"]
+    assert marks(charts.class_error(named)).count('aria-roledescription="circle"') == 18
+    pairs = named.rename(columns={"error": "share"}).assign(predicted_name="cat", method="mine")
+    assert marks(charts.confusion(pairs.drop_duplicates("class_name"))).count('"rect mark"') >= 1
