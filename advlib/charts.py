@@ -1,5 +1,6 @@
 """From tables to Altair charts: one family, one colour a method, readable by the colour-blind."""
 
+import itertools
 import os
 
 import altair as alt
@@ -52,14 +53,22 @@ def method_colour(
     """The colour channel for these method names, in the project's fixed colours and order."""
     width = 3 if symbol == "stroke" else 0
     shown = method_order(methods)
-    spare = [colour for colour in METHOD_COLOURS.values()]
-    colours = [METHOD_COLOURS.get(name, spare[i % len(spare)]) for i, name in enumerate(shown)]
+    free = [colour for name, colour in METHOD_COLOURS.items() if name not in shown]
+    spare = itertools.cycle([*free[1:], *free[:1]])  # grey, the first, is for what matters least
+    colours = [METHOD_COLOURS.get(name) or next(spare) for name in shown]
+    columns = 4 if max(map(len, shown)) <= 16 else 2
     return alt.Color(
         "method:N",
         title=title,
         sort=shown,
         scale=alt.Scale(domain=shown, range=colours),
-        legend=alt.Legend(orient="top", columns=4, symbolType=symbol, symbolStrokeWidth=width),
+        legend=alt.Legend(
+            orient="top",
+            columns=columns,
+            labelLimit=280,
+            symbolType=symbol,
+            symbolStrokeWidth=width,
+        ),
     )
 
 
@@ -159,7 +168,12 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
 
 
 def class_error(
-    table: pd.DataFrame, *, value: str = "Error (%)", form: str = ".0%", reference=None
+    table: pd.DataFrame,
+    *,
+    value: str = "Error (%)",
+    form: str = ".0%",
+    reference: float | None = None,
+    legend: str = "Method",
 ) -> alt.Chart:
     """Every class, group or factor by name, one mark a method, with intervals; up to about 100.
 
@@ -172,6 +186,8 @@ def class_error(
         Title and number format of the axis.
     reference : float, optional
         Where to draw a dashed line.
+    legend : str
+        What the column method holds.
     """
     methods = table.method.unique().tolist()
     pick = pick_methods()
@@ -181,7 +197,7 @@ def class_error(
     base = alt.Chart(table).encode(
         y=alt.Y("class_name:N", sort=hardest, title=None),
         yOffset=alt.YOffset("method:N", sort=order),
-        color=method_colour(methods),
+        color=method_colour(methods, legend),
         opacity=alt.condition(pick, alt.value(1), alt.value(0.08)),
         tooltip=[
             alt.Tooltip("class_name:N", title="Name"),

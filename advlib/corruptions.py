@@ -210,6 +210,14 @@ def _generate(images, processes: int) -> None:
         todo = [c for c in _CONDITIONS if not _intact(_file(folder, *c))]
         if not todo:
             return
+        try:
+            _library()  # here, where an error can be read, before the processes start
+        except ImportError as error:
+            raise DataError(
+                f"{LIBRARY} cannot be loaded ({error}). On a machine without a screen OpenCV may "
+                "lack libGL: `apt-get install libgl1 libglib2.0-0`, or `pip install "
+                "--force-reinstall opencv-python-headless`."
+            ) from error
         shape = _shape(images)
         chunk = max(1, CHUNK_PIXELS // max(shape[2] * shape[3], LIBRARY_SIDE**2))
         _check_space(folder, (len(todo) + (images.pixels is None)) * int(np.prod(shape)))

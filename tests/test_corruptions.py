@@ -243,6 +243,15 @@ def test_a_missing_library_is_named(monkeypatch):
         prepare(in_memory(smooth(1, 32)))
 
 
+def test_a_machine_without_libgl_is_told_what_to_install(monkeypatch):
+    def broken():
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(corruptions, "_library", broken)
+    with pytest.raises(DataError, match="libGL.so.1.*apt-get install libgl1"):
+        prepare(in_memory(smooth(1, 32)))
+
+
 @pytest.mark.parametrize("condition", [("haze", 1), ("fog", 0), ("fog", 6)])
 def test_unknown_conditions_are_refused(condition):
     with pytest.raises(ValueError, match="gaussian_noise, .*jpeg_compression.*1 to 5"):
