@@ -48,12 +48,35 @@ def test_every_table_names_its_threat_model_and_its_images(project):
 
 def test_result_tables_hold_what_the_predictions_say(project):
     results = pd.read_csv(project / "_build/studies/mine/results/average_error.csv")
-    assert len(results) == 6
+    assert len(results) == 9
     for row in results.itertuples():
         path = project / RUN / f"predictions/{row.benchmark}/{row.method}-seed0.parquet"
-        assert row.value == pytest.approx(metrics.error(read_predictions(path)))
-        assert row.n_images == 100 and row.low <= row.value <= row.high
-        assert (row.benchmark == "clean") == (row.condition == "clean")
+        table = read_predictions(path)
+        wrong = table.label != table.predicted_class  # over all conditions: the mCE
+        assert row.value == pytest.approx(wrong.mean()) and row.low <= row.value <= row.high
+        assert row.n_images == {"corruptions": 20}.get(row.benchmark, 100)
+        assert (row.benchmark == "pgd40") == ("PGD-40" in row.condition)
+
+
+def test_every_chapter_that_the_data_allow_is_there(project):
+    pages = {path.stem for path in (project / "_build/html/book/generated/mine").glob("*.html")}
+    chapters = ["training", "average_error", "classwise_error", "corruptions", "factors"]
+    assert pages == {"index", *chapters, "hard_classes", "groups"}
+    index = (project / "_build/html/book/generated/mine/index.html").read_text()
+    assert "ReaL’s labels exist for ImageNet" in index.replace("'", "’")
+
+
+def test_corruption_tables_say_how_they_were_made(project):
+    for method in ("pretrained", "adv", "adv_plus"):
+        path = project / RUN / f"predictions/corruptions/{method}-seed0.parquet"
+        facts, table = read_facts(path), read_predictions(path)
+        assert "imagecorruptions-imaug" in facts["recipe"]["recipe"]
+        assert facts["corruptions"] == "generated" and facts["threat"] is None
+        assert table.groupby(["corruption", "severity"], observed=True).size().eq(20).all()
+        assert len(table) == 75 * 20
+    results = pd.read_csv(project / "_build/studies/mine/results/corruptions.csv")
+    mce = results[results.statistic == "mean_corruption_error"].set_index("method").value
+    assert mce["adv_plus"] == pytest.approx(metrics.mean_corruption_error(table))
 
 
 def test_the_own_study_is_in_the_contents_and_the_others_say_they_were_not_run(project):
