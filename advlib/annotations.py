@@ -66,7 +66,8 @@ MEASURED_FACTORS = {  # each factor's meaning at the default share, for the read
     "low_contrast": "bottom 10 % of its class by standard deviation of luma",
     "texture": "top 10 % of its class by fine detail: mean absolute Laplacian of luma over its "
     "standard deviation",
-    "color": "top 10 % of its class by distance of mean colour from the class's, brightness aside",
+    "color": "top 10 % of its class by distance of its mean opponent colours (red-green, "
+    "yellow-blue) from the class's",
     "larger": "top 10 % of its class by share of pixels that differ from the plain background",
     "smaller": "bottom 10 % of its class by share of pixels that differ from the plain background",
     "off_centre": "top 10 % of its class by distance of the object's centre from the image's",

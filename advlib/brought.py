@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 
 import pandas as pd
 
 from advlib import annotations
 from advlib.files import file_hash, replacing
+from advlib.metrics import mean_corruption_error
 from advlib.predictions import COLUMNS, check_label_order, read_predictions, write_predictions
 
 
@@ -50,6 +52,7 @@ def bring(study) -> None:
                 f"images with the same labels: {len(odd)} differ, such as {odd[0]}"
             )
     class_names = _class_names(study, [parts["clean"] for _, parts in tables.values()])
+    study.group_of(class_names)  # refuses groups of other classes
     listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images[first].items()))
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     title = "ImageNet" if study.dataset == "imagenet" else study.title
@@ -71,17 +74,28 @@ def bring(study) -> None:
 
 def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each benchmark, with the columns that belong to it."""
+    if "method" in table:
+        raise ValueError("it has a column method: give each model a file of its own")
     nothing = pd.Series(None, index=table.index, dtype=object)
     corruption, attack = (table.get(column, nothing) for column in ("corruption", "attack"))
     parts = {"clean": table.loc[corruption.isna() & attack.isna(), list(COLUMNS)]}
-    for name in attack.dropna().unique():
-        parts[str(name)] = table.loc[attack == name, [*COLUMNS, "attack"]]
+    for name in map(str, attack.dropna().unique()):
+        if name in ("clean", "real", "corruptions") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(
+                f"the attack {name!r}: a name is of letters, digits, '.', '-' and '_', and rows "
+                "that were not attacked have none"
+            )
+        parts[name] = table.loc[attack == name, [*COLUMNS, "attack"]]
     if corruption.notna().any():
         columns = [*COLUMNS, "corruption", "severity"]
-        parts["corruptions"] = table.loc[corruption.notna(), columns]
+        parts["corruptions"] = table.loc[corruption.notna(), columns].astype({"severity": int})
+        mean_corruption_error(parts["corruptions"])  # names what is missing
     parts = {name: part.reset_index(drop=True) for name, part in parts.items() if len(part)}
     if lacking := [name for name in study.benchmarks if name not in parts]:
-        raise ValueError(f"no rows for {', '.join(lacking)}, which the study names")
+        raise ValueError(
+            f"no rows for {', '.join(lacking)}, which the study needs (rows without corruption and "
+            f"attack are the clean ones); there are rows for {', '.join(parts)}"
+        )
     if beyond := [name for name in parts if name not in study.benchmarks]:
         raise ValueError(
             f"rows for {', '.join(beyond)}, which the study does not name: list attacks under "
@@ -97,8 +111,13 @@ def _images(table: pd.DataFrame) -> dict[str, int]:
 def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:
     if study.dataset == "imagenet":
         return annotations.imagenet_classes().class_name.tolist()
-    number = 1 + max(int(t[c].max()) for t in tables for c in ("label", "predicted_class"))
-    names = study.class_names or [f"class {i}" for i in range(number)]
-    if len(names) < number:
-        raise ValueError(f"class_names has {len(names)} names, the predictions {number} classes")
+    names = study.class_names or [f"class {i}" for i in range(1 + int(tables[0].label.max()))]
+    for column in ("label", "predicted_class"):
+        low, high = min(t[column].min() for t in tables), max(t[column].max() for t in tables)
+        if high >= len(names):
+            hint = "" if low else "; if the data have more, list them all as class_names"
+            hint = "; do the classes count from 1? Subtract 1" if low else hint
+            raise ValueError(f"{column} goes to {high}, and there are {len(names)} classes{hint}")
+    if min(t[c].min() for t in tables for c in ("label", "predicted_class")) > 0:
+        raise ValueError("no label and no prediction is class 0: classes count from 0, subtract 1")
     return names

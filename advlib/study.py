@@ -108,7 +108,8 @@ class Study:
         for key in dataclasses.fields(self):
             object.__setattr__(self, key.name, _typed(key, getattr(self, key.name)))
         if isinstance(self.predictions, str):  # one file, named by itself
-            named = {Path(self.predictions).name.split(".")[0]: self.predictions}
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(self.predictions).name.split(".")[0])
+            named = {stem: self.predictions}
             object.__setattr__(self, "predictions", named if self.predictions else {})
         brought = list(self.predictions or self.checkpoints)
         methods = brought or ["pretrained", "std", "adv", "adv_plus"]
@@ -245,6 +246,9 @@ class Study:
                 if self.predictions
                 else "the study file says `corruptions: none`"
             )
+        if self.dataset == "imagenet" and self.evaluation_split == "holdout":
+            for name in ("evaluate_imagenet_x", "evaluate_real"):
+                reasons[name] = "the evaluated images are training images"
         if self.dataset != "imagenet":
             only = "exist for ImageNet's validation images alone"
             reasons["evaluate_imagenet_x"] = f"ImageNet-X's annotations {only}"
@@ -256,6 +260,22 @@ class Study:
             if not self.groups:
                 reasons["groups"] = "the study file names no `groups` of classes"
         return reasons
+
+    def group_of(self, class_names: list[str]) -> dict[int, str]:
+        """Each class's group by its number; empty if the study names no groups.
+
+        Raises
+        ------
+        ValueError
+            If `groups` names a class that there is not, or leaves one out.
+        """
+        named = {name: group for group, names in self.groups.items() for name in names}
+        unknown = [name for name in named if name not in class_names]
+        missing = [name for name in class_names if named and name not in named]
+        for said, names in (("names classes that there are not", unknown), ("lacks", missing)):
+            if names:
+                raise ValueError(f"groups {said}: {', '.join(names[:5])} ({len(names)} in all)")
+        return {i: named[name] for i, name in enumerate(class_names) if named}
 
     def condition(self, benchmark: str) -> str:
         """What a benchmark's predictions were made under, in words."""

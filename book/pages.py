@@ -8,7 +8,7 @@ import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
 from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
-from advlib.tables import study_tables
+from advlib.tables import study_tables, table_paths
 
 DEFAULT = "fashion_mnist_quick"
 CHAPTERS = {  # of a study, by the notebook that makes it
@@ -124,6 +124,11 @@ def _summary(study: Study, source: str | None) -> str:
         "Label augmentation": f"δ = {study.delta:g}, M = {study.num_transforms}",
         "Seeds": ", ".join(map(str, study.seeds)),
     }
+    if not study.trained:
+        for key in ("Fine-tuning", "Attack in training", "Label augmentation", "Seeds"):
+            del rows[key]
+        rows["Data"] = f"{study.dataset}, {study.test_images or 'all'} test images"
+        rows["Weights"] = ", ".join(Path(path).name for path in study.checkpoints.values())
     rows |= {f"Attack {attack}": study.condition(attack) for attack in study.attacks}
     if study.corruptions != "none":
         rows["Corruptions"] = f"15 at 5 severities, {study.corruptions}, of " + (
@@ -133,6 +138,8 @@ def _summary(study: Study, source: str | None) -> str:
         )
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     text = "\n".join(["| setting | value |", "|---|---|", *lines])
+    if not study.trained:
+        return text + absent
     attacked = sum(METHODS[m].adversarial for m in study.methods if m in METHODS)
     text += (
         "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
@@ -179,10 +186,12 @@ def publish(name: str) -> None:
         sys.exit(f"Nothing is published: {error}")
     partial = study.published.with_name(f".{study.study}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part in ("train", "predictions"):
-        shutil.copytree(study.runs / part, partial / part)
-    for name in ("data.json", "measures.parquet"):
-        shutil.copy(study.runs / name, partial)
+    paths = list(table_paths(study, study.runs))
+    paths += [path.with_suffix(".json") for path in paths if path.parent.name == "train"]
+    for path in paths:
+        target = partial / path.relative_to(study.runs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
     shutil.rmtree(study.published, ignore_errors=True)
     partial.rename(study.published)
     size = sum(p.stat().st_size for p in study.published.rglob("*") if p.is_file())

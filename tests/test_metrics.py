@@ -1065,3 +1065,10 @@ def test_the_benchmark_runs(tmp_path):
     assert len(list(tmp_path.glob("predictions/c*/*-seed0.parquet"))) == 6
     steps = {line.split("  ")[0] for line in done.stdout.splitlines()}
     assert {"read and check", "intervals of the mCE", "all"} <= steps, done.stdout
+
+
+def test_a_table_differs_from_itself_by_nothing_that_resampling_shows():
+    table = pd.DataFrame({"file_name": list("abcd"), "label": [0, 0, 1, 1]})
+    table["predicted_class"] = [0, 1, 1, 0]
+    value, low, high = metrics.bootstrap(table, "error", table, n_resamples=50)
+    assert value == 0 and np.isnan(low) and np.isnan(high)

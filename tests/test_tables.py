@@ -8,13 +8,15 @@ import sys
 import pandas as pd
 import pytest
 
-from advlib import annotations
+from advlib import annotations, metrics
 from advlib.brought import bring
 from advlib.predictions import read_facts, write_predictions
 from advlib.study import ROOT, load_study, make_study
 from advlib.tables import read_study, read_tables, table_paths, with_real
 
-CORRUPTED = pd.DataFrame({"corruption": ["fog", "fog", "snow"], "severity": [1, 2, 1]})
+CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
+    pd.DataFrame({"severity": [1, 2, 3, 4, 5]}), how="cross"
+)
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_a_study_is_read_whole(small_run):
 def test_corrupted_images_are_read_one_table_at_a_time(small_run):
     found = {key: table for key, table, _ in read_tables(small_run, "fresh", ["corruptions"])}
     assert list(found) == [("corruptions", "std", 0), ("corruptions", "adv", 0)]
-    assert all(len(table) == 9 for table in found.values())
+    assert all(len(table) == 225 for table in found.values())
 
 
 def test_other_images_have_no_real_labels(small_run):
@@ -172,7 +174,9 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
         tables[tables.method == "b"].predicted_class == tables[tables.method == "b"].label
     ).all()
     ((_, corrupted, facts), _) = read_tables(brought, "fresh", ["corruptions"])
-    assert len(corrupted) == 9 and "attack" not in corrupted and facts["brought"].endswith("a.csv")
+    assert (
+        len(corrupted) == 225 and "attack" not in corrupted and facts["brought"].endswith("a.csv")
+    )
     assert list(table_paths(brought, brought.runs))[0].name == "data.json"
 
 
@@ -182,12 +186,39 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
         ({"attacks": []}, "rows for pgd40, which the study does not name"),
         ({"attacks": ["pgd40", "fgsm"]}, "no rows for fgsm"),
         ({"corruptions": "none"}, "set `corruptions: published`"),
-        ({"class_names": ["x", "y"]}, "class_names has 2 names, the predictions 3 classes"),
+        ({"class_names": ["x", "y"]}, "label goes to 2, and there are 2 classes"),
+        ({"groups": {"g": ["class 0", "class 1"]}}, "groups lacks: class 2"),
+        ({"groups": {"g": ["zebra"]}}, "groups names classes that there are not: zebra"),
     ],
 )
 def test_benchmarks_are_those_that_the_study_names(brought, change, said):
     with pytest.raises(ValueError, match=said):
         bring(dataclasses.replace(brought, **change))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"attack": "clean"}, "the attack 'clean': a name is"),
+        ({"attack": "pgd 40/a"}, "the attack 'pgd 40/a': a name is"),
+        ({"attack": "pgd40"}, "no rows for clean, which the study needs"),
+        ({"predicted_class": 9}, "predicted_class goes to 9, and there are 3 classes"),
+        ({"label": [1, 2, 3], "predicted_class": [1, 2, 3]}, "subtract 1"),
+        ({"method": "a"}, "a column method: give each model a file of its own"),
+    ],
+)
+def test_clean_files_that_cannot_be_meant(table, tmp_path, change, said):
+    table.assign(**change).to_csv(tmp_path / "a.csv", index=False)
+    settings = {"study": "own", "dataset": "none", "predictions": str(tmp_path / "a.csv")}
+    with pytest.raises(ValueError, match=said):
+        bring(make_study(settings))
+
+
+def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
+    rows = pd.read_csv(tmp_path / "b.csv")
+    rows[rows.corruption != "fog"].to_csv(tmp_path / "b.csv", index=False)
+    with pytest.raises(ValueError, match="b.csv: missing from the corruption table: .*fog"):
+        bring(brought)
 
 
 def test_models_are_compared_on_the_same_images(brought, tmp_path):
