@@ -14,6 +14,23 @@ RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", 
 RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
 
 
+def in_per_cent(row, digits: int = 2) -> str:
+    """A row's value with its interval, in per cent or points: "12.34 [11.90, 12.78]".
+
+    Parameters
+    ----------
+    row : with value, low and high
+        Fractions; low is missing where there is no interval.
+    digits : int
+        Of the value; its interval has two.
+    """
+    value = f"{100 * row.value:.{digits}f}"
+    if pd.isna(row.low):
+        return value
+    # A line may break before the interval, not in it.
+    return f"{value} [{100 * row.low:.2f},\N{NO-BREAK SPACE}{100 * row.high:.2f}]"
+
+
 def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd.DataFrame, dict]]:
     """The prediction tables of a study, one after the other.
 

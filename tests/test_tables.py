@@ -12,7 +12,7 @@ from advlib import annotations, metrics
 from advlib.brought import bring
 from advlib.predictions import read_facts, write_predictions
 from advlib.study import ROOT, load_study, make_study
-from advlib.tables import read_study, read_tables, table_paths, with_real
+from advlib.tables import in_per_cent, read_study, read_tables, table_paths, with_real
 
 CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
     pd.DataFrame({"severity": [1, 2, 3, 4, 5]}), how="cross"
@@ -141,6 +141,12 @@ def test_committed_tables_are_those_of_the_study_file(study_id):
 
 def test_the_default_study_is_published():
     assert "fashion_mnist_quick" in PUBLISHED
+
+
+def test_a_value_is_shown_with_its_interval():
+    row = pd.Series({"value": 0.12345, "low": 0.1, "high": 0.2})
+    assert in_per_cent(row).split() == ["12.35", "[10.00,", "20.00]"]
+    assert in_per_cent(row.replace({0.1: float("nan")}), digits=3) == "12.345"
 
 
 def test_reading_needs_no_torch():
