@@ -43,17 +43,19 @@ def bring(study) -> None:
         except ValueError as error:
             raise ValueError(f"{given}: {error}") from error
         tables[name] = path, parts
-    images = {name: _images(parts["clean"]) for name, (_, parts) in tables.items()}
     first = study.methods[0]
-    for name, own in images.items():
-        if odd := sorted(own.items() ^ images[first].items()):
-            raise ValueError(
-                f"{study.predictions[name]} and {study.predictions[first]} are not about the same "
-                f"images with the same labels: {len(odd)} differ, such as {odd[0]}"
-            )
+    images = {benchmark: _images(part) for benchmark, part in tables[first][1].items()}
+    for name, (_, parts) in tables.items():
+        for benchmark, part in parts.items():
+            if odd := sorted(_images(part).items() ^ images[benchmark].items()):
+                raise ValueError(
+                    f"{study.predictions[name]} and {study.predictions[first]} are not about the "
+                    f"same images with the same labels ({benchmark}): {len(odd)} differ, such as "
+                    f"{odd[0]}"
+                )
     class_names = _class_names(study, [parts["clean"] for _, parts in tables.values()])
     study.group_of(class_names)  # refuses groups of other classes
-    listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images[first].items()))
+    listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images["clean"].items()))
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     title = "ImageNet" if study.dataset == "imagenet" else study.title
     for name, (path, parts) in tables.items():
@@ -64,7 +66,7 @@ def bring(study) -> None:
         for benchmark, part in parts.items():
             place = study.runs / "predictions" / benchmark / f"{name}-seed0.parquet"
             write_predictions(part, place, n_images=part.file_name.nunique(), **facts)
-    record = {"title": title, "images": len(images[first]), "classes": len(class_names)}
+    record = {"title": title, "images": len(images["clean"]), "classes": len(class_names)}
     record |= {"found in": "the brought files", "fingerprint": fingerprint}
     record = {study.evaluation_split: record, "class_names": class_names}
     with replacing(study.runs / "data.json") as path:
@@ -105,7 +107,8 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _images(table: pd.DataFrame) -> dict[str, int]:
-    return dict(zip(table.file_name, table.label.tolist(), strict=True))
+    once = table.drop_duplicates("file_name")
+    return dict(zip(once.file_name, once.label.tolist(), strict=True))
 
 
 def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:

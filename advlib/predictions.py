@@ -133,7 +133,20 @@ def _codes(column: pd.Series) -> tuple[np.ndarray, int]:
 
 
 def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
-    """Each condition holds the same images, each of them once."""
+    """Each condition holds the same images, each of them once.
+
+    Corrupted images may be a part of the others.
+    """
+    if "corruption" in table:
+        corrupted = table.corruption.notna()
+        if corrupted.any() and not corrupted.all():
+            _check_images(table[corrupted], n_images)
+            names, table = table.file_name[corrupted], table[~corrupted]
+            if not (known := names.isin(table.file_name)).all():
+                odd = names[~known].unique()
+                raise ValueError(
+                    f"{len(odd)} corrupted images are not among the clean ones, such as {odd[0]!r}"
+                )
     columns = [c for c in CONDITIONS if c in table]
     condition = np.zeros(len(table), np.int64)
     for column in columns:

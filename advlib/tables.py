@@ -198,6 +198,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     expected = {"split": split, "data": data[split]["fingerprint"]}
     if study.predictions:
         expected = {"brought": study.predictions[method]}
+        n_images = facts["n_images"] if benchmark == "corruptions" else n_images
     else:
         attacked = benchmark in study.attacks
         expected["threat"] = study.threat(benchmark).to_dict() if attacked else None

@@ -227,6 +227,17 @@ def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
         bring(brought)
 
 
+def test_corrupted_images_may_be_a_part_of_the_clean_ones(brought, tmp_path):
+    for name in ("a", "b"):
+        rows = pd.read_csv(tmp_path / f"{name}.csv")
+        rows[rows.corruption.isna() | (rows.file_name != "c")].to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
+    bring(brought)
+    for _, table, facts in read_tables(brought, "fresh", ["corruptions"]):
+        assert facts["n_images"] == 2 and len(table) == 150
+
+
 def test_models_are_compared_on_the_same_images(brought, tmp_path):
     other = pd.read_csv(tmp_path / "b.csv").replace({"file_name": {"c": "d"}})
     other.to_csv(tmp_path / "b.csv", index=False)
