@@ -59,9 +59,9 @@ def start_of(wildcards):
 
 
 def weights_of(wildcards):
-    """The user's own weights file that a run loads, if there is one."""
-    path = STUDY.checkpoints.get(wildcards.method)
-    return [] if path is None else STUDY.file(path)
+    """The local weights file that a run starts from, if there is one; a name has no ending."""
+    path = STUDY.checkpoints.get(wildcards.method) or STUDY.weights
+    return STUDY.file(path) if path and Path(path).suffix else []
 
 
 def tables_of(study_id):
@@ -305,7 +305,7 @@ rule bring_example:
     benchmark:
         "_build/benchmarks/bring_your_own.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p output _build/brought && "
+        "{PAPERMILL} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The published clean predictions of Std and Adv (quick Fashion-MNIST study), read "
         "as if they were your files.' --tables _build/brought/*.csv"

@@ -121,6 +121,7 @@ def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:
             hint = "" if low else "; if the data have more, list them all as class_names"
             hint = "; do the classes count from 1? Subtract 1" if low else hint
             raise ValueError(f"{column} goes to {high}, and there are {len(names)} classes{hint}")
-    if min(t[c].min() for t in tables for c in ("label", "predicted_class")) > 0:
+    lowest = min(t[c].min() for t in tables for c in ("label", "predicted_class"))
+    if lowest > 0 and not study.class_names:
         raise ValueError("no label and no prediction is class 0: classes count from 0, subtract 1")
     return names

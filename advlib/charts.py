@@ -77,6 +77,15 @@ def pick_methods() -> alt.Parameter:
     return alt.selection_point(fields=["method"], bind="legend")
 
 
+def drop_down(field: str, options: list[str]) -> alt.Parameter:
+    """Choose one value of a column below the chart; at first the last."""
+    return alt.selection_point(
+        fields=[field],
+        bind=alt.binding_select(options=options, name=f"{field.capitalize()} "),
+        value=[{field: options[-1]}],
+    )
+
+
 def average_error(table: pd.DataFrame) -> alt.Chart:
     """Error of each method under each benchmark, with its interval.
 
@@ -264,11 +273,7 @@ def class_grid(table: pd.DataFrame, column: str, title: str) -> alt.Chart:
         Columns method, class_name, error (fraction) and the one that `column` names.
     """
     methods = table.method.unique().tolist()
-    method = alt.selection_point(
-        fields=["method"],
-        bind=alt.binding_select(options=methods, name="Method "),
-        value=[{"method": methods[-1]}],
-    )
+    method = drop_down("method", methods)
     hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
     return (
         alt.Chart(table)
@@ -351,11 +356,7 @@ def two_errors(table: pd.DataFrame) -> alt.Chart:
         Columns method, class_name, benchmark, other (the horizontal error), error (the vertical).
     """
     benchmarks = table.benchmark.drop_duplicates().tolist()
-    benchmark = alt.selection_point(
-        fields=["benchmark"],
-        bind=alt.binding_select(options=benchmarks, name="Benchmark "),
-        value=[{"benchmark": benchmarks[-1]}],
-    )
+    benchmark = drop_down("benchmark", benchmarks)
     search = alt.param(
         name="class_search_two",
         value="",
@@ -444,16 +445,8 @@ def confusion(table: pd.DataFrame) -> alt.Chart:
     names = table.class_name.unique().tolist()
     methods = method_order(table.method)
     benchmarks = table.benchmark.unique().tolist()
-    method = alt.selection_point(
-        fields=["method"],
-        bind=alt.binding_select(options=methods, name="Method "),
-        value=[{"method": methods[-1]}],
-    )
-    benchmark = alt.selection_point(
-        fields=["benchmark"],
-        bind=alt.binding_select(options=benchmarks, name="Benchmark "),
-        value=[{"benchmark": benchmarks[-1]}],
-    )
+    method = drop_down("method", methods)
+    benchmark = drop_down("benchmark", benchmarks)
     base = (
         alt.Chart(table)
         .transform_filter(method)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -66,6 +67,19 @@ def tiny_study():
     study = load_study("digits")
     return dataclasses.replace(
         study, train_images=320, test_images=100, pretrain_epochs=2, epochs=2, train_steps=3
+    )
+
+
+@pytest.fixture
+def table():
+    """Predictions of three images, the last one wrong."""
+    return pd.DataFrame(
+        {
+            "file_name": ["a", "b", "c"],
+            "label": [0, 1, 2],
+            "predicted_class": [0, 1, 1],
+            "predicted_probability": [0.9, 0.8, 0.5],
+        }
     )
 
 

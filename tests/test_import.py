@@ -33,18 +33,6 @@ def validation():
     )
 
 
-@pytest.fixture
-def table():
-    return pd.DataFrame(
-        {
-            "file_name": ["a", "b", "c"],
-            "label": [0, 1, 2],
-            "predicted_class": [0, 1, 1],
-            "predicted_probability": [0.9, 0.8, 0.5],
-        }
-    )
-
-
 def written(table, path):
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)

@@ -12,18 +12,6 @@ from advlib.predictions import (
 )
 
 
-@pytest.fixture
-def table():
-    return pd.DataFrame(
-        {
-            "file_name": ["a", "b", "c"],
-            "label": [0, 1, 2],
-            "predicted_class": [0, 1, 1],
-            "predicted_probability": [0.9, 0.8, 0.5],
-        }
-    )
-
-
 def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
     test = tiny_study.images("test")
 

@@ -20,18 +20,6 @@ CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
 
 
 @pytest.fixture
-def table():
-    return pd.DataFrame(
-        {
-            "file_name": ["a", "b", "c"],
-            "label": [0, 1, 2],
-            "predicted_class": [0, 1, 1],
-            "predicted_probability": [0.9, 0.8, 0.5],
-        }
-    )
-
-
-@pytest.fixture
 def small_run(tiny_study, table):
     """A study's tables as its notebooks write them, with made-up predictions."""
     study = dataclasses.replace(tiny_study, methods=["std", "adv"], corruption_images=3)
