@@ -208,6 +208,20 @@ def test_clean_files_that_cannot_be_meant(table, tmp_path, change, said):
         bring(make_study(settings))
 
 
+def test_named_classes_need_not_all_occur(table, tmp_path):
+    table.assign(label=[1, 2, 1], predicted_class=2).to_csv(tmp_path / "a.csv", index=False)
+    study = make_study(
+        {
+            "study": "own",
+            "dataset": "none",
+            "predictions": str(tmp_path / "a.csv"),
+            "class_names": ["x", "y", "z"],
+        }
+    )
+    bring(study)
+    assert read_study(study, "fresh").attrs["class_names"] == ["x", "y", "z"]
+
+
 def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
     rows = pd.read_csv(tmp_path / "b.csv")
     rows[rows.corruption != "fog"].to_csv(tmp_path / "b.csv", index=False)
