@@ -5,17 +5,21 @@ STUDY ?= fashion_mnist_quick
 export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READ = .venv-read
-SNAKEMAKE = locked.py snakemake --nolock --cores all --rerun-incomplete --quiet rules host reason
+# All of this machine's cores, or what profiles/$(PROFILE) says.
+WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
+SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test lint lab setup publish lock clean
+.PHONY: help book read test bench lint lab setup plan publish lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
-	@echo "  STUDY=<id or file> chooses the study, PYTHON=<interpreter> the Python (3.11 or newer)."
+	@echo "  STUDY=<id or file> chooses the study, PYTHON=<interpreter> the Python (3.11 or newer),"
+	@echo "  PROFILE=<folder in profiles/> where the jobs run, CONFIG=\"devices=2 ...\" how,"
+	@echo "  BENCH=\"--quick ...\" the options of the benchmark."
 
 book: setup  ## run a study (default: 15 minutes on a laptop) and build the book
-	@python $(SNAKEMAKE) --config study="$(STUDY)"
+	@python $(SNAKEMAKE) --config study="$(STUDY)" $(CONFIG)
 
 read:  ## build the book from the committed tables, without torch
 	@$(PYTHON) preflight.py read
@@ -24,6 +28,10 @@ read:  ## build the book from the committed tables, without torch
 
 test: setup  ## run the whole test suite
 	@python -m pytest
+
+bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)
+	@$(MAKE) --no-print-directory .venv/bench-installed
+	@python benchmarks/speed.py $(BENCH)
 
 lint: setup  ## check style and undefined names
 	@ruff check . && ruff format --check .
@@ -43,6 +51,10 @@ setup:  ## create .venv and install the pinned requirements
 	  && echo $$(( $$(date +%s) - start )) > .venv/install-seconds
 	@touch $@
 
+.venv/bench-installed: requirements-bench.txt .venv/installed
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements-bench.txt
+	@touch $@
+
 $(READ)/installed: requirements-read.txt pyproject.toml
 	@echo "Installing what reading needs into .venv-read"
 	@$(PYTHON) -m venv $(READ)
@@ -50,6 +62,9 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	  && echo $$(( $$(date +%s) - start )) > $(READ)/install-seconds
 	@echo "$(CURDIR)" > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
 	@touch $@
+
+plan: setup  ## predict hours, memory and disk of a study on this machine, by a probe of a minute
+	@python -m advlib.plan "$(STUDY)"
 
 publish: setup  ## copy a study's fresh tables to results/, to be committed
 	@python book/pages.py $(STUDY)
@@ -59,6 +74,7 @@ lock: setup  ## compile the pinned requirements from the *.in files
 	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header requirements-read.in -o requirements-read.txt
 	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements-read.txt requirements.in \
 	  | grep -vE '^(nvidia|cuda|triton)' > requirements.txt
+	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements.txt requirements-bench.in -o requirements-bench.txt
 
 clean:  ## remove the built book, but no run
 	@rm -rf _build book/generated

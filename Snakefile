@@ -5,6 +5,7 @@ where it stopped and only what changed is computed again.
 
     snakemake --cores all --config study=cifar10      # run one study, then build the book
     snakemake --cores all --config mode=read          # build from committed tables alone
+    snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
 
 import shlex
@@ -13,10 +14,15 @@ import time
 from pathlib import Path
 
 from advlib.tables import table_paths
-from advlib.study import ROOT, find_study, load_study
+from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
 
-sys.path.insert(0, str(ROOT / "book"))
+sys.path[:0] = [str(ROOT), str(ROOT / "book")]
+import jobs
 import pages
+
+KEYS = ["mode", "study", *jobs.DEFAULTS, *HOW]
+refuse_unknown(set(config) - set(KEYS), KEYS)
+STATED = {key: config[key] for key in jobs.DEFAULTS if key in config}
 
 START = time.time()
 MODE = config.get("mode", "run")
@@ -35,11 +41,52 @@ PYTHON = shlex.quote(sys.executable)
 PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --kernel python3"
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
+# A cluster is told how many jobs it may hold, this machine how many cores it has. With
+# `--resources gpu=N`, jobs run side by side on this machine, each on GPUs of its own.
+CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
+GPUS = None if CLUSTER else workflow.global_resources.get("gpu").value
+ON_GPUS = "" if GPUS is None else f"{PYTHON} gpus.py"
+AS_STATED = " ".join(f"-p {key} {config[key]}" for key in HOW if key in config)
+
+
+localrules:
+    all,
+    fetch,
+    place_study,
+    claims,
+    bring_example,
+    cost,
+    toc,
+    book,
+
 
 wildcard_constraints:
     method="[A-Za-z0-9_.-]+",
     seed=r"\d+",
     attack="|".join(STUDY.attacks) or "none",
+
+
+def needs(rule, *names):
+    """What a job of a rule asks a cluster for, by name, each worked out when the job is known."""
+
+    def need(name):
+        def worked_out(wildcards, attempt):
+            own = {key: wildcards.get(key) for key in ("method", "attack")}
+            study = BY_ID[wildcards.get("study", STUDY.study)]
+            return jobs.needs(study, rule, attempt=attempt, **own, **STATED)[name]
+
+        return worked_out
+
+    return {name: need(name) for name in names}
+
+
+def cores(rule):
+    """On a cluster what the job needs; here all, or a share like that of the GPUs."""
+    if CLUSTER:
+        return lambda wildcards: needs(rule, "threads")["threads"](wildcards, 1)
+    if GPUS is None:
+        return workflow.cores
+    return max(1, workflow.cores * jobs.gpus(STUDY, STATED.get("devices")) // GPUS)
 
 
 def settings(*keys):
@@ -139,6 +186,9 @@ else:
             executed=RUNS / "executed/data.ipynb",
         params:
             settings=STUDY.data_settings(),
+        threads: cores("data") if CLUSTER else 1
+        resources:
+            **needs("data", "mem_mb", "runtime"),
         log:
             RUNS / "logs/data.ipynb",
         benchmark:
@@ -159,14 +209,16 @@ else:
             executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
         params:
             settings=training,
-        threads: workflow.cores
+        threads: cores("train")
+        resources:
+            **needs("train", "gpu", "mem_mb", "runtime"),
         log:
             RUNS / "logs/train-{method}-seed{seed}.ipynb",
         benchmark:
             RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
-            "-p seed {wildcards.seed} && cp {log:q} {output.executed:q}"
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_clean:
@@ -179,13 +231,16 @@ else:
             executed=RUNS / "executed/evaluate_clean.ipynb",
         params:
             settings=STUDY.data_settings(),
-        threads: workflow.cores
+        threads: cores("evaluate_clean")
+        resources:
+            **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
         log:
             RUNS / "logs/evaluate_clean.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_clean.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_attack:
@@ -199,14 +254,17 @@ else:
         params:
             settings=STUDY.data_settings() | settings("dtype"),
             threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
-        threads: workflow.cores
+        threads: cores("evaluate_attack")
+        resources:
+            **needs("evaluate_attack", "gpu", "mem_mb", "runtime"),
         log:
             RUNS / "logs/evaluate_{attack}-{method}-seed{seed}.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} -p method {wildcards.method} "
-            "-p seed {wildcards.seed} -p attack {wildcards.attack} && cp {log:q} {output.executed:q}"
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "-p method {wildcards.method} -p seed {wildcards.seed} -p attack {wildcards.attack} "
+            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_corruptions:
@@ -220,13 +278,16 @@ else:
         params:
             settings=STUDY.data_settings()
             | settings("corruptions", "corruptions_dir", "corruption_images"),
-        threads: workflow.cores
+        threads: cores("evaluate_corruptions")
+        resources:
+            **needs("evaluate_corruptions", "gpu", "mem_mb", "runtime"),
         log:
             RUNS / "logs/evaluate_corruptions.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_corruptions.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
 rule analyse:
@@ -244,6 +305,9 @@ rule analyse:
         source=lambda wildcards: SOURCES[wildcards.study],
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
         folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
+    threads: cores("analyse") if CLUSTER else 1
+    resources:
+        **needs("analyse", "mem_mb", "runtime"),
     log:
         "_build/studies/{study}/logs/{chapter}.ipynb",
     benchmark:
@@ -290,6 +354,31 @@ rule claims:
         "--tables {input.paper}"
 
 
+rule cost:
+    input:
+        notebook="notebooks/cost.ipynb",
+        tables=expand(
+            "results/plan/{name}.csv",
+            name=["networks", "gpus", "published_speeds", "fashion_mnist_quick"],
+        ),
+        quick=expand(
+            "results/fashion_mnist_quick/predictions/pgd40/{method}-seed0.parquet",
+            method=BY_ID[pages.DEFAULT].methods,
+        ),
+        code=["book/place.py", "advlib/charts.py", "advlib/cost.py"],
+    output:
+        "book/generated/cost.ipynb",
+    log:
+        "_build/logs/cost.ipynb",
+    benchmark:
+        "_build/benchmarks/cost.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "--source 'Predictions on paper, from committed tables of FLOPs, GPUs and published speeds; "
+        "nothing was run on a GPU. The last section: one run on two CPU cores.' "
+        "--tables {input.tables}"
+
+
 rule bring_example:
     input:
         notebook="notebooks/bring_your_own.ipynb",
@@ -315,6 +404,7 @@ rule toc:
     input:
         claims="book/generated/claims.ipynb",
         bring="book/generated/bring_your_own.ipynb",
+        cost="book/generated/cost.ipynb",
         studies=expand("book/generated/{study}/index.md", study=FILES),
         template="_toc.yml",
     output:

@@ -1,6 +1,8 @@
 """PGD, and what it does to a data set: worst case per image, restarts, a batch that stays full."""
 
 import contextlib
+import math
+import time
 from collections.abc import Callable
 
 import pandas as pd
@@ -9,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advlib.data import evaluation_batches, stream_seed
+from advlib.folding import folding
 from advlib.labels import class_logits
 from advlib.models import autocast, default_device, pixel_std, resolve_dtype
 from advlib.threat import ThreatModel
@@ -23,6 +26,7 @@ def pgd_attack(
     num_classes: int | None = None,
     generator: torch.Generator | None = None,
     objective: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    check: bool = True,
 ) -> torch.Tensor:
     """Projected gradient descent (Madry et al. 2018): the last iterate of one start.
 
@@ -38,10 +42,13 @@ def pgd_attack(
     num_classes : int, optional
         K, where the model has more logits; None: every logit is a class.
     generator : torch.Generator, optional
-        A CPU generator for the random start.
+        For the random start, of any device; its own device's draws need not travel.
     objective : callable, optional
         Logits (N, K+M) in float32 to the scalar that the attack climbs, in place of the
         cross-entropy of the threat model (Adv⁺ climbs Eq. 4).
+    check : bool
+        False where images and labels are known to be in range: to look at them is to wait for the
+        device, batch after batch.
 
     Returns
     -------
@@ -53,8 +60,8 @@ def pgd_attack(
         For images outside [0, 1] or labels out of range.
     """
     with _attack_mode(model, threat.model_mode):
-        y = _attacked_label(model, x, y, threat, num_classes)
-        noise = _noise(x.shape, threat, generator).to(x.device)
+        y = _attacked_label(model, x, y, threat, num_classes, check)
+        noise = _noise(x.shape, threat, generator, x.device)
         eps, step = _radius(model, x, threat)
         x_adv = _start(x, noise, eps, threat)
         for _ in range(threat.steps if threat.eps else 0):
@@ -88,11 +95,11 @@ def evaluate_attack(
     num_classes : int
         K: errors are counted over the first K logits.
     batch_size : int, optional
-        Images attacked at once; None: 128.
+        Images attacked at once; None: the fastest by `probe_batch_size`.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     seed : int
-        The start of an image is drawn from (seed, file name, restart).
+        The start of an image is drawn from (seed, file name, restart), on the device.
     dtype : {"auto", "float32", "bfloat16"}
         Of the search. What is recorded is always computed in float32.
     workers : int
@@ -112,23 +119,41 @@ def evaluate_attack(
     Where an iterate counts as soon as it is misclassified and the attack leaves the true label
     (``success="any"``, ``label_source="true"``), images wrong from the start are not attacked,
     and broken ones leave the batch and are replaced. Otherwise every image is attacked to the end.
+    With ``model_mode="eval"`` the search runs on the network with its batch norm folded
+    (`advlib.folding`); what is recorded is computed on `model` itself.
     """
     device = torch.device(device or default_device())
-    batch_size = batch_size or 128
     model = model.to(device, memory_format=torch.channels_last)
     names = getattr(dataset, "file_names", None)
     search_dtype = resolve_dtype(dtype, device)
-    tables = []
+    if batch_size is None:
+        n_images = len(dataset) if indices is None else len(indices)
+        batch_size = probe_batch_size(
+            model, dataset, threat, n_images=n_images, device=device, dtype=dtype
+        )
+    search, tables = None, []
     # Sixteen batches at a time: few enough to hold in memory, enough to keep a batch full.
     chunks = evaluation_batches(
         dataset, batch_size=16 * batch_size, workers=workers, device=device, indices=indices
     )
     for x, y, index in chunks:
+        if search is None:
+            search = folding(model, x[:2])() if threat.model_mode == "eval" else model
         chunk_names = [
             names[i] if names is not None else _item_name(dataset, i) for i in index.tolist()
         ]
         outcome = _attack_chunk(
-            model, x, y, chunk_names, threat, num_classes, batch_size, seed, search_dtype, progress
+            model,
+            search,
+            x,
+            y,
+            chunk_names,
+            threat,
+            num_classes,
+            batch_size,
+            seed,
+            search_dtype,
+            progress,
         )
         table = pd.DataFrame({name: values.cpu().numpy() for name, values in outcome.items()})
         table.insert(0, "file_name", chunk_names)
@@ -137,8 +162,64 @@ def evaluate_attack(
     return pd.concat(tables, ignore_index=True)
 
 
+def probe_batch_size(
+    model: nn.Module,
+    dataset,
+    threat: ThreatModel,
+    *,
+    n_images: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: str = "auto",
+) -> int:
+    """The batch size at which an attack step on this machine takes the least time an image.
+
+    Parameters
+    ----------
+    model, dataset, threat, device, dtype
+        As in `evaluate_attack`.
+    n_images : int, optional
+        Images to attack; None: all. Where the probe might take more than a twentieth of the time
+        that they will (three passes an image, of a network that breaks at once), 128 is taken
+        unseen.
+
+    Returns
+    -------
+    int
+        128, unless another size is faster by a tenth: batches of another size round differently, so
+        a changing choice would change the last digits.
+    """
+    device = torch.device(device or default_device())
+    sizes = (32, 64, 128, 256) if device.type == "cpu" else (64, 128, 256, 512, 1024)
+    n_images = len(dataset) if n_images is None else n_images
+    if n_images * min(threat.steps, 3) < 20 * 2 * sum(sizes):
+        return 128
+    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device=device, indices=[0]))
+    model = model.to(device, memory_format=torch.channels_last)
+    search = folding(model, x)() if threat.model_mode == "eval" else model
+    seconds = {}
+    for size in sizes:
+        images = x.expand(size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        label = torch.zeros(size, dtype=torch.long, device=device)
+        try:
+            with (
+                _attack_mode(search, threat.model_mode),
+                autocast(device, resolve_dtype(dtype, device)),
+            ):
+                for _ in range(2):  # the first one warms up
+                    before = time.perf_counter()
+                    _, gradient = _logits_and_gradient(search, images, label, threat, None)
+                    float(gradient.sum())  # waits for the device
+                    seconds[size] = (time.perf_counter() - before) / size
+        except torch.OutOfMemoryError:
+            break
+    if not seconds:
+        return min(sizes)
+    best = min(seconds, key=seconds.get)
+    return 128 if seconds.get(128, math.inf) < 1.1 * seconds[best] else best
+
+
 def _attack_chunk(
-    model, x, y, names, threat, num_classes, batch_size, seed, search_dtype, progress
+    model, search, x, y, names, threat, num_classes, batch_size, seed, search_dtype, progress
 ):
     """Attack images that fit in memory; returns a column of outcomes each, in their order."""
     # Stopping early is exact only if the error and the attack are about the same label.
@@ -150,8 +231,7 @@ def _attack_chunk(
         "linf": torch.zeros(len(x), device=x.device),
         "steps_used": torch.zeros(len(x), dtype=torch.int32, device=x.device),
     }
-    broken = (clean[0] != y) if stop_early else torch.zeros(len(x), dtype=torch.bool)
-    broken = broken.to(x.device)
+    broken = (clean[0] != y) & stop_early
     if progress and stop_early:
         progress(int(broken.sum()))
     with _attack_mode(model, threat.model_mode):
@@ -165,46 +245,61 @@ def _attack_chunk(
     for restart in range(threat.n_restarts):
         final = restart == threat.n_restarts - 1
         queue = torch.nonzero(~broken).flatten()
-        slots = queue[:0]  # images in the batch
-        x_adv = x[:0]
-        taken = torch.zeros(0, dtype=torch.int32, device=x.device)  # steps taken by each
-        while len(queue) or len(slots):
-            new = queue[: batch_size - len(slots)]
+        # Images under attack, their iterates and the steps taken; the first `batch_size` of them
+        # take the next step. Iterates that look misclassified or are the last wait for a verdict
+        # until they fill a batch of their own.
+        image, x_adv, taken = queue[:0], x[:0], queue[:0].int()
+        waiting = []
+        while len(queue) or len(image) or waiting:
+            new = queue[: max(0, batch_size - len(image))]
             if len(new):
                 queue = queue[len(new) :]
                 noise = _image_noise(x, new, names, threat, seed, restart)
-                slots = torch.cat([slots, new])
+                image = torch.cat([image, new])
                 x_adv = torch.cat([x_adv, _start(x[new], noise, eps, threat)])
-                taken = torch.cat([taken, taken.new_zeros(len(new))])
-            with _attack_mode(model, threat.model_mode), autocast(x.device, search_dtype):
-                logits, gradient = _logits_and_gradient(
-                    model, x_adv, attacked_label[slots], threat, num_classes
+                taken = torch.cat([taken, new.new_zeros(len(new), dtype=torch.int32)])
+            if len(image):
+                (image, later_image), (x_adv, later_x), (taken, later_taken) = (
+                    (part[:batch_size], part[batch_size:]) for part in (image, x_adv, taken)
                 )
-            last = (taken == threat.steps) | (threat.eps == 0)
-            suspect = last.clone()
-            if threat.success == "any":
-                wrong = class_logits(logits, num_classes).argmax(1) != y[slots]
-                # In train mode the search sees other logits than the error does: look at all.
-                suspect |= (wrong if threat.model_mode == "eval" else True) & ~broken[slots]
-            index = torch.nonzero(suspect).flatten()
-            if len(index):
-                image = slots[index]
-                verdict = _classify(model, x_adv[index], num_classes, batch_size)
-                found = (verdict[0] != y[image]) & ~broken[image]
+                with _attack_mode(search, threat.model_mode), autocast(x.device, search_dtype):
+                    logits, gradient = _logits_and_gradient(
+                        search, x_adv, attacked_label[image], threat, num_classes
+                    )
+                suspect = (taken == threat.steps) | (threat.eps == 0)
+                if threat.success == "any":
+                    wrong = class_logits(logits, num_classes).argmax(1) != y[image]
+                    # In train mode the search sees other logits than the error does: look at all.
+                    suspect |= (wrong if threat.model_mode == "eval" else True) & ~broken[image]
+                x_next = _step(x[image], x_adv, gradient, eps, step, threat)
+                stay, leave = (torch.nonzero(mask).flatten() for mask in (~suspect, suspect))
+                if len(leave):
+                    waiting.append((image[leave], x_adv[leave], x_next[leave], taken[leave]))
+                image = torch.cat([image[stay], later_image])
+                x_adv = torch.cat([x_next[stay], later_x])
+                taken = torch.cat([taken[stay] + 1, later_taken])
+            full = sum(len(part[0]) for part in waiting) >= batch_size
+            if full or not (len(queue) or len(image)):
+                judged, iterate, following, count = map(torch.cat, zip(*waiting, strict=True))
+                waiting = []
+                predicted, probability = _classify(model, iterate, num_classes, batch_size)
+                last = (count == threat.steps) | (threat.eps == 0)
+                found = (predicted != y[judged]) & ~broken[judged]
                 # A survivor's record is its last iterate of the last restart.
-                write = found | (last[index] & ~broken[image] & final)
-                image, source = image[write], index[write]
-                outcome["predicted_class"][image] = verdict[0][write]
-                outcome["predicted_probability"][image] = verdict[1][write]
-                outcome["linf"][image] = (x_adv[source] - x[image]).abs().flatten(1).amax(1)
-                outcome["steps_used"][image] = taken[source]
-                broken[slots[index[found]]] = True
-            done = last | broken[slots] if stop_early else last
-            if progress and (final or stop_early):
-                progress(int((done if final else broken[slots]).sum()))
-            keep = torch.nonzero(~done).flatten()
-            x_adv = _step(x[slots], x_adv, gradient, eps, step, threat)[keep]
-            slots, taken = slots[keep], taken[keep] + 1
+                write = found | (last & ~broken[judged] & final)
+                written = judged[write]
+                outcome["predicted_class"][written] = predicted[write]
+                outcome["predicted_probability"][written] = probability[write]
+                outcome["linf"][written] = (iterate[write] - x[written]).abs().flatten(1).amax(1)
+                outcome["steps_used"][written] = count[write]
+                broken[judged[found]] = True
+                if progress:
+                    done = (last & (broken[judged] | final)) | (found & stop_early)
+                    progress(int(done.sum()))
+                on = torch.nonzero(~(last | (found & stop_early))).flatten()
+                image = torch.cat([image, judged[on]])
+                x_adv = torch.cat([x_adv, following[on]])
+                taken = torch.cat([taken, count[on] + 1])
     return outcome
 
 
@@ -241,24 +336,26 @@ def _seen_logits(logits, threat, num_classes):
     return class_logits(logits, num_classes)
 
 
-def _attacked_label(model, x, y, threat, num_classes):
+def _attacked_label(model, x, y, threat, num_classes, check=True):
     """Check the batch, and return the label that the attack leaves."""
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"images are in [0, 1], got [{low:.3g}, {high:.3g}]: pass pixels as they are and put "
-            "the normalisation inside the model (advlib.models.Normalize)"
-        )
+    if check:
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"images are in [0, 1], got [{low:.3g}, {high:.3g}]: pass pixels as they are and "
+                "put the normalisation inside the model (advlib.models.Normalize)"
+            )
     predicted = threat.label_source == "predicted"
-    if predicted or num_classes is None:
+    if predicted or (check and num_classes is None):
         with torch.no_grad():
             seen = _seen_logits(model(x if predicted else x[:1]), threat, num_classes)
-    classes = num_classes or seen.shape[1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(
-            f"labels are in [0, {classes}), got {int(y.min())} to {int(y.max())}: check the order "
-            "and the number of classes"
-        )
+    if check:
+        low, high, classes = int(y.min()), int(y.max()), num_classes or seen.shape[1]
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"labels are in [0, {classes}), got {low} to {high}: check the order and the "
+                "number of classes"
+            )
     return seen.argmax(1) if predicted else y
 
 
@@ -270,24 +367,26 @@ def _radius(model, x, threat):
     return threat.eps * std, threat.step * std
 
 
-def _noise(shape, threat, generator):
+def _noise(shape, threat, generator, device):
     """Uniform in [-1, 1] for Linf; for L2 uniform in the unit ball."""
     if not threat.random_start:
-        return torch.zeros(shape)
+        return torch.zeros(shape, device=device)
+    source = {"generator": generator, "device": generator.device if generator else device}
     if threat.norm == "Linf":
-        return torch.rand(shape, generator=generator) * 2 - 1
-    direction = torch.randn(shape, generator=generator)
+        return (torch.rand(shape, **source) * 2 - 1).to(device)
+    direction = torch.randn(shape, **source)
     direction /= _l2(direction)
-    radius = torch.rand(shape[0], 1, 1, 1, generator=generator)
-    return direction * radius ** (1 / direction[0].numel())
+    radius = torch.rand(shape[0], 1, 1, 1, **source)
+    return (direction * radius ** (1 / direction[0].numel())).to(device)
 
 
 def _image_noise(x, images, names, threat, seed, restart):
+    """Drawn on the device: a GPU would wait longer for a CPU's draws than its steps take."""
     draws = []
     for i in images.tolist():
-        generator = torch.Generator().manual_seed(stream_seed(seed, names[i], restart))
-        draws.append(_noise((1, *x.shape[1:]), threat, generator))
-    return torch.cat(draws).to(x.device)
+        generator = torch.Generator(x.device).manual_seed(stream_seed(seed, names[i], restart))
+        draws.append(_noise((1, *x.shape[1:]), threat, generator, x.device))
+    return torch.cat(draws)
 
 
 def _start(x, noise, eps, threat):

@@ -29,7 +29,14 @@ def stream_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+def augment(
+    x: torch.Tensor,
+    kind: str,
+    generator: torch.Generator,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch.Tensor:
     """Augment a batch, each image by draws of its own.
 
     Parameters
@@ -42,6 +49,9 @@ def augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Ten
         Flip: left to right with probability 1/2.
     generator : torch.Generator
         Best one of the CPU: the draws are then the same for every device.
+    rank, world_size : int
+        Where `x` is the part of one of several processes: draws are made for the whole batch, so
+        an image meets the same ones for any number of processes.
 
     Returns
     -------
@@ -58,8 +68,10 @@ def augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Ten
         raise ValueError(f"augment a batch by 'none', 'crop' or 'crop_flip', got {kind!r}")
     n, channels, height, width = x.shape
     pad = max(1, min(4, min(height, width) // 7))
-    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator, device=generator.device)
-    rows, columns = shift.to(x.device)
+    whole, own = n * world_size, slice(n * rank, n * (rank + 1))
+    shape = (2, whole, 1)
+    shift = torch.randint(0, 2 * pad + 1, shape, generator=generator, device=generator.device)
+    rows, columns = shift[:, own].to(x.device)
     rows = rows + torch.arange(height, device=x.device)
     columns = columns + torch.arange(width, device=x.device)
     x = F.pad(x, (pad, pad, pad, pad))[
@@ -69,7 +81,7 @@ def augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Ten
         columns[:, None, None, :],
     ]
     if kind == "crop_flip":
-        flip = torch.rand(n, generator=generator, device=generator.device) < 0.5
+        flip = torch.rand(whole, generator=generator, device=generator.device)[own] < 0.5
         x = torch.where(flip.to(x.device).view(n, 1, 1, 1), x.flip(3), x)
     return x
 
@@ -105,7 +117,8 @@ def training_batches(
     device : optional
     rank, world_size : int
         Of several processes training together each takes its share of a step's
-        ``batch_size * world_size`` images.
+        ``batch_size * world_size`` images: which ones a step has, in which order and how they are
+        augmented, depends on that product alone.
 
     Yields
     ------
@@ -135,17 +148,18 @@ def training_batches(
     generator = torch.Generator().manual_seed(stream_seed(seed, "order", epoch))
     order = torch.randperm(len(dataset), generator=generator)[: steps * share]
     chosen = order.view(steps, world_size, batch_size)[start_step:, rank]
-    return _augmented(dataset, chosen, augment, seed, epoch, start_step, rank, workers, device)
+    part = {"rank": rank, "world_size": world_size}
+    return _augmented(dataset, chosen, augment, seed, epoch, start_step, part, workers, device)
 
 
-def _augmented(dataset, chosen, kind, seed, epoch, start_step, rank, workers, device):
+def _augmented(dataset, chosen, kind, seed, epoch, start_step, part, workers, device):
     in_workers = kind == "random_resized_crop"
     source = _Decoded(dataset, (seed, epoch)) if in_workers else dataset
     for step, (x, y, index) in enumerate(_batches(source, chosen, workers, device), start_step):
         if not in_workers:
             generator = torch.Generator()
-            generator.manual_seed(stream_seed(seed, "augment", epoch, step, rank))
-            x = augment(x, kind, generator)
+            generator.manual_seed(stream_seed(seed, "augment", epoch, step, 0))
+            x = augment(x, kind, generator, **part)
         yield x, y, index
 
 
@@ -185,9 +199,15 @@ def _batches(dataset, chosen: Sequence[torch.Tensor], workers: int, device) -> I
         source = dataset if isinstance(dataset, _Decoded) else _Decoded(dataset)
         found = _decoded(source, chosen, workers, torch.device(device))
     for x, y, index in found:
-        x = x.to(device, non_blocking=True)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        yield x, y.to(device, non_blocking=True), index
+        x, y = _moved(x, device), _moved(y, device)
+        yield (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y, index
+
+
+def _moved(values: torch.Tensor, device) -> torch.Tensor:
+    """On the device; a GPU fetches it while this process goes on, which needs pinned memory."""
+    if torch.device(device).type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, device):

@@ -13,8 +13,13 @@ from advlib.models import load_weights
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def save_checkpoint(path: Path, model, optimizer, done: int, log: list, settings: dict) -> None:
+def save_checkpoint(
+    path: Path, model, optimizer, done: int, log: list, settings: dict, how: dict | None = None
+) -> None:
     """Weights, momentum, position and log in one file, in place by one rename.
+
+    `settings` decide the weights; `how` they were computed (number of processes and the like) is
+    recorded beside them.
 
     Raises
     ------
@@ -30,9 +35,15 @@ def save_checkpoint(path: Path, model, optimizer, done: int, log: list, settings
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     if not all(torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point()):
         raise FloatingPointError(f"a weight is no longer finite after step {done}; kept {path}")
-    facts = {"done": done, "log": log, "settings": settings}
+    facts = {"done": done, "log": log, "settings": settings, "how": how or {}}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"advlib": json.dumps(facts)})
+
+
+def checkpoint_facts(path: Path) -> dict:
+    """What a checkpoint says beside its weights: ``done``, ``log``, ``settings`` and ``how``."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["advlib"])
 
 
 def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, list]:

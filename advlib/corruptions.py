@@ -75,7 +75,7 @@ def prepare(images, *, published: Path | None = None, processes: int | None = No
         recipe = check_published(images, published)
         name = published.resolve().name
         return facts | {"source": "published", "recipe": recipe, "folder": name}
-    _generate(images, processes or os.cpu_count() or 1)
+    _generate(images, processes or usable_cores())
     return facts | {"source": "generated", "recipe": _recipe(images), "library": _library_name()}
 
 

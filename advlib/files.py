@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what the machine allows."""
 
 import contextlib
 import hashlib
@@ -26,3 +26,9 @@ def file_hash(path: str | Path) -> str:
     """The first 16 hex digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use: in a cluster's job, fewer than the machine has."""
+    limited = hasattr(os, "sched_getaffinity")  # on Linux
+    return len(os.sched_getaffinity(0)) if limited else os.cpu_count() or 1

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 
-from advlib.study import Study, check_choice, digest, load_study, make_study, refuse_unknown
+from advlib.study import HOW, Study, check_choice, digest, load_study, make_study, refuse_unknown
 
 
 def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleNamespace]:
@@ -59,14 +59,15 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
 def _off_file(study: Study) -> Study:
     """The study; under another id if it is not what the file of its id says.
 
-    So a trial with other values neither overwrites the study's tables nor is taken for them.
+    So a trial with other values neither overwrites the study's tables nor is taken for them. The
+    number of processes and the like (`advlib.study.HOW`) may differ.
     """
     try:
         filed = load_study(study.study)
     except FileNotFoundError:
         return study
     values, known = study.to_dict(), filed.to_dict()
-    changed = {key: value for key, value in values.items() if value != known[key]}
+    changed = {k: v for k, v in values.items() if k not in HOW and v != known[k]}
     if not changed:
         return study
     study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")

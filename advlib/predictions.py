@@ -5,6 +5,7 @@ import functools
 import gzip
 import importlib.metadata
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ def predict(
     batch_size: int = 256,
     device=None,
     workers: int = 0,
+    indices=None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Predictions of several models in one pass over the images, in float32.
@@ -43,6 +45,8 @@ def predict(
     batch_size, workers : int
     device : optional
         None: CUDA, MPS or the CPU, by availability.
+    indices : sequence of int, optional
+        Only the images at these positions.
     progress : callable, optional
         Called with the number of images finished.
 
@@ -59,19 +63,27 @@ def predict(
 
     device = torch.device(device or default_device())
     models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}
-    rows = {name: [] for name in models}
-    batches = evaluation_batches(dataset, batch_size=batch_size, workers=workers, device=device)
+    outcomes = {name: [] for name in models}
+    chosen, labels = [], []
+    batches = evaluation_batches(
+        dataset, batch_size=batch_size, workers=workers, device=device, indices=indices
+    )
     for x, y, index in batches:
-        names = [dataset.file_names[i] for i in index.tolist()]
+        chosen += index.tolist()
+        labels.append(y)
         for name, model in models.items():
             with torch.no_grad():
                 probabilities = class_logits(model(x), num_classes).float().softmax(1)
-            probability, predicted = probabilities.max(1)
-            values = (names, y.cpu().numpy(), predicted.cpu().numpy(), probability.cpu().numpy())
-            rows[name].append(pd.DataFrame(dict(zip(COLUMNS, values, strict=True))))
+            outcomes[name].append(probabilities.max(1))  # stays on the device: nothing waits
         if progress:
             progress(len(y))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in rows.items()}
+    names, y = [dataset.file_names[i] for i in chosen], torch.cat(labels).cpu().numpy()
+    tables = {}
+    for name, parts in outcomes.items():
+        probability, predicted = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+        values = (names, y, predicted, probability)
+        tables[name] = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+    return tables
 
 
 def check_predictions(
@@ -459,7 +471,7 @@ def in_parts(
     n_images : int
         Of the data set.
     part : int
-        Images a part.
+        Images a part, at most.
     make : callable
         From a range of positions to their rows.
 
@@ -468,13 +480,51 @@ def in_parts(
     DataFrame
         All rows, in the order of the images.
     """
-    tables = []
-    for start in range(0, n_images, part):
-        path = folder / f"{start:08d}-{part}.parquet"
-        positions = range(start, min(start + part, n_images))
-        kept(path, functools.partial(make, positions))
-        tables.append(pd.read_parquet(path))
+    for positions in missing_parts(folder, n_images, part):
+        keep_part(folder, positions, make)
+    return read_parts(folder)
+
+
+def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) -> list[range]:
+    """The positions whose rows no earlier run kept, in parts.
+
+    With several processes, of such a size that each may take as many images: the first, and every
+    `processes`-th after it; the second, and so on. Arguments as in `in_parts`.
+    """
+    gaps, end = [], 0
+    for positions, _ in [*_parts(folder), (range(n_images, n_images), None)]:
+        gaps += [range(end, positions.start)] if positions.start > end else []
+        end = max(end, positions.stop)
+    if processes > 1:
+        missing = sum(map(len, gaps))
+        rounds = -(-missing // (processes * part))
+        part = -(-missing // (processes * rounds)) if missing else part
+    return [range(start, min(start + part, gap.stop)) for gap in gaps for start in gap[::part]]
+
+
+def keep_part(folder: Path, positions: range, make: Callable[[range], pd.DataFrame]) -> None:
+    """Make the rows of these positions and keep them, unless an earlier run did."""
+    path = folder / f"{positions.start:08d}-{positions.stop:08d}.parquet"
+    kept(path, functools.partial(make, positions))
+
+
+def read_parts(folder: Path) -> pd.DataFrame:
+    """All rows that `keep_part` kept, in the order of the images, each image once."""
+    tables, end = [], 0
+    for positions, path in _parts(folder):
+        if positions.stop > end:
+            tables.append(pd.read_parquet(path).iloc[max(0, end - positions.start) :])
+            end = positions.stop
     return pd.concat(tables, ignore_index=True)
+
+
+def _parts(folder: Path) -> list[tuple[range, Path]]:
+    """The finished parts, in order."""
+    found = []
+    for path in folder.glob("*.parquet"):
+        if named := re.fullmatch(r"(\d{8})-(\d{8})", path.stem):
+            found.append((range(int(named[1]), int(named[2])), path))
+    return sorted(found, key=lambda item: (item[0].start, item[0].stop))
 
 
 def kept(path: Path, make: Callable[[], pd.DataFrame]) -> None:

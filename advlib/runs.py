@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advlib.checkpoints import CHECKPOINT, save_checkpoint
+from advlib import distributed
+from advlib.checkpoints import CHECKPOINT, checkpoint_facts, save_checkpoint
 from advlib.data import DATASETS, stream_seed
 from advlib.files import file_hash, replacing
 from advlib.labels import widen_head
@@ -24,11 +25,14 @@ from advlib.models import (
     weights_name,
 )
 from advlib.study import METHODS, Study, digest
-from advlib.train import LOG_COLUMNS, fit
+from advlib.train import LOG_COLUMNS, batch_share, fit
 
 
 def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     """Train one method of a study, or find the finished run, and write its tables.
+
+    Where the study wants several ``devices`` and this process works alone, it starts so many and
+    waits for them. Of processes that work together the first one writes.
 
     A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken as it is.
 
@@ -45,7 +49,8 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     -------
     dict
         The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
-        and its hash, data fingerprint, number of images.
+        and its hash, data fingerprint, number of images; and how it was computed at last (number of
+        processes, pieces of a batch, device, dtype).
 
     Raises
     ------
@@ -53,27 +58,41 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         If the pretrained network that the method starts from has not been trained yet, or a
         weights file is missing.
     ValueError
-        If weights do not fit the network or the data.
+        If weights do not fit the network or the data, or a batch does not divide.
+    RuntimeError
+        With the message of the process that failed first, if it is one of several.
     """
     start = None
     brought = method in study.checkpoints
-    train_set = study.images(study.evaluation_split if brought else "train")
+    taken = brought or (method == "pretrained" and not study.pretrain_epochs)
+    if not taken:
+        alone = distributed.to_launch(study)
+        batch_share(study, study.devices if alone else distributed.world_size())
+        if alone:
+            arguments = ("--method", method, "--seed", str(seed))
+            distributed.launch("advlib.train", study, *arguments)
+            return read_run(study, method, seed)
+    with distributed.in_turns():
+        train_set = study.images(study.evaluation_split if brought else "train")
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
     settings = study.training_settings(
         method, seed, train_set.fingerprint, _origin(study, method, start)
     )
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
-    if brought:
-        path = study.file(study.checkpoints[method])
-        model = brought_model(study, path, train_set.num_classes)
-    else:
-        model = initial_model(study, method, seed, train_set.num_classes, start)
-    if study.weights or brought:
+    with distributed.in_turns():
+        if brought:
+            path = study.file(study.checkpoints[method])
+            model = brought_model(study, path, train_set.num_classes)
+        else:
+            model = initial_model(study, method, seed, train_set.num_classes, start)
+    first = distributed.rank() == 0
+    if first and (study.weights or brought):
         print(_preparation(train_set, model))
-    if brought or (method == "pretrained" and not study.pretrain_epochs):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
+    if taken:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
         log = pd.DataFrame(columns=LOG_COLUMNS)
     else:
         log = fit(
@@ -86,6 +105,13 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             settings=settings,
             device=device,
         )
+    if first:
+        _write_run(study, method, seed, folder, train_set, settings, log)
+    distributed.barrier()
+    return read_run(study, method, seed)
+
+
+def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
     run = {
         "study": study.study,
         "method": method,
@@ -96,6 +122,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         "n_images": len(train_set),
         "num_classes": train_set.num_classes,
         "settings": settings,
+        "how": checkpoint_facts(folder / CHECKPOINT)["how"],
     }
     table = log.assign(study=study.study, method=method, seed=seed)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.csv") as path:
@@ -103,7 +130,6 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     text = json.dumps(run, indent=1, ensure_ascii=False)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.json") as path:
         path.write_text(text, encoding="utf-8")
-    return run
 
 
 def _origin(study, method, start) -> str | dict | None:

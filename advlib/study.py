@@ -44,6 +44,9 @@ METHODS: dict[str, Method] = {
 }
 """Method ids, in the order in which tables and charts show them."""
 
+HOW = ("devices", "accumulate", "compile")
+"""Keys about how a study is computed: they decide neither its name nor which run goes on."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -72,7 +75,7 @@ class Study:
     holdout_images: int = 0  # training images kept apart for choices such as ε
     evaluation_split: str = "test"  # or holdout: for choices that must not see the test images
     augment: str = "none"  # none, crop, crop_flip, random_resized_crop
-    workers: int = 0  # processes that decode images
+    workers: int = 0  # processes that decode images, for each of `devices`
     weights: str | None = None  # pretrained: a name such as DEFAULT, or a .safetensors or .pt file
     pretrain_epochs: int = 0  # clean epochs first, needed without weights or for other classes
     pretrain_lr: float = 0.1
@@ -81,7 +84,7 @@ class Study:
     lr_final_factor: float = 1e-4  # cosine annealing ends at lr times this
     momentum: float = 0.9
     weight_decay: float = 1e-4  # not stated in the paper
-    batch_size: int = 64
+    batch_size: int = 64  # images a step, those of all processes together
     norm: str = "Linf"
     eps: float = 0.03  # pixels in [0, 1]
     train_steps: int = 10
@@ -100,9 +103,12 @@ class Study:
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
     class_names: list[str] | None = None  # for predictions about a data set that is not known here
-    eval_batch_size: int = 128
+    eval_batch_size: int | None = None  # None: 128, for long attacks the fastest by a short probe
     dtype: str = "auto"  # auto: bfloat16 where the device computes in it natively
     n_resamples: int | None = None  # of the bootstrap; None: 10,000, or 1,000 for predictions
+    devices: int | None = None  # processes on this machine, one a GPU; None: one
+    accumulate: int = 1  # equal pieces in which a process computes its part of a training batch
+    compile: bool = False  # torch.compile the network in training; measure first
 
     def __post_init__(self):
         for key in dataclasses.fields(self):
@@ -143,6 +149,7 @@ class Study:
         for name in (
             *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
             *("train_images", "test_images", "corruption_images", "image_size", "resize"),
+            *("devices", "accumulate"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,30 +1,40 @@
-"""One training loop for every method: Std, Adv, Adv⁺ and the controls; checkpoints and resume."""
+"""One training loop for every method: Std, Adv, Adv⁺ and the controls; checkpoints and resume.
 
+``python -m advlib.train --study cifar10 --method adv`` trains in one process, and
+``torchrun --nproc-per-node 8 -m advlib.train --study cifar10 --method adv`` in eight, one a GPU; on
+several nodes as torchrun's ``--nnodes`` and ``--rdzv-endpoint`` say. The notebook of training does
+the same for a study with ``devices: 8``.
+"""
+
+import argparse
+import contextlib
 import functools
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import filelock
 import pandas as pd
 import torch
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from advlib import distributed
 from advlib.attacks import pgd_attack
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from advlib.data import stream_seed, training_batches
 from advlib.files import replacing
-from advlib.labels import (
-    class_logits,
-    label_augmentation_loss,
-    label_augmentation_targets,
-)
+from advlib.folding import folding
+from advlib.labels import class_logits, label_augmentation_targets
 from advlib.models import autocast, default_device, resolve_dtype
-from advlib.study import METHODS, Study
+from advlib.study import METHODS, Study, load_study
 
+ATTACKED, UNTRANSFORMED = 0, -1  # label augmentation's transformations: PGD, or none
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
 
 
@@ -50,14 +60,14 @@ def fit(
     dataset : advlib.data.Images
         Training images.
     study : Study
-        Epochs, schedule, threat model, δ.
+        Epochs, schedule, threat model, δ; the batch, and the pieces it is computed in.
     method : str
         A key of `advlib.study.METHODS`.
     seed : int
         With the epoch and step it decides the order of the images, their augmentation and the
         start of each attack, so a position in training needs no other generator state.
     folder : Path
-        Of the checkpoint, the lock and ``log.csv``.
+        Of the checkpoint, the lock and ``log.csv``; seen by all processes.
     settings : dict, optional
         What decides the weights (`Study.training_settings`); stored, and compared on resume.
     device : optional
@@ -74,20 +84,44 @@ def fit(
 
     Raises
     ------
+    ValueError
+        If the batch does not divide into the processes and pieces, the images do not fill one, or a
+        label is out of range.
     RuntimeError
         If another process trains in `folder`, or `folder` holds a run with other settings.
     FloatingPointError
         If the loss is no longer finite; the last good checkpoint is kept.
+    MemoryError
+        If a batch does not fit, with the number of pieces to try; the last checkpoint is kept.
+
+    Notes
+    -----
+    Several processes (`advlib.distributed`) work on one batch. The images of a step, their
+    augmentation and the starts of their attacks are those of one process (with norm L2, other
+    starts); each process takes its part, and gradients are averaged. Loss and error in the log are
+    means over all images. Batch norm is each process's own: it looks at its part of the batch
+    alone, and the running statistics that are saved are the first process's.
+
+    ``accumulate`` computes a process's part in so many equal pieces, one after the other, which
+    needs less memory: the gradient is the mean of theirs. That is the gradient of the whole but for
+    batch norm, which looks at one piece, and whose running statistics move once a piece.
+
+    On one process, the same machine and versions, a run that was interrupted ends with the same
+    weights as one that was not, bit for bit. It may go on with another number of processes or
+    pieces: from the same position, to other bits.
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
+    lock = contextlib.nullcontext()
+    if distributed.rank() == 0:
+        lock = filelock.FileLock(folder / "lock", timeout=0)
     try:
         # Deterministic kernels, so that a resumed run ends with the same bits on a GPU as well.
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         # Dropout and stochastic depth draw from torch's global generators: lent to the run.
         devices = [device] if device.type == "cuda" else []
         lent = torch.random.fork_rng(devices=devices)
-        with filelock.FileLock(folder / "lock", timeout=0), flags, lent:
+        with lock, flags, lent, _memory_advice(study, device, folder):
             return _train(
                 model,
                 dataset,
@@ -113,23 +147,45 @@ def _train(
     epochs = study.pretrain_epochs if clean else study.epochs
     base_lr = study.pretrain_lr if clean else study.lr
     batch_size = study.batch_size
+    rank, world_size = distributed.rank(), distributed.world_size()
+    share = batch_share(study, world_size)
     steps_per_epoch = len(dataset) // batch_size
     if not steps_per_epoch:
         raise ValueError(
             f"{len(dataset)} training images do not fill one batch: choose a batch_size of at most "
             f"{len(dataset)}, got {batch_size}"
         )
+    _check_labels(dataset)
     total = epochs * steps_per_epoch
     dtype = resolve_dtype(study.dtype, device)
     model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=base_lr, momentum=study.momentum, weight_decay=study.weight_decay
+        model.parameters(),
+        lr=base_lr,
+        momentum=study.momentum,
+        weight_decay=study.weight_decay,
+        fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
     )
     done, log = load_checkpoint(folder / CHECKPOINT, model, optimizer, settings)
+    if len(set(found := distributed.from_all(done))) > 1:
+        raise RuntimeError(
+            f"the processes found checkpoints of different steps in {folder} ({found}): put the "
+            "runs (ADVLIB_RUNS) where all nodes see the same files"
+        )
+    network = _compiled(model, device) if study.compile else model
+    forward = _Halves(network)
+    if world_size > 1:
+        # The attack runs on `network`, without DDP. Buffers are not copied between processes.
+        where = [device] if device.type == "cuda" else None
+        forward = DistributedDataParallel(forward, device_ids=where, forward_sync_buffers=False)
+    how = {"devices": world_size, "accumulate": study.accumulate, "compile": study.compile}
+    how |= {"device": device.type, "dtype": str(dtype)}
+    if rank == 0:
+        print(_summary(study, method, world_size, base_lr, how), flush=True)
     log_every = max(1, min(50, steps_per_epoch // 10))
     saved = window = time.monotonic()
     window_from = done
-    losses, errors = [], []
+    outcomes, attacked = [], None
     bar = tqdm(
         total=total * batch_size,
         initial=done * batch_size,
@@ -137,44 +193,48 @@ def _train(
         desc=method,
         mininterval=2,
         unit_scale=True,
+        disable=rank > 0,
     )
     for epoch in range(done // steps_per_epoch, epochs):
         batches = training_batches(
             dataset,
-            batch_size=batch_size,
+            batch_size=share,
             seed=seed,
             epoch=epoch,
             start_step=done - epoch * steps_per_epoch,
             augment=study.augment,
             workers=study.workers,
             device=device,
+            rank=rank,
+            world_size=world_size,
         )
         for x, y, _ in batches:
             lr = cosine_lr(base_lr, study.lr_final_factor, done, total)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            generator = torch.Generator().manual_seed(stream_seed(seed, "attack", epoch, done))
-            torch.manual_seed(stream_seed(seed, "dropout", epoch, done))
-            loss, error = training_loss(
-                model,
-                x,
-                y,
-                study,
-                method,
-                num_classes=dataset.num_classes,
-                generator=generator,
-                dtype=dtype,
-            )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if attacked is None and METHODS[method].adversarial:
+                attacked = _attacked_network(model, x[:2], study.compile)
+            torch.manual_seed(stream_seed(seed, "dropout", epoch, done, *([rank] if rank else [])))
+            loss_of = functools.partial(
+                training_loss,
+                network,
+                study=study,
+                method=method,
+                num_classes=dataset.num_classes,
+                generator=_start_generator(x, study.norm, seed, epoch, done),
+                dtype=dtype,
+                forward=forward,
+                attacked=attacked,
+            )
+            # On the device until the next row of the log: nothing in a step waits for it.
+            outcomes += _backward(loss_of, x, y, study.accumulate, forward)
             optimizer.step()
             done += 1
-            losses.append(loss.detach())
-            errors.append(error)
             bar.update(batch_size)
             end_of_epoch = done % steps_per_epoch == 0
             if done % log_every == 0 or end_of_epoch:
-                row = _log_row(losses, errors, done, steps_per_epoch, lr, folder)
+                row = _log_row(outcomes, done, steps_per_epoch, lr, folder)
                 seconds = time.monotonic() - window
                 row["images_per_second"] = (done - window_from) * batch_size / seconds
                 log.append(row)
@@ -183,10 +243,11 @@ def _train(
                     f"error {row['error']:.3f} lr {lr:.2g}",
                     refresh=False,
                 )
-                losses, errors, window, window_from = [], [], time.monotonic(), done
+                outcomes, window, window_from = [], time.monotonic(), done
                 # Only at a log row, so that no part of an open window is lost with the process.
-                if end_of_epoch or time.monotonic() - saved > checkpoint_seconds:
-                    save_checkpoint(folder / CHECKPOINT, model, optimizer, done, log, settings)
+                due = end_of_epoch or time.monotonic() - saved > checkpoint_seconds
+                if due and rank == 0:
+                    save_checkpoint(folder / CHECKPOINT, model, optimizer, done, log, settings, how)
                     with replacing(folder / "log.csv") as path:
                         pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
                     saved = time.monotonic()
@@ -195,6 +256,144 @@ def _train(
     bar.close()
     model.eval()
     return pd.DataFrame(log, columns=LOG_COLUMNS)
+
+
+def batch_share(study: Study, processes: int) -> int:
+    """The images of a training batch that fall to each process.
+
+    Raises
+    ------
+    ValueError
+        If they do not divide evenly, or not into the study's ``accumulate`` pieces.
+    """
+    share, rest = divmod(study.batch_size, processes)
+    if rest:
+        nearest = max(processes, study.batch_size - rest)
+        raise ValueError(
+            f"a batch of {study.batch_size} images does not divide among {processes} processes: "
+            f"choose a batch_size that does, such as {nearest}, or another number of devices"
+        )
+    if share % study.accumulate:
+        raise ValueError(
+            f"{share} images, a process's part of a batch, do not divide into {study.accumulate} "
+            f"equal pieces: choose accumulate from {', '.join(map(str, _divisors(share)))}"
+        )
+    return share
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _check_labels(dataset) -> None:
+    """Once, instead of a look at the device in every step."""
+    low, high = int(dataset.labels.min()), int(dataset.labels.max())
+    if low < 0 or high >= dataset.num_classes:
+        raise ValueError(f"labels are in [0, {dataset.num_classes}), got {low} to {high}")
+
+
+def _summary(study, method, world_size, lr, how) -> str:
+    share = batch_share(study, world_size)
+    text = f"{method}: batches of {study.batch_size} images"
+    if world_size > 1:
+        text += f", {share} on each of {world_size} processes"
+    if study.accumulate > 1:
+        text += f", in {study.accumulate} pieces of {share // study.accumulate}"
+    text += f"; learning rate {lr:g} to {lr * study.lr_final_factor:g}; {how['device']}"
+    return f"{text}, {how['dtype'].removeprefix('torch.')}{', compiled' * study.compile}"
+
+
+class _Halves(nn.Module):
+    """All forward passes of a step in one call, as DDP wants them."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *halves: torch.Tensor) -> list[torch.Tensor]:
+        return [self.network(x) for x in halves]
+
+
+def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """The same weights behind torch.compile, tried first on something small."""
+    try:
+        torch.compile(lambda x: (x + 1).relu())(torch.zeros(8, device=device))
+    except Exception as error:  # of any kind: a compiler, its headers or Triton are missing
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RuntimeError(
+            f"torch.compile does not work on this machine: leave compile out. It said: {reason[0]}"
+        ) from error
+    return torch.compile(model, dynamic=False)
+
+
+def _attacked_network(model, x, compile: bool) -> Callable[[], nn.Module]:
+    """What gives the network that a step attacks, with the weights of the moment."""
+    current = folding(model, x)
+    if not compile:
+        return current
+    compiled = torch.compile(current(), dynamic=False)
+
+    def current_compiled():
+        current()
+        return compiled
+
+    return current_compiled
+
+
+def _start_generator(x, norm, seed: int, epoch: int, done: int) -> torch.Generator:
+    """The stream of the starts of a step's attack, at this process's first image.
+
+    Numbers are drawn image by image, so an image has the same start for any number of processes
+    and pieces; not so for L2, where directions are drawn before radii.
+    """
+    rank = distributed.rank()
+    own = [rank] if rank and norm != "Linf" else []
+    # Of the device: a GPU would wait longer for a CPU's draws than for a step of the attack.
+    generator = torch.Generator(x.device)
+    generator.manual_seed(stream_seed(seed, "attack", epoch, done, *own))
+    if rank and not own:
+        torch.rand((rank * len(x), *x.shape[1:]), generator=generator, device=x.device)
+    return generator
+
+
+def _backward(loss_of: Callable, x, y, pieces: int, forward: nn.Module) -> list[torch.Tensor]:
+    """Add the gradients of a process's images; returns loss and error of each piece, stacked."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    size, outcomes = len(x) // pieces, []
+    for i, (part, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
+        # Processes exchange gradients once a step, with the last piece.
+        waits = isinstance(forward, DistributedDataParallel) and i < pieces - 1
+        with forward.no_sync() if waits else contextlib.nullcontext():
+            loss, error = loss_of(part, labels)
+            (loss / pieces).backward()
+        outcomes.append(torch.stack([loss.detach(), error]))
+    return outcomes
+
+
+@contextlib.contextmanager
+def _memory_advice(study: Study, device: torch.device, folder: Path) -> Iterator[None]:
+    """Turn torch's errors about memory into one that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).lower()
+        if not (
+            isinstance(error, torch.OutOfMemoryError)
+            or "can't allocate memory" in said
+            or "out of memory" in said
+        ):
+            raise
+        share = batch_share(study, distributed.world_size())
+        more = [d for d in _divisors(share) if d > study.accumulate]
+        size = share // study.accumulate
+        hint = "choose a smaller network or smaller images"
+        if more:
+            pieces = f"pieces of {share // more[0]}"
+            hint = f"set accumulate to {more[0]} ({pieces}), or choose a smaller batch_size"
+        raise MemoryError(
+            f"{size} images at once, of a batch of {study.batch_size}, do not fit in the memory of "
+            f"{device}: {hint}. Training then goes on from the last checkpoint in {folder}"
+        ) from error
 
 
 def training_loss(
@@ -207,6 +406,8 @@ def training_loss(
     num_classes: int,
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
+    forward: Callable[..., list[torch.Tensor]] | None = None,
+    attacked: Callable[[], nn.Module] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and error of one batch by one method.
 
@@ -216,14 +417,20 @@ def training_loss(
         In training mode.
     x : float tensor (N, C, H, W) in [0, 1]
     y : int tensor (N,)
+        In [0, K). Neither is checked here, which would wait for the device in every step.
     study, method
         As in `fit`.
     num_classes : int
         K.
     generator : torch.Generator
-        A CPU generator for the start of the attack.
+        For the start of the attack.
     dtype : torch.dtype
         Of the autocast.
+    forward : callable, optional
+        Batches of images to the logits of each, for the pass that is trained on; None: `model`.
+    attacked : callable, optional
+        Returns the network to attack, faster than `model` and with its weights
+        (`advlib.folding.folding`); None: `model`.
 
     Returns
     -------
@@ -233,43 +440,51 @@ def training_loss(
     """
     recipe = METHODS[method]
     delta = study.delta if recipe.label_augmentation else 0.0
-    attacked = torch.zeros_like(y)  # the transformation is PGD, with index 0
-    clean = attacked - 1  # none
+
+    def targets(transform):
+        """Of Eq. 4: a row for each class, made once, since checking labels waits for the device."""
+        return _targets(num_classes, study.num_transforms, transform, delta, y.device)[y]
 
     def loss_of(logits, transform):
         if recipe.extra_logits:
-            return label_augmentation_loss(
-                logits, y, transform, num_classes=num_classes, delta=delta
-            )
+            return F.cross_entropy(logits.float(), targets(transform))
         smoothing = study.delta if recipe.label_smoothing else 0.0
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
 
     objective = None
     if recipe.extra_logits and study.train_objective == "label_augmentation":
-        # The targets of Eq. 4 once a batch, since checking labels waits for the device; and the
-        # sum, since a mean over the batch would shrink an image's gradient towards underflow.
-        sizes = {"num_classes": num_classes, "num_transforms": study.num_transforms}
-        targets = label_augmentation_targets(y, attacked, delta=delta, **sizes)
-        objective = functools.partial(F.cross_entropy, target=targets, reduction="sum")
+        # The sum, since a mean over the batch would shrink an image's gradient towards underflow.
+        objective = functools.partial(F.cross_entropy, target=targets(ATTACKED), reduction="sum")
 
     with autocast(x.device, dtype):
-        halves = [(x, clean)] if recipe.mix or not recipe.adversarial else []
+        halves = [(x, UNTRANSFORMED)] if recipe.mix or not recipe.adversarial else []
         if recipe.adversarial:
             x_adv = pgd_attack(
-                model,
+                attacked() if attacked else model,
                 x,
                 y,
                 study.train_threat,
                 num_classes=num_classes,
                 generator=generator,
                 objective=objective,
+                check=False,
             )
-            halves.append((x_adv, attacked))
+            halves.append((x_adv, ATTACKED))
         # Each half has a forward pass, and so batch-norm statistics, of its own.
-        outputs = [(model(images), transform) for images, transform in halves]
+        images, transforms = zip(*halves, strict=True)
+        logits = forward(*images) if forward else [model(half) for half in images]
+        outputs = list(zip(logits, transforms, strict=True))
     loss = sum(loss_of(logits, transform) for logits, transform in outputs) / len(outputs)
     wrong = [class_logits(logits, num_classes).argmax(1) != y for logits, _ in outputs]
     return loss, torch.cat(wrong).float().mean().detach()
+
+
+@functools.cache
+def _targets(num_classes, num_transforms, transform, delta, device) -> torch.Tensor:
+    y = torch.arange(num_classes)
+    sizes = {"num_classes": num_classes, "num_transforms": num_transforms}
+    rows = label_augmentation_targets(y, torch.full_like(y, transform), delta=delta, **sizes)
+    return rows.to(device)
 
 
 def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
@@ -278,12 +493,34 @@ def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
     return final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2
 
 
-def _log_row(losses, errors, done, steps_per_epoch, lr, folder) -> dict:
-    loss = torch.stack(losses).mean().item()
+def _log_row(outcomes, done, steps_per_epoch, lr, folder) -> dict:
+    """Means over all images since the last row, which all processes have the same number of."""
+    loss, error = distributed.mean(torch.stack(outcomes).mean(0)).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} by step {done}: lower the learning rate, or set dtype to float32. "
             f"The last good checkpoint is kept in {folder}"
         )
-    error = torch.stack(errors).mean().item()
     return {"epoch": done / steps_per_epoch, "step": done, "lr": lr, "loss": loss, "error": error}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train one method of a study, on the processes that torchrun started or on one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m advlib.train", description="Train one method of a study."
+    )
+    parser.add_argument("--study", required=True, help="an id or the path of a study file")
+    parser.add_argument("--method", required=True, help="one of the study's, or pretrained")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    from advlib.runs import train_method
+
+    with distributed.process_group() as device:
+        study = load_study(options.study)
+        run = train_method(study, options.method, options.seed, device=device)
+        if distributed.rank() == 0:
+            print(f"{run['n_images']:,} training images, checkpoint {run['checkpoint_hash']}")
+
+
+if __name__ == "__main__":
+    sys.exit(record(main)())

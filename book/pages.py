@@ -146,7 +146,8 @@ def _summary(study: Study, source: str | None) -> str:
         f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
         f"epoch ({study.train_steps + 2} with mixed batches), Std one. {attacked} of the "
         f"{len(study.methods)} methods here are adversarial, each with {len(study.seeds)} seed(s). "
-        "PGD-40 takes at most 41 passes a test image and method."
+        "PGD-40 takes at most 41 passes a test image and method. "
+        f"`make plan STUDY={study.study}` predicts the time on your machine."
     )
     if source is None and study.dataset == "imagenet":
         text += (

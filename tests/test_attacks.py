@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advlib.attacks import evaluate_attack, pgd_attack
+from advlib import attacks
+from advlib.attacks import evaluate_attack, pgd_attack, probe_batch_size
 from advlib.labels import class_logits
 from advlib.models import Normalize, build_model
 from advlib.threat import ThreatModel
@@ -257,12 +258,16 @@ def test_what_is_recorded_is_the_float32_verdict(success):
 
     class Shaky(nn.Module):
         def forward(self, x):
+            assert x.min() > -1  # a question that cannot be traced, so it is run as it is
             right = torch.stack([x.flatten(1).mean(1) + 5, 0 * x.flatten(1).sum(1)], 1)
             return right.flip(1) if torch.is_autocast_enabled("cpu") else right
 
     pairs = [(torch.rand(1, 4, 4), 0) for _ in range(9)]
     threat = ThreatModel(steps=3, success=success)
-    table = evaluate_attack(Shaky(), pairs, threat, num_classes=2, dtype="bfloat16", batch_size=4)
+    with pytest.warns(UserWarning, match="unfolded"):
+        table = evaluate_attack(
+            Shaky(), pairs, threat, num_classes=2, dtype="bfloat16", batch_size=4
+        )
     assert (table.predicted_class == 0).all() and (table.steps_used == 3).all()
 
 
@@ -281,3 +286,55 @@ def test_items_without_names_get_zero_padded_indices(network):
     pairs = [(image, int(label)) for image, label in zip(x[:12], y[:12], strict=True)]
     table = evaluate_attack(model, pairs, ThreatModel(steps=1), num_classes=10)
     assert table.file_name.tolist() == [f"{i:02d}" for i in range(12)]
+
+
+@pytest.mark.parametrize("n_restarts", [1, 2])
+@pytest.mark.parametrize("label_source", ["true", "predicted"])
+@pytest.mark.parametrize("success", ["any", "last"])
+def test_progress_counts_every_image_once(network, success, label_source, n_restarts):
+    model, x, y = network[0], network[1][:30], network[2][:30]
+    threat = ThreatModel(
+        eps=0.08, steps=4, success=success, label_source=label_source, n_restarts=n_restarts
+    )
+    counted = []
+    table = evaluate_attack(
+        model, items(x, y), threat, num_classes=10, batch_size=8, progress=counted.append
+    )
+    assert 0 < (table.label != table.predicted_class).sum() < 30
+    assert sum(counted) == 30 and min(counted) >= 0
+
+
+class Timed(nn.Module):
+    """A network that moves a false clock by some seconds an image, and may run out of memory."""
+
+    def __init__(self, seconds, most=10**9):
+        super().__init__()
+        self.seconds, self.most, self.now, self.sizes = seconds, most, 0.0, []
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.sizes.append(len(x))
+        self.now += len(x) * self.seconds.get(len(x), 1.0)
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "seconds, most, n_images, expected",
+    [
+        ({64: 0.95}, 10**9, 10**6, 128),  # not worth other roundings
+        ({64: 0.8}, 10**9, 10**6, 64),
+        ({32: 0.7, 64: 0.8}, 10**9, 10**6, 32),
+        ({256: 0.5}, 200, 10**6, 128),  # faster, but does not fit
+        ({}, 40, 10**6, 32),
+        ({64: 0.1}, 10**9, 6000, 128),  # the attack is over before the probe would be
+    ],
+)
+def test_the_batch_size_is_the_fastest_that_fits(monkeypatch, seconds, most, n_images, expected):
+    model = Timed(seconds, most)
+    monkeypatch.setattr(attacks.time, "perf_counter", lambda: model.now)
+    pairs = [(torch.rand(1, 2, 2), 0)]
+    threat = ThreatModel(steps=40, model_mode="train")  # not folded: it counts its images
+    found = probe_batch_size(model, pairs, threat, n_images=n_images, dtype="float32", device="cpu")
+    assert found == expected
+    assert bool(model.sizes) == (n_images > 6000)

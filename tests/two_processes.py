@@ -1,0 +1,83 @@
+"""What tests/test_distributed.py has two processes do."""
+
+import argparse
+import dataclasses
+import os
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(done):
+        if done == step:
+            raise Stopped
+
+    return on_step
+
+
+def network():
+    """No layer looks at other images, so the batch may be divided as one likes."""
+    from advlib.models import Normalize
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten()]
+    net = torch.nn.Sequential(*layers, torch.nn.Linear(8 * 36, 10))
+    return torch.nn.Sequential(OrderedDict(normalize=Normalize((0.3,), (0.4,)), net=net))
+
+
+def train(study, method, folder, **more):
+    from advlib.train import fit
+
+    study = dataclasses.replace(study, augment="crop_flip")
+    images = study.images("train")
+    return fit(
+        network(), images, study, method, seed=0, folder=folder, checkpoint_seconds=0, **more
+    )
+
+
+def without_corrupting(evaluate):
+    evaluate.CORRUPTIONS = evaluate.CORRUPTIONS[:3]
+    evaluate.prepare = lambda *_, **__: {"source": "a test"}
+    evaluate.corrupted = lambda images, *_, **__: images
+
+
+@record
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--study")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    if options.folder is None:
+        if os.environ["RANK"] == "1":
+            raise ValueError("rank 1 stumbled")
+        time.sleep(600)
+    from advlib import distributed, evaluate
+    from advlib.study import load_study
+
+    torch.set_num_threads(1)
+    with distributed.process_group():
+        study = load_study(options.study)
+        train(study, "adv_mix", options.folder / "mixed")
+        train(dataclasses.replace(study, accumulate=2), "adv", options.folder / "pieces")
+        train(study, "adv", options.folder / "from_one")
+        try:
+            train(study, "adv", options.folder / "to_one", on_step=stop_at(4))
+        except Stopped:
+            pass
+        without_corrupting(evaluate)
+        evaluate.ATTACK_PART = 33
+        evaluate.clean_predictions(study)
+        evaluate.corruption_predictions(study)
+        evaluate.attack_predictions(study, "std", 0, "pgd40")
+
+
+if __name__ == "__main__":
+    main()
