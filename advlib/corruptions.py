@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from advlib import fetch
 from advlib.fetch import DataError
-from advlib.files import file_hash, replacing
+from advlib.files import file_hash, replacing, usable_cores
 from advlib.metrics import CORRUPTIONS
 from advlib.published import SEVERITIES, check_published, locate_published, published_condition
 
