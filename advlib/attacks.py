@@ -1,6 +1,7 @@
 """PGD, and what it does to a data set: worst case per image, restarts, a batch that stays full."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def pgd_attack(
     *,
     num_classes: int | None = None,
     generator: torch.Generator | None = None,
+    noise: torch.Tensor | None = None,
     objective: Callable[[torch.Tensor], torch.Tensor] | None = None,
     check: bool = True,
 ) -> torch.Tensor:
@@ -42,7 +44,9 @@ def pgd_attack(
     num_classes : int, optional
         K, where the model has more logits; None: every logit is a class.
     generator : torch.Generator, optional
-        For the random start, of any device; its own device's draws need not travel.
+        For the random start.
+    noise : float tensor (N, C, H, W), optional
+        The random start instead of a generator's: the change of each pixel in units of ε.
     objective : callable, optional
         Logits (N, K+M) in float32 to the scalar that the attack climbs, in place of the
         cross-entropy of the threat model (Adv⁺ climbs Eq. 4).
@@ -61,7 +65,8 @@ def pgd_attack(
     """
     with _attack_mode(model, threat.model_mode):
         y = _attacked_label(model, x, y, threat, num_classes, check)
-        noise = _noise(x.shape, threat, generator, x.device)
+        if noise is None:
+            noise = start_noise(x.shape, threat, generator, x.device)
         eps, step = _radius(model, x, threat)
         x_adv = _start(x, noise, eps, threat)
         for _ in range(threat.steps if threat.eps else 0):
@@ -142,19 +147,22 @@ def evaluate_attack(
         chunk_names = [
             names[i] if names is not None else _item_name(dataset, i) for i in index.tolist()
         ]
-        outcome = _attack_chunk(
-            model,
-            search,
-            x,
-            y,
-            chunk_names,
-            threat,
-            num_classes,
-            batch_size,
-            seed,
-            search_dtype,
-            progress,
-        )
+        # In evaluation mode once for all: looking at every layer takes its time.
+        steady = threat.model_mode == "eval"
+        with _attack_mode(search, "eval") if steady else contextlib.nullcontext():
+            outcome = _attack_chunk(
+                model,
+                search,
+                x,
+                y,
+                chunk_names,
+                threat,
+                num_classes,
+                batch_size,
+                seed,
+                search_dtype,
+                progress,
+            )
         table = pd.DataFrame({name: values.cpu().numpy() for name, values in outcome.items()})
         table.insert(0, "file_name", chunk_names)
         table.insert(1, "label", y.cpu().numpy())
@@ -242,6 +250,10 @@ def _attack_chunk(
             ]
         )
     eps, step = _radius(model, x, threat)
+    # In training mode for the pass alone, so that verdicts see the buffers as they were.
+    mode = contextlib.nullcontext
+    if threat.model_mode == "train":
+        mode = functools.partial(_attack_mode, search, "train")
     for restart in range(threat.n_restarts):
         final = restart == threat.n_restarts - 1
         queue = torch.nonzero(~broken).flatten()
@@ -262,7 +274,7 @@ def _attack_chunk(
                 (image, later_image), (x_adv, later_x), (taken, later_taken) = (
                     (part[:batch_size], part[batch_size:]) for part in (image, x_adv, taken)
                 )
-                with _attack_mode(search, threat.model_mode), autocast(x.device, search_dtype):
+                with mode(), autocast(x.device, search_dtype):
                     logits, gradient = _logits_and_gradient(
                         search, x_adv, attacked_label[image], threat, num_classes
                     )
@@ -272,9 +284,16 @@ def _attack_chunk(
                     # In train mode the search sees other logits than the error does: look at all.
                     suspect |= (wrong if threat.model_mode == "eval" else True) & ~broken[image]
                 x_next = _step(x[image], x_adv, gradient, eps, step, threat)
-                stay, leave = (torch.nonzero(mask).flatten() for mask in (~suspect, suspect))
-                if len(leave):
-                    waiting.append((image[leave], x_adv[leave], x_next[leave], taken[leave]))
+                ended = ~suspect & (taken + 1 == threat.steps)
+                for mask, iterate, count in (
+                    (suspect, x_adv, taken),
+                    (ended, x_next, taken + 1),
+                ):
+                    leave = torch.nonzero(mask).flatten()
+                    if len(leave):
+                        kept = (image, iterate, x_next, count)
+                        waiting.append([part[leave] for part in kept])
+                stay = torch.nonzero(~(suspect | ended)).flatten()
                 image = torch.cat([image[stay], later_image])
                 x_adv = torch.cat([x_next[stay], later_x])
                 taken = torch.cat([taken[stay] + 1, later_taken])
@@ -307,7 +326,7 @@ def _attack_chunk(
 def _classify(model, x, num_classes, batch_size):
     """Predicted class and its probability over the K class logits, in float32."""
     classes, probabilities = [], []
-    with _attack_mode(model, "eval"):
+    with _attack_mode(model, "eval"), autocast(x.device, torch.float32):
         for batch in x.split(batch_size):
             logits = class_logits(model(batch), num_classes).float()
             probability, predicted = logits.softmax(1).max(1)
@@ -367,13 +386,18 @@ def _radius(model, x, threat):
     return threat.eps * std, threat.step * std
 
 
-def _noise(shape, threat, generator, device):
-    """Uniform in [-1, 1] for Linf; for L2 uniform in the unit ball."""
+def start_noise(
+    shape: tuple, threat: ThreatModel, generator: torch.Generator | None, device: torch.device
+) -> torch.Tensor:
+    """Random starts of a batch (N, C, H, W), in units of ε, drawn on the generator's device.
+
+    Uniform in [-1, 1] for Linf; for L2 uniform in the unit ball; zeros without a random start.
+    """
     if not threat.random_start:
         return torch.zeros(shape, device=device)
     source = {"generator": generator, "device": generator.device if generator else device}
     if threat.norm == "Linf":
-        return (torch.rand(shape, **source) * 2 - 1).to(device)
+        return torch.rand(shape, **source).mul_(2).sub_(1).to(device)
     direction = torch.randn(shape, **source)
     direction /= _l2(direction)
     radius = torch.rand(shape[0], 1, 1, 1, **source)
@@ -385,7 +409,7 @@ def _image_noise(x, images, names, threat, seed, restart):
     draws = []
     for i in images.tolist():
         generator = torch.Generator(x.device).manual_seed(stream_seed(seed, names[i], restart))
-        draws.append(_noise((1, *x.shape[1:]), threat, generator, x.device))
+        draws.append(start_noise((1, *x.shape[1:]), threat, generator, x.device))
     return torch.cat(draws)
 
 

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
-from advlib.models import Normalize
+from advlib.models import Normalize, autocast
 
 
 def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
@@ -37,7 +37,7 @@ def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     model.eval()
     try:
         folded, pairs = _fold(model)
-        with torch.no_grad():
+        with torch.no_grad(), autocast(x.device, torch.float32):
             wanted, found = model(x), folded(x)
         if not torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
             raise ValueError("it gives other logits")

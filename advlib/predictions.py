@@ -59,7 +59,7 @@ def predict(
 
     from advlib.data import evaluation_batches
     from advlib.labels import class_logits
-    from advlib.models import default_device
+    from advlib.models import autocast, default_device
 
     device = torch.device(device or default_device())
     models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}
@@ -72,7 +72,7 @@ def predict(
         chosen += index.tolist()
         labels.append(y)
         for name, model in models.items():
-            with torch.no_grad():
+            with torch.no_grad(), autocast(device, torch.float32):
                 probabilities = class_logits(model(x), num_classes).float().softmax(1)
             outcomes[name].append(probabilities.max(1))  # stays on the device: nothing waits
         if progress:

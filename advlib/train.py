@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from advlib import distributed
-from advlib.attacks import pgd_attack
+from advlib.attacks import pgd_attack, start_noise
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from advlib.data import stream_seed, training_batches
 from advlib.files import replacing
@@ -97,10 +97,10 @@ def fit(
     Notes
     -----
     Several processes (`advlib.distributed`) work on one batch. The images of a step, their
-    augmentation and the starts of their attacks are those of one process (with norm L2, other
-    starts); each process takes its part, and gradients are averaged. Loss and error in the log are
-    means over all images. Batch norm is each process's own: it looks at its part of the batch
-    alone, and the running statistics that are saved are the first process's.
+    augmentation and the starts of their attacks are those of one process; each process takes its
+    part, and gradients are averaged. Loss and error in the log are means over all images. Batch
+    norm is each process's own: it looks at its part of the batch alone, and the running statistics
+    that are saved are the first process's.
 
     ``accumulate`` computes a process's part in so many equal pieces, one after the other, which
     needs less memory: the gradient is the mean of theirs. That is the gradient of the whole but for
@@ -213,8 +213,10 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
-            if attacked is None and METHODS[method].adversarial:
-                attacked = _attacked_network(model, x[:2], study.compile)
+            noise = None
+            if METHODS[method].adversarial:
+                noise = _starts(x, study, seed, epoch, done)
+                attacked = attacked or _attacked_network(model, x[:2], study.compile)
             torch.manual_seed(stream_seed(seed, "dropout", epoch, done, *([rank] if rank else [])))
             loss_of = functools.partial(
                 training_loss,
@@ -222,13 +224,12 @@ def _train(
                 study=study,
                 method=method,
                 num_classes=dataset.num_classes,
-                generator=_start_generator(x, study.norm, seed, epoch, done),
                 dtype=dtype,
                 forward=forward,
                 attacked=attacked,
             )
             # On the device until the next row of the log: nothing in a step waits for it.
-            outcomes += _backward(loss_of, x, y, study.accumulate, forward)
+            outcomes += _backward(loss_of, x, y, noise, study.accumulate, forward)
             optimizer.step()
             done += 1
             bar.update(batch_size)
@@ -340,31 +341,32 @@ def _attacked_network(model, x, compile: bool) -> Callable[[], nn.Module]:
     return current_compiled
 
 
-def _start_generator(x, norm, seed: int, epoch: int, done: int) -> torch.Generator:
-    """The stream of the starts of a step's attack, at this process's first image.
+def _starts(x, study: Study, seed: int, epoch: int, done: int) -> torch.Tensor:
+    """This process's part of the random starts of a step's attack.
 
-    Numbers are drawn image by image, so an image has the same start for any number of processes
-    and pieces; not so for L2, where directions are drawn before radii.
+    Those of the whole batch are drawn everywhere, so that an image has the same start for any
+    number of processes and pieces. On the device: a GPU would wait for a CPU's draws.
     """
-    rank = distributed.rank()
-    own = [rank] if rank and norm != "Linf" else []
-    # Of the device: a GPU would wait longer for a CPU's draws than for a step of the attack.
-    generator = torch.Generator(x.device)
-    generator.manual_seed(stream_seed(seed, "attack", epoch, done, *own))
-    if rank and not own:
-        torch.rand((rank * len(x), *x.shape[1:]), generator=generator, device=x.device)
-    return generator
+    generator = torch.Generator(x.device).manual_seed(stream_seed(seed, "attack", epoch, done))
+    shape = (len(x) * distributed.world_size(), *x.shape[1:])
+    noise = start_noise(shape, study.train_threat, generator, x.device)
+    return noise[len(x) * distributed.rank() :][: len(x)]
 
 
-def _backward(loss_of: Callable, x, y, pieces: int, forward: nn.Module) -> list[torch.Tensor]:
+def _backward(
+    loss_of: Callable, x, y, noise, pieces: int, forward: nn.Module
+) -> list[torch.Tensor]:
     """Add the gradients of a process's images; returns loss and error of each piece, stacked."""
     x = x.contiguous(memory_format=torch.channels_last)
     size, outcomes = len(x) // pieces, []
-    for i, (part, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
+    starts = noise.split(size) if noise is not None else [None] * pieces
+    for i, (part, labels, start) in enumerate(
+        zip(x.split(size), y.split(size), starts, strict=True)
+    ):
         # Processes exchange gradients once a step, with the last piece.
         waits = isinstance(forward, DistributedDataParallel) and i < pieces - 1
         with forward.no_sync() if waits else contextlib.nullcontext():
-            loss, error = loss_of(part, labels)
+            loss, error = loss_of(part, labels, noise=start)
             (loss / pieces).backward()
         outcomes.append(torch.stack([loss.detach(), error]))
     return outcomes
@@ -404,7 +406,7 @@ def training_loss(
     method: str,
     *,
     num_classes: int,
-    generator: torch.Generator,
+    noise: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     forward: Callable[..., list[torch.Tensor]] | None = None,
     attacked: Callable[[], nn.Module] | None = None,
@@ -422,8 +424,8 @@ def training_loss(
         As in `fit`.
     num_classes : int
         K.
-    generator : torch.Generator
-        For the start of the attack.
+    noise : float tensor (N, C, H, W), optional
+        The start of the attack (`advlib.attacks.start_noise`); None: drawn from torch's generator.
     dtype : torch.dtype
         Of the autocast.
     forward : callable, optional
@@ -465,7 +467,7 @@ def training_loss(
                 y,
                 study.train_threat,
                 num_classes=num_classes,
-                generator=generator,
+                noise=noise,
                 objective=objective,
                 check=False,
             )

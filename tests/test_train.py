@@ -97,9 +97,7 @@ def test_losses_of_the_methods(tiny_study, network):
         }
     for method, value in expected.items():
         model = wide if METHODS[method].extra_logits else network
-        loss, error = training_loss(
-            model, x, y, study, method, num_classes=10, generator=torch.Generator()
-        )
+        loss, error = training_loss(model, x, y, study, method, num_classes=10)
         torch.testing.assert_close(loss.detach(), value, msg=method)
         assert 0 <= error <= 1
 
@@ -116,7 +114,7 @@ def test_adv_plus_climbs_eq_4_or_the_cross_entropy(tiny_study, monkeypatch):
     x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     for objective in ("label_augmentation", "cross_entropy"):
         study = dataclasses.replace(tiny_study, train_objective=objective)
-        training_loss(model, x, y, study, "adv_plus", num_classes=10, generator=torch.Generator())
+        training_loss(model, x, y, study, "adv_plus", num_classes=10)
     assert given[0] is not None and given[1] is None
     logits = torch.randn(4, 11)
     target = torch.zeros(4, 11)
@@ -129,7 +127,7 @@ def test_a_mixed_batch_normalises_each_half_by_itself(tiny_study):
     model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,)).train()
     model.register_forward_hook(lambda m, args, out: batches.append((m.training, len(out))))
     x, y = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
-    training_loss(model, x, y, tiny_study, "adv_mix", num_classes=10, generator=torch.Generator())
+    training_loss(model, x, y, tiny_study, "adv_mix", num_classes=10)
     assert [n for training, n in batches if training] == [8, 8]
 
 
