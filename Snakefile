@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from snakemake.exceptions import WorkflowError
+
 from advlib.tables import table_paths
 from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
 
@@ -46,6 +48,11 @@ JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
 GPUS = None if CLUSTER else workflow.global_resources.get("gpu").value
 ON_GPUS = "" if GPUS is None else f"{PYTHON} gpus.py"
+if GPUS is not None and GPUS < jobs.gpus(STUDY, STATED.get("devices")):
+    raise WorkflowError(
+        f"a job needs {jobs.gpus(STUDY, STATED.get('devices'))} GPUs, and there are gpu={GPUS} in all: "
+        "give the study fewer devices, or leave --resources gpu out"
+    )
 AS_STATED = " ".join(f"-p {key} {config[key]}" for key in HOW if key in config)
 
 
@@ -54,6 +61,7 @@ localrules:
     fetch,
     place_study,
     claims,
+    speed,
     bring_example,
     cost,
     toc,
@@ -354,6 +362,27 @@ rule claims:
         "--tables {input.paper}"
 
 
+rule speed:
+    input:
+        notebook="notebooks/benchmark.ipynb",
+        tables=expand(
+            "results/benchmark/{name}.csv",
+            name=["speed", "efficiency", "convolution", "ceiling", "profile", "growth"],
+        ),
+        facts="results/benchmark/facts.json",
+        code=["book/place.py", "advlib/charts.py"],
+    output:
+        "book/generated/benchmark.ipynb",
+    log:
+        "_build/logs/benchmark.ipynb",
+    benchmark:
+        "_build/benchmarks/benchmark.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The committed tables of one run of the benchmark, on the machine that the page "
+        "names; `make bench` makes them afresh on yours.' --tables {input.tables}"
+
+
 rule cost:
     input:
         notebook="notebooks/cost.ipynb",
@@ -404,6 +433,7 @@ rule toc:
     input:
         claims="book/generated/claims.ipynb",
         bring="book/generated/bring_your_own.ipynb",
+        benchmark="book/generated/benchmark.ipynb",
         cost="book/generated/cost.ipynb",
         studies=expand("book/generated/{study}/index.md", study=FILES),
         template="_toc.yml",

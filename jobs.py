@@ -37,7 +37,7 @@ def images(study: Study) -> tuple[int, int, int]:
     Those of a folder are not counted, so taken as many as ImageNet's.
     """
     train, test = SIZES.get(study.dataset, SIZES["imagenet"])
-    train = min(train, study.train_images or train)
+    train = min(train - study.holdout_images, study.train_images or train)
     if study.evaluation_split == "holdout":
         test = study.holdout_images
     test = min(test, study.test_images or test)

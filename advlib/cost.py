@@ -64,18 +64,20 @@ def training_passes(method: str, steps: int) -> int:
     return 3 * (1 + recipe.mix) + 2 * steps * recipe.adversarial
 
 
-def iterates(table: pd.DataFrame) -> float:
+def iterates(table: pd.DataFrame, steps: int) -> float:
     """Mean number of attack passes (forward and input gradient) an image, of a finished attack.
 
-    An image broken after s steps took s + 1 passes, one that survived K steps K + 1; one that was
-    wrong from the start (nothing changed) is not attacked.
+    An image broken after s of K steps took s + 1 passes, K at most; one that was wrong from the
+    start (nothing changed) is not attacked.
 
     Parameters
     ----------
     table : DataFrame
         A prediction table with ``linf`` and ``steps_used``.
+    steps : int
+        K.
     """
-    return float(((table.steps_used + 1) * (table.linf > 0)).mean())
+    return float(((table.steps_used + 1).clip(upper=steps) * (table.linf > 0)).mean())
 
 
 @functools.cache
@@ -88,7 +90,8 @@ def default_iterates() -> dict[str, float]:
     found = {"standard": [], "adversarial": []}
     for method in study.methods:
         path = study.published / "predictions/pgd40" / f"{method}-seed0.parquet"
-        found[training_kind(method)].append(iterates(pd.read_parquet(path)))
+        table = pd.read_parquet(path, columns=["linf", "steps_used"])
+        found[training_kind(method)].append(iterates(table, study.threat("pgd40").steps))
     return {kind: sum(values) / len(values) for kind, values in found.items()}
 
 
@@ -100,14 +103,15 @@ def training_kind(method: str) -> str:
 def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tuple[float, str]:
     """`iterates` of one attack on one network, and what it rests on."""
     threat = study.threat(attack)
-    most = (threat.steps + 1) * threat.n_restarts
+    most = threat.steps * threat.n_restarts
     if threat.success != "any" or threat.label_source != "true":
         return most, "every image takes every step"
     name = Path("predictions") / attack / f"{method}-seed{seed}.parquet"
     for folder in (study.runs, study.published):
         if (folder / name).is_file():
-            return iterates(pd.read_parquet(folder / name)), f"steps of {folder.name}'s own table"
-    assumed = default_iterates()[training_kind(method)] * most / 41
+            table = pd.read_parquet(folder / name, columns=["linf", "steps_used"])
+            return iterates(table, threat.steps), f"steps of {folder.name}'s own table"
+    assumed = default_iterates()[training_kind(method)] * most / 40
     return min(most, max(assumed, 1)), f"assumed: {training_kind(method)} training, as {DEFAULT}"
 
 
@@ -306,13 +310,13 @@ def on_paper(
             rows.append(("train", method, train * epochs * runs, passes, 0))
     rows.append(("evaluate_clean", "all methods", test, 0, len(study.methods) * runs))
     for attack in study.attacks:
-        most = (study.threat(attack).steps + 1) * study.threat(attack).n_restarts
+        threat = study.threat(attack)
+        most = threat.steps * threat.n_restarts
+        stops = threat.success == "any" and threat.label_source == "true"
         for method in study.methods:
-            mean = (
-                most
-                if attack_iterates is None
-                else min(most, attack_iterates[training_kind(method)])
-            )
+            mean = most
+            if stops and attack_iterates is not None:
+                mean = min(most, attack_iterates[training_kind(method)])
             rows.append(("evaluate_attack", f"{attack}, {method}", test * runs, 2 * mean, 2))
     if study.corruptions != "none":
         images = CONDITIONS * (study.corruption_images or test)

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from advlib.models import default_device
 from advlib.study import ROOT, Study
 
 # One process may be alone at work for hours (making corrupted images, say) while others wait. A
-# process that fails ends all of them at once, whatever this is: torchrun sees to it.
+# process that fails ends all those of its machine at once, whatever this is: torchrun sees to it.
+# Those of other machines end when they next talk to it.
 PATIENCE = datetime.timedelta(days=1)
 
 
@@ -48,9 +51,10 @@ def process_group() -> Iterator[torch.device]:
         If there are more processes than GPUs, or the GPU is not one that works with others.
     """
     device = default_device()
-    if "RANK" not in os.environ:
+    if "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun sets it
         yield device
         return
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     check_devices(int(os.environ["LOCAL_WORLD_SIZE"]))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -61,6 +65,13 @@ def process_group() -> Iterator[torch.device]:
     yield device
     # Not after an error: leaving the group may wait for processes that do not come.
     distributed.destroy_process_group()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when torchrun is gone, which could not end it any more."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def check_devices(devices: int) -> None:
@@ -172,7 +183,10 @@ def launch(module: str, study: Study, *arguments: str) -> None:
             process.wait()
             process.stdout.close()
         if failed:
-            said = "it left no message; what it printed is above"
+            said = (
+                f"it left no message (torchrun ended with {failed}), so it was killed, often for "
+                "lack of memory; what it printed is above"
+            )
             if error.is_file():
                 said = json.loads(error.read_text())["message"]
                 said = said["message"] if isinstance(said, dict) else said

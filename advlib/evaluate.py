@@ -206,15 +206,17 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
     table = _in_parts(study, facts, len(images), ATTACK_PART, judge)
     if distributed.rank() == 0:
         sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+        sizes |= {"batch_size": batch_size}
         write_predictions(table.assign(attack=attack), path, **sizes, **facts)
     distributed.barrier()
     return path
 
 
 def _in_parts(study, facts: dict, n_images: int, part: int, judge: Callable) -> pd.DataFrame | None:
-    """As `advlib.predictions.in_parts`, the parts dealt to the processes; the rows on the first.
+    """An evaluation that survives interruption: images in parts, each kept once it is finished.
 
-    Parts are kept in a folder whose name holds the `facts` that decide them.
+    The parts are dealt to the processes; all rows are returned on the first. They are kept in a
+    folder whose name holds the `facts` that decide them.
     """
     folder = study.runs / "parts" / digest(facts)
     rank, world_size = distributed.rank(), distributed.world_size()

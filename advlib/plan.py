@@ -330,7 +330,7 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
         )
         spent = _seconds(attack, seconds) / n - 2 * pass_forward
         how = f"evaluate_attack, {n} images, {steps} steps"
-        rows.append(("attack", max(spent, 0) / (steps + 1), "pass", *memory(), how))
+        rows.append(("attack", max(spent, 0) / steps, "pass", *memory(), how))
         missing["attack"] = max(0, at_once - n)
 
     for method in _kinds(study):
@@ -504,14 +504,14 @@ class _Costs:
         known = {"memory_gb": memory, "device_gb": device, "disk_gb": disk, "basis": basis}
         return {"seconds": seconds} | known | more
 
-    def _read(self, images, compute):
-        """Seconds of computing on images that come from files, if they do."""
+    def _read(self, images, compute, overlap=True):
+        """Seconds of computing on images that come from files, if they do; at once, if they can."""
         compute /= self.devices
         if self.sizes["in_memory"]:
             return images * compute
         processes = min(max(1, self.study.workers) * self.devices, usable_cores())
         decode = self.seconds["decode"] / processes
-        beside = self.study.workers and self.on_gpu
+        beside = overlap and self.study.workers and self.on_gpu
         return images * (max(compute, decode) if beside else compute + decode)
 
     def _tables(self, benchmark, rows):
@@ -565,9 +565,9 @@ class _Costs:
 
         def seconds(passes):
             each = passes * self.seconds["attack"] + 2 * self.seconds["forward"]
-            return start + self._read(n, each)
+            return start + self._read(n, each, overlap=False)  # a part is read, then attacked
 
-        most = seconds((threat.steps + 1) * threat.n_restarts)
+        most = seconds(threat.steps * threat.n_restarts)
         basis = f"{n:,} images, {mean:.1f} passes each ({origin})"
         disk = self._tables("pgd40", n)
         return self._row(seconds(mean), basis, "attack", disk=disk, seconds_at_most=most)

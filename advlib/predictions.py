@@ -459,10 +459,8 @@ def environment() -> dict:
     return {"time": now, "versions": versions}
 
 
-def in_parts(
-    folder: Path, n_images: int, part: int, make: Callable[[range], pd.DataFrame]
-) -> pd.DataFrame:
-    """A long evaluation that survives interruption: images in parts, each kept once finished.
+def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) -> list[range]:
+    """The positions whose rows no earlier run kept, in parts.
 
     Parameters
     ----------
@@ -472,24 +470,9 @@ def in_parts(
         Of the data set.
     part : int
         Images a part, at most.
-    make : callable
-        From a range of positions to their rows.
-
-    Returns
-    -------
-    DataFrame
-        All rows, in the order of the images.
-    """
-    for positions in missing_parts(folder, n_images, part):
-        keep_part(folder, positions, make)
-    return read_parts(folder)
-
-
-def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) -> list[range]:
-    """The positions whose rows no earlier run kept, in parts.
-
-    With several processes, of such a size that each may take as many images: the first, and every
-    `processes`-th after it; the second, and so on. Arguments as in `in_parts`.
+    processes : int
+        Parts are of such a size that each may take as many images: the first, and every
+        `processes`-th after it; the second, and so on.
     """
     gaps, end = [], 0
     for positions, _ in [*_parts(folder), (range(n_images, n_images), None)]:

@@ -32,7 +32,7 @@ from advlib.files import replacing
 from advlib.folding import folding
 from advlib.labels import class_logits, label_augmentation_targets
 from advlib.models import autocast, default_device, resolve_dtype
-from advlib.study import METHODS, Study, load_study
+from advlib.study import METHODS, Study, check_choice, load_study
 
 ATTACKED, UNTRANSFORMED = 0, -1  # label augmentation's transformations: PGD, or none
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
@@ -519,6 +519,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with distributed.process_group() as device:
         study = load_study(options.study)
+        check_choice("method", options.method, (*METHODS, *study.checkpoints))
         run = train_method(study, options.method, options.seed, device=device)
         if distributed.rank() == 0:
             print(f"{run['n_images']:,} training images, checkpoint {run['checkpoint_hash']}")

@@ -4,9 +4,11 @@ import torch
 
 from advlib.predictions import (
     check_predictions,
-    in_parts,
+    keep_part,
+    missing_parts,
     predict,
     read_facts,
+    read_parts,
     read_predictions,
     write_predictions,
 )
@@ -81,10 +83,15 @@ def test_an_interrupted_evaluation_goes_on(table, tmp_path):
             raise KeyboardInterrupt
         return table.iloc[list(positions)]
 
+    def run(part):
+        for positions in missing_parts(tmp_path, 3, part):
+            keep_part(tmp_path, positions, make)
+        return read_parts(tmp_path)
+
     with pytest.raises(KeyboardInterrupt):
-        in_parts(tmp_path, 3, 1, make)
-    whole = in_parts(tmp_path, 3, 1, make)
-    pd.testing.assert_frame_equal(in_parts(tmp_path, 3, 2, make), table)  # parts of another size
+        run(1)
+    whole = run(1)
+    pd.testing.assert_frame_equal(run(2), table)  # parts of another size
     asked = asked[:4]
     assert asked == [[0], [1], [1], [2]]
     pd.testing.assert_frame_equal(whole, table)
