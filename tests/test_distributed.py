@@ -3,9 +3,13 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -269,3 +273,24 @@ def test_an_evaluation_by_command(done, monkeypatch, capsys):
     with pytest.raises(ValueError, match="method is one of"):
         evaluate.main(["--study", "digits", "--benchmark", "pgd40"])
     assert "RANK" not in os.environ
+
+
+def test_a_process_ends_with_the_torchrun_that_started_it():
+    """It has a session of its own, so nothing else would end it."""
+    child = (
+        "import os, threading, time; from advlib.distributed import _end_with_parent; "
+        "threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start(); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True)
+    process = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    process.kill()
+    pytest.fail("the process goes on without its parent")
