@@ -72,8 +72,10 @@ def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        # Whole, so that `pixel_std` finds it.
-        return isinstance(module, Normalize) or super().is_leaf_module(module, name)
+        # Layers stay whole: some ask for the shape of their images, which cannot be traced, and
+        # `pixel_std` looks for the normalisation.
+        whole = isinstance(module, Normalize | nn.BatchNorm2d) or not any(module.children())
+        return (whole and module is not self.root) or super().is_leaf_module(module, name)
 
 
 class _GlobalAveragePool(nn.Module):
@@ -95,18 +97,21 @@ def _fold(model):
         module = folded.get_submodule(node.target)
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             folded.set_submodule(node.target, _GlobalAveragePool())
-        if type(module) is not nn.BatchNorm2d or not module.track_running_stats:
+        if not isinstance(module, nn.BatchNorm2d) or not module.track_running_stats:
             continue
         before = node.args[0]
         if before.op != "call_module" or calls[before.target] > 1 or len(before.users) > 1:
             continue
         convolution = folded.get_submodule(before.target)
-        if type(convolution) is not nn.Conv2d:
+        if not isinstance(convolution, nn.Conv2d):
             continue
         layer = fuse_conv_bn_eval(convolution, module).requires_grad_(False)
         folded.set_submodule(before.target, layer.to(memory_format=torch.channels_last))
         pairs.append((layer, convolution, module))
-        node.replace_all_uses_with(before)
-        folded.graph.erase_node(node)
+        if any(module.children()):  # timm's norms hold the dropout and activation after them
+            folded.set_submodule(node.target, nn.Sequential(*module.children()))
+        else:
+            node.replace_all_uses_with(before)
+            folded.graph.erase_node(node)
     folded.recompile()
     return folded.eval(), pairs

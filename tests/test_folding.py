@@ -51,6 +51,7 @@ def input_gradient(model, x):
         ("shufflenet_v2_x0_5", 0),
         # Pre-activation: a norm that follows a concatenation has no convolution of its own.
         ("densenet121", 62),
+        ("timm/tf_efficientnet_lite0", 0),  # norms with an activation inside, "same" padding
     ],
 )
 def test_same_logits_and_gradients_with_the_norms_folded(name, left):
