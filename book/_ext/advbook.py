@@ -16,6 +16,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import scipy.stats  # noqa: F401 (here, since it fails to import once torch is mocked)
 import vl_convert
 from docutils import nodes
 from sphinx.application import Sphinx
