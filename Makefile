@@ -27,6 +27,7 @@ read:  ## build the book from the committed tables, without torch
 	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
 test: setup  ## run the whole test suite
+	@$(MAKE) --no-print-directory .venv/bench-installed
 	@python -m pytest
 
 bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)

@@ -6,7 +6,10 @@ else the one of the fixture `project`.
 
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -460,3 +463,21 @@ def test_internal_links_resolve(built_book):
             elif parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors:
                 broken.append(f"{path.relative_to(built_book)}: {address} (no such anchor)")
     assert not broken
+
+
+def test_the_reference_is_made_without_torch():
+    """Each of its modules first, as a page of its own, where torch and others are mocked."""
+    mocked = re.search(r"autodoc_mock_imports: \[(.*)\]", (ROOT / "_config.yml").read_text())[1]
+    modules = re.findall(r"automodule:: (\S+)", (ROOT / "book/reference.md").read_text())
+    code = (
+        "import importlib, sys; from unittest.mock import MagicMock\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'book/_ext')!r}]\n"
+        "import advbook; from sphinx.ext.autodoc.mock import mock\n"
+        "advbook.setup(MagicMock())\n"
+        f"with mock({mocked.split(', ')!r}):\n"
+        f"    for name in {modules!r}:\n"
+        "        importlib.import_module(name)\n"
+        "assert not hasattr(sys.modules.get('torch'), '__version__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
