@@ -184,8 +184,8 @@ def launch(module: str, study: Study, *arguments: str) -> None:
             process.stdout.close()
         if failed:
             said = (
-                f"it left no message (torchrun ended with {failed}); it may have been killed, often "
-                "for lack of memory; what it printed is above"
+                f"it left no message (torchrun ended with {failed}): it may have been killed, "
+                "often for lack of memory; what it printed is above"
             )
             if error.is_file():
                 said = json.loads(error.read_text())["message"]
