@@ -10,7 +10,7 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
 SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
 
 .DEFAULT_GOAL := help
-.PHONY: help book read test bench lint lab setup plan publish lock clean
+.PHONY: help book audit read test bench lint lab setup plan publish lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ help:  ## this list
 
 book: setup  ## run a study (default: 15 minutes on a laptop) and build the book
 	@python $(SNAKEMAKE) --config study="$(STUDY)" $(CONFIG)
+
+audit: setup  ## also run the study's audit (default: an hour on two cores), and build the book
+	@python $(SNAKEMAKE) --config mode=audit study="$(STUDY)" $(CONFIG)
 
 read:  ## build the book from the committed tables, without torch
 	@$(PYTHON) preflight.py read

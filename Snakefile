@@ -4,6 +4,7 @@ Each rule runs one notebook with papermill and declares its table as output, so 
 where it stopped and only what changed is computed again.
 
     snakemake --cores all --config study=cifar10      # run one study, then build the book
+    snakemake --cores all --config mode=audit         # and its audit: ablations, ledger, battery
     snakemake --cores all --config mode=read          # build from committed tables alone
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from advlib.tables import table_paths
+from advlib.tables import audit_paths, table_paths
 from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
 
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
@@ -37,7 +38,13 @@ SOURCES = {study.study: source for study, _, source in STUDIES}
 FILES = {study.study: file for study, file, _ in STUDIES}
 BY_ID = {study.study: study for study, _, _ in STUDIES}
 SHOWN = [name for name, source in SOURCES.items() if source]
-RUN_IDS = [f"{method}-seed{seed}" for method in STUDY.methods for seed in STUDY.seeds]
+RUN_IDS = [f"{method}-seed{seed}" for method, seed in STUDY.method_runs]
+ABLATION_IDS = [f"{name}-seed{seed}" for name, seed in STUDY.ablation_runs]
+AUDITS = {s.study: pages.audit_sources(s, MODE == "audit" and s == STUDY) for s in BY_ID.values()}
+if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
+    raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
+if MODE == "audit" and not STUDY.audits:
+    raise WorkflowError(f"{NAME} holds predictions: an audit attacks networks, bring checkpoints")
 
 PYTHON = shlex.quote(sys.executable)
 PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --kernel python3"
@@ -119,15 +126,24 @@ def weights_of(wildcards):
     return STUDY.file(path) if path and Path(path).suffix else []
 
 
-def tables_of(study_id):
-    """Every table that a study's chapters read."""
-    study, source = BY_ID[study_id], SOURCES[study_id]
-    return list(table_paths(study, study.tables(source) if source == "committed" else study.runs))
+def source_of(study_id, chapter=None):
+    """Fresh or committed: which tables a chapter of a study reads; None: there are none."""
+    return AUDITS[study_id].get(chapter) if chapter in pages.AUDITED else SOURCES[study_id]
+
+
+def tables_of(study_id, chapter=None):
+    """Every table that a chapter of a study reads."""
+    study, source = BY_ID[study_id], source_of(study_id, chapter)
+    folder = study.tables(source) if source == "committed" else study.runs
+    if chapter in pages.AUDITED:
+        return [folder / "data.json", *audit_paths(study, folder, pages.AUDITED[chapter])]
+    return list(table_paths(study, folder))
 
 
 def chapters_of(study_id):
     study = BY_ID[study_id]
-    return [name for name in pages.CHAPTERS if name not in study.unavailable]
+    known = [name for name in pages.CHAPTERS if name not in study.unavailable]
+    return [name for name in known if source_of(study_id, name)]
 
 
 def appendix_of(wildcards):
@@ -139,6 +155,8 @@ def appendix_of(wildcards):
     names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
     names += ["evaluate_corruptions"] if study.corruptions != "none" else []
+    if "fresh" in AUDITS[study.study].values():
+        names += [f"evaluate_audit-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
         names = ["bring_your_own"]
     paths = [study.runs / "executed" / f"{name}.ipynb" for name in names]
@@ -149,6 +167,9 @@ rule all:
     input:
         "_build/html/index.html",
         tables=[] if MODE == "read" else tables_of(STUDY.study),
+        audit=[tables_of(STUDY.study, chapter) for chapter in AUDITS[STUDY.study]]
+        if MODE == "audit"
+        else [],
 
 
 if STUDY.predictions:
@@ -275,6 +296,77 @@ else:
             "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
+    if ABLATION_IDS:
+
+        rule evaluate_ablations:
+            input:
+                notebook="notebooks/evaluate_clean.ipynb",
+                data=RUNS / "data.json",
+                facts=expand(RUNS / "train/{run}.json", run=ABLATION_IDS),
+            output:
+                tables=expand(RUNS / "predictions/clean/{run}.parquet", run=ABLATION_IDS),
+                executed=RUNS / "executed/evaluate_ablations.ipynb",
+            params:
+                settings=STUDY.data_settings(),
+            threads: cores("evaluate_clean")
+            resources:
+                **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
+            log:
+                RUNS / "logs/evaluate_ablations.ipynb",
+            benchmark:
+                RUNS / "benchmarks/evaluate_ablations.tsv"
+            shell:
+                "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+                "-p ablations_only True {AS_STATED} && cp {log:q} {output.executed:q}"
+
+
+    rule evaluate_ledger:
+        input:
+            notebook="notebooks/evaluate_ledger.ipynb",
+            data=RUNS / "data.json",
+            facts=RUNS / "train/{method}-seed{seed}.json",
+        output:
+            table=RUNS / "audit/ledger/{method}-seed{seed}.parquet",
+            executed=RUNS / "executed/evaluate_ledger-{method}-seed{seed}.ipynb",
+        params:
+            settings=STUDY.data_settings() | settings("dtype", "ledger_images"),
+            threat=STUDY.threat("pgd40").to_dict(),
+        threads: cores("evaluate_ledger")
+        resources:
+            **needs("evaluate_ledger", "gpu", "mem_mb", "runtime"),
+        log:
+            RUNS / "logs/evaluate_ledger-{method}-seed{seed}.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_ledger-{method}-seed{seed}.tsv"
+        shell:
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+
+
+    rule evaluate_audit:
+        input:
+            notebook="notebooks/evaluate_audit.ipynb",
+            data=RUNS / "data.json",
+            # Attacks are made on every method's network, and tried on this one's.
+            facts=expand(RUNS / "train/{method}-seed{{seed}}.json", method=STUDY.methods),
+        output:
+            table=RUNS / "audit/battery/{method}-seed{seed}.parquet",
+            executed=RUNS / "executed/evaluate_audit-{method}-seed{seed}.ipynb",
+        params:
+            settings=STUDY.data_settings() | settings("audit_images"),
+            threat=STUDY.threat("pgd40").to_dict(),
+        threads: cores("evaluate_audit")
+        resources:
+            **needs("evaluate_audit", "gpu", "mem_mb", "runtime"),
+        log:
+            RUNS / "logs/evaluate_audit-{method}-seed{seed}.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_audit-{method}-seed{seed}.tsv"
+        shell:
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+
+
     rule evaluate_corruptions:
         input:
             notebook="notebooks/evaluate_corruptions.ipynb",
@@ -301,7 +393,7 @@ else:
 rule analyse:
     input:
         notebook="notebooks/{chapter}.ipynb",
-        tables=lambda wildcards: tables_of(wildcards.study),
+        tables=lambda wildcards: tables_of(wildcards.study, wildcards.chapter),
         paper="results/paper/published.csv",
         code=expand(
             "advlib/{name}.py", name=["annotations", "charts", "metrics", "predictions", "tables"]
@@ -310,7 +402,7 @@ rule analyse:
         executed="_build/studies/{study}/{chapter}.ipynb",
     params:
         file=lambda wildcards: FILES[wildcards.study],
-        source=lambda wildcards: SOURCES[wildcards.study],
+        source=lambda wildcards: source_of(wildcards.study, wildcards.chapter),
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
         folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
     threads: cores("analyse") if CLUSTER else 1
@@ -341,8 +433,11 @@ rule place_study:
         "book/generated/{study}/index.md",
     params:
         source=lambda wildcards: SOURCES[wildcards.study],
+        audit=lambda wildcards: AUDITS[wildcards.study],
     run:
-        pages.place_pages(BY_ID[wildcards.study], params.source, input.chapters, input.appendix)
+        pages.place_pages(
+            BY_ID[wildcards.study], params.source, params.audit, input.chapters, input.appendix
+        )
 
 
 rule claims:

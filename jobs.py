@@ -14,7 +14,13 @@ import yaml
 from advlib.cost import CONDITIONS, SIZES
 from advlib.study import METHODS, Study, load_study, refuse_unknown
 
-HEAVY = ("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions")
+HEAVY = (
+    *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
+    *("evaluate_ledger", "evaluate_audit"),
+)
+ALONE = ("evaluate_ledger", "evaluate_audit")  # on one process
+LEDGER_PASSES = 41 * 25  # an image: some twenty switches, one of them with five starts
+AUDIT_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
     "passes_per_second": 300.0,  # of one GPU, the least to expect; small networks are faster
@@ -55,6 +61,7 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     train, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
+        study, method = study.recipe(method)
         if method not in METHODS:
             return 0  # brought: taken as it is
         recipe = METHODS[method]
@@ -63,6 +70,10 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     if rule == "evaluate_attack":
         threat = study.threat(attack)
         return test * (1 + threat.steps) * threat.n_restarts
+    if rule == "evaluate_ledger":
+        return min(test, study.ledger_images or test) * LEDGER_PASSES
+    if rule == "evaluate_audit":
+        return min(test, study.audit_images or test) * AUDIT_PASSES
     return networks * {"evaluate_clean": test, "evaluate_corruptions": CONDITIONS * corrupted}[rule]
 
 
@@ -112,7 +123,7 @@ def needs(
     _, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     steps = passes(study, rule, method, attack) if rule in HEAVY else 0
-    processes = gpus(study, stated["devices"]) if steps else 1
+    processes = gpus(study, stated["devices"]) if steps and rule not in ALONE else 1
     workers = study.workers if steps or rule == "data" else 0
     threads = processes * (workers + 2)
     rows, seconds = test, steps / stated["passes_per_second"] / processes

@@ -27,7 +27,7 @@ def pgd_attack(
     num_classes: int | None = None,
     generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
-    objective: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     check: bool = True,
 ) -> torch.Tensor:
     """Projected gradient descent (Madry et al. 2018): the last iterate of one start.
@@ -48,8 +48,8 @@ def pgd_attack(
     noise : float tensor (N, C, H, W), optional
         The random start instead of a generator's: the change of each pixel in units of ε.
     objective : callable, optional
-        Logits (N, K+M) in float32 to the scalar that the attack climbs, in place of the
-        cross-entropy of the threat model (Adv⁺ climbs Eq. 4).
+        Logits (N, K+M) in float32 and the labels that the attack leaves (N,) to the scalar that it
+        climbs, in place of the loss of the threat model (Adv⁺ climbs Eq. 4).
     check : bool
         False where images and labels are known to be in range: to look at them is to wait for the
         device, batch after batch.
@@ -343,10 +343,34 @@ def _logits_and_gradient(model, x_adv, y, threat, num_classes, objective=None):
         if objective is None:
             seen = _seen_logits(logits, threat, num_classes)
             # The sum keeps gradients of an image independent of the batch it sits in.
-            loss = F.cross_entropy(seen.float(), y, reduction="sum")
+            loss = _LOSSES[threat.loss](seen.float(), y).sum()
         else:
-            loss = objective(logits.float())
+            loss = objective(logits.float(), y)
     return logits.detach(), torch.autograd.grad(loss, x_adv)[0]
+
+
+def _margin(logits, y):
+    """The largest other logit less that of the label, (N,)."""
+    others = logits.scatter(1, y[:, None], -math.inf)
+    return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
+
+
+def _dlr(logits, y):
+    """The margin over the distance of the largest logit from the third largest, (N,)."""
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"the loss 'dlr' needs 3 logits or more, the attack sees {logits.shape[1]}: choose "
+            "'margin' or 'cross_entropy'"
+        )
+    top = logits.topk(3, dim=1).values
+    return _margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
+_LOSSES = {
+    "cross_entropy": functools.partial(F.cross_entropy, reduction="none"),
+    "margin": _margin,
+    "dlr": _dlr,
+}
 
 
 def _seen_logits(logits, threat, num_classes):

@@ -38,13 +38,17 @@ ATTACK_PART = 2048  # images of a part that is kept once attacked
 RUN_FACTS = ("study", "method", "seed", "checkpoint_hash", "settings")
 
 
-def clean_predictions(study: Study, *, device=None) -> dict[tuple[str, int], Path]:
+def clean_predictions(
+    study: Study, *, ablations: bool = False, device=None
+) -> dict[tuple[str, int], Path]:
     """Predictions of all trained networks for the evaluated images, in one pass and in float32.
 
     Parameters
     ----------
     study : Study
         Where it wants several ``devices`` and this process works alone, so many are started.
+    ablations : bool
+        The networks of the study's ablations instead of its methods'.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
 
@@ -62,9 +66,10 @@ def clean_predictions(study: Study, *, device=None) -> dict[tuple[str, int], Pat
     RuntimeError
         With the message of the process that failed first, if it is one of several.
     """
-    paths = _paths(study, "clean")
+    paths = _paths(study, "clean", ablations)
     if distributed.to_launch(study):
-        distributed.launch("advlib.evaluate", study, "--benchmark", "clean")
+        which = ["--ablations"] if ablations else []
+        distributed.launch("advlib.evaluate", study, "--benchmark", "clean", *which)
         return paths
     images, models, runs = _images_and_networks(study, paths)
     facts = _image_facts(study, images) | {"threat": None, "dtype": "float32"}
@@ -230,9 +235,10 @@ def _in_parts(study, facts: dict, n_images: int, part: int, judge: Callable) -> 
     return read_parts(folder) if rank == 0 else None
 
 
-def _paths(study, benchmark) -> dict[tuple[str, int], Path]:
+def _paths(study, benchmark, ablations=False) -> dict[tuple[str, int], Path]:
     folder = study.runs / "predictions" / benchmark
-    return {(m, s): folder / f"{m}-seed{s}.parquet" for m in study.methods for s in study.seeds}
+    runs = study.ablation_runs if ablations else study.method_runs
+    return {(m, s): folder / f"{m}-seed{s}.parquet" for m, s in runs}
 
 
 def _images_and_networks(study, keys) -> tuple:
@@ -264,17 +270,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--study", required=True, help="an id or the path of a study file")
     parser.add_argument("--benchmark", required=True, help="clean, corruptions, or an attack")
-    parser.add_argument("--method", help="for an attack: one of the study's methods")
+    parser.add_argument("--method", help="for an attack: a method or an ablation of the study")
     parser.add_argument("--seed", type=int, default=0, help="for an attack: of the network")
+    parser.add_argument("--ablations", action="store_true", help="for clean: of these networks")
     options = parser.parse_args(arguments)
     with distributed.process_group() as device:
         study = load_study(options.study)
         check_choice("benchmark", options.benchmark, ("clean", "corruptions", *PROTOCOLS))
-        if options.benchmark in ("clean", "corruptions"):
-            made = {"clean": clean_predictions, "corruptions": corruption_predictions}
-            made[options.benchmark](study, device=device)
+        if options.benchmark == "clean":
+            clean_predictions(study, ablations=options.ablations, device=device)
+        elif options.benchmark == "corruptions":
+            corruption_predictions(study, device=device)
         else:
-            check_choice("method", options.method, (*METHODS, *study.checkpoints))
+            known = (*METHODS, *study.checkpoints, *study.ablations)
+            check_choice("method", options.method, known)
             attack_predictions(
                 study, options.method, options.seed, options.benchmark, device=device
             )

@@ -40,7 +40,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     ----------
     study : Study
     method : str
-        One of the study's methods, ``pretrained``, or a name of its checkpoints.
+        One of the study's methods, ``pretrained``, or a name of its checkpoints or ablations.
     seed : int
     device : optional
         As in `fit`.
@@ -79,13 +79,14 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     settings = study.training_settings(
         method, seed, train_set.fingerprint, _origin(study, method, start)
     )
+    recipe = study.recipe(method)
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     with distributed.in_turns():
         if brought:
             path = study.file(study.checkpoints[method])
             model = brought_model(study, path, train_set.num_classes)
         else:
-            model = initial_model(study, method, seed, train_set.num_classes, start)
+            model = initial_model(*recipe, seed, train_set.num_classes, start)
     first = distributed.rank() == 0
     if first and (study.weights or brought):
         print(_preparation(train_set, model))
@@ -98,8 +99,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         log = fit(
             model,
             train_set,
-            study,
-            method,
+            *recipe,
             seed=seed,
             folder=folder,
             settings=settings,
@@ -256,8 +256,9 @@ def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
         )
     if method in study.checkpoints:
         return brought_model(study, path, run["num_classes"]), run
-    bare = dataclasses.replace(study, weights=None, pretrain_epochs=1)
-    model = initial_model(bare, method, seed, run["num_classes"])
+    changed, base = study.recipe(method)
+    bare = dataclasses.replace(changed, weights=None, pretrain_epochs=1)
+    model = initial_model(bare, base, seed, run["num_classes"])
     return load_weights(model, path), run
 
 

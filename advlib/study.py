@@ -44,6 +44,15 @@ METHODS: dict[str, Method] = {
 }
 """Method ids, in the order in which tables and charts show them."""
 
+ABLATED = (
+    *("delta", "replace_head", "train_objective", "train_label_source", "transforms"),
+    *("train_steps", "train_step_size", "epochs", "lr", "weight_decay"),
+)
+"""Keys that an ablation may change; all others stay, so that it can be compared with its study."""
+
+TRANSFORMED = ("eps", "steps", "step_size", "random_start", "loss")
+"""Keys of the threat model that may differ between the transformations of a study."""
+
 HOW = ("devices", "accumulate", "compile")
 """Keys about how a study is computed: they decide neither its name nor which run goes on."""
 
@@ -93,12 +102,20 @@ class Study:
     num_transforms: int = 1  # M
     replace_head: bool = False  # draw the whole head afresh when widening it
     train_objective: str = "label_augmentation"  # what Adv+'s attack climbs: Eq. 4 or cross_entropy
+    train_label_source: str = "true"  # the label that the training attack leaves; or predicted
+    # Changes of the training attack, one dict for each transformation logit: images take turns.
+    transforms: list[dict] = field(default_factory=list)
     methods: list[str] | None = None  # of METHODS; None: pretrained, std, adv and adv_plus
     seeds: list[int] = field(default_factory=lambda: [0])
     attacks: list[str] | None = None  # of threat.PROTOCOLS; None: pgd40
     corruptions: str | None = None  # generated, published or none; None: generated
     corruptions_dir: str | None = None  # folder of the published set; None looks beside the data
     corruption_images: int | None = None  # a stratified subset of the evaluated images; None: all
+    # Trained and evaluated by `make audit`, with the first seed alone: id -> {method: of METHODS,
+    # title: …, and the keys of ABLATED that it changes}.
+    ablations: dict[str, dict] = field(default_factory=dict)
+    ledger_images: int | None = None  # under every switch of the threat model; a subset, None: all
+    audit_images: int | None = 500  # under the battery of attacks, AutoAttack among them
     groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
@@ -137,6 +154,7 @@ class Study:
         check_choice(
             "train_objective", self.train_objective, ("label_augmentation", "cross_entropy")
         )
+        check_choice("train_label_source", self.train_label_source, ("true", "predicted"))
         if self.interpolation is not None:
             check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
         check_choice("corruptions", self.corruptions, ("generated", "published", "none"))
@@ -144,12 +162,14 @@ class Study:
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or name == "attacks"):
                 raise ValueError(f"{name} is a list without repetition, got {values}")
+        if self.transforms:
+            object.__setattr__(self, "num_transforms", len(self.transforms))
         self._check_methods()
         self._check_groups()
         for name in (
             *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
             *("train_images", "test_images", "corruption_images", "image_size", "resize"),
-            *("devices", "accumulate"),
+            *("devices", "accumulate", "ledger_images", "audit_images"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -163,7 +183,8 @@ class Study:
             raise ValueError(f"delta is in [0, 1), got {self.delta}")
         if not self.lr > 0 or not self.pretrain_lr > 0:
             raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
-        _ = self.train_threat  # checks norm, eps, steps and step size
+        _ = self.train_threats  # checks norm, eps, steps and step size
+        self._check_ablations()
 
     def _check_methods(self) -> None:
         brought = [*self.predictions, *self.checkpoints]
@@ -204,6 +225,26 @@ class Study:
         if (self.mean is None) != (self.std is None) or 0 in (self.std or ()):
             raise ValueError("mean and std are given together, and no std is 0")
 
+    def _check_ablations(self) -> None:
+        for name, changes in self.ablations.items():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in self.methods:
+                raise ValueError(
+                    "the id of an ablation is of letters, digits, '.', '-' and '_', and no method "
+                    f"of the study; got {name!r}"
+                )
+            refuse_unknown(set(changes) - {"method", "title", *ABLATED}, ["method", *ABLATED])
+            if changes.get("method") not in METHODS or changes["method"] == "pretrained":
+                raise ValueError(
+                    f"ablation {name}: method is one of {', '.join([*METHODS][1:])}, "
+                    f"got {changes.get('method')!r}"
+                )
+            try:
+                self.recipe(name)
+            except ValueError as error:
+                raise ValueError(f"ablation {name}: {error}") from error
+        if self.ablations and not self.trained:
+            raise ValueError("ablations are trained: a study of brought models has none")
+
     def _check_groups(self) -> None:
         named = [name for names in self.groups.values() for name in names]
         if twice := sorted({name for name in named if named.count(name) > 1}):
@@ -213,6 +254,32 @@ class Study:
     def names(self) -> dict[str, str]:
         """What pages call each method: its book name, or the name that its owner gave it."""
         return {m: METHODS[m].name if m in METHODS else m for m in self.methods}
+
+    @property
+    def ablation_names(self) -> dict[str, str]:
+        """What pages call each ablation."""
+        return {
+            name: changes.get("title", METHODS[changes["method"]].name)
+            for name, changes in self.ablations.items()
+        }
+
+    @property
+    def method_runs(self) -> list[tuple[str, int]]:
+        """(method, seed) of every network that the chapters compare."""
+        return [(method, seed) for method in self.methods for seed in self.seeds]
+
+    @property
+    def ablation_runs(self) -> list[tuple[str, int]]:
+        """(ablation, seed) of every ablation: the first seed alone."""
+        return [(name, self.seeds[0]) for name in self.ablations]
+
+    def recipe(self, name: str) -> tuple["Study", str]:
+        """How a method or an ablation is trained: the study with its changes, and the method."""
+        if name not in self.ablations:
+            return self, name
+        changes = {k: v for k, v in self.ablations[name].items() if k in ABLATED}
+        changed = dataclasses.replace(self, ablations={}, **changes)
+        return changed, self.ablations[name]["method"]
 
     @property
     def trained(self) -> list[str]:
@@ -229,6 +296,13 @@ class Study:
         """The benchmarks with prediction tables; ReaL and ImageNet-X are read off the clean one."""
         corrupted = ("corruptions",) if self.corruptions != "none" else ()
         return ("clean", *self.attacks, *corrupted)
+
+    @property
+    def audits(self) -> tuple[str, ...]:
+        """The parts of `make audit`, which attacks networks: predictions have none."""
+        if self.predictions:
+            return ()
+        return (*(["ablations"] if self.ablations else []), "ledger", "battery")
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -300,8 +374,21 @@ class Study:
             eps=self.eps,
             steps=self.train_steps,
             step_size=self.train_step_size,
+            label_source=self.train_label_source,
             success="last",
         )
+
+    @property
+    def train_threats(self) -> list[ThreatModel]:
+        """The attack behind each transformation logit; one for all without ``transforms``."""
+        threats = []
+        for changes in self.transforms or [{}]:
+            refuse_unknown(set(changes) - set(TRANSFORMED), list(TRANSFORMED))
+            try:
+                threats.append(dataclasses.replace(self.train_threat, **changes))
+            except ValueError as error:
+                raise ValueError(f"transforms {changes}: {error}") from error
+        return threats
 
     def threat(self, attack: str) -> ThreatModel:
         """A named protocol at the study's norm and ε."""
@@ -345,6 +432,16 @@ class Study:
             resize=prepared["resize"],
             interpolation=prepared["interpolation"],
         )
+
+    def audit_set(self, images, n_images: int | None):
+        """Up to `n_images` of the images, as many of each class, at least one; None: all."""
+        from advlib.data import stratified_subset
+
+        if n_images is None or n_images >= len(images):
+            return images
+        sizes = images.labels.unique(return_counts=True)[1]
+        each = min(max(1, n_images // len(sizes)), int(sizes.min()))
+        return stratified_subset(images, each * len(sizes))
 
     def corruption_set(self, images) -> tuple:
         """The images that are corrupted, and the folder of the published set or None."""
@@ -397,7 +494,7 @@ class Study:
         Parameters
         ----------
         method : str
-            A key of `METHODS` or of `checkpoints`.
+            A key of `METHODS`, of `checkpoints` or of `ablations`.
         seed : int
         data : str
             Fingerprint of the training images.
@@ -405,6 +502,9 @@ class Study:
             Hash of the checkpoint or of the weights file that the run starts from, or is; with what
             those weights want of the images, where that is known.
         """
+        if method in self.ablations:
+            changed, base = self.recipe(method)
+            return changed.training_settings(base, seed, data, start)
         keys = ["dataset", "model", "weights", "image_size", "resize", "interpolation", "mean"]
         keys += ["std"]
         settings = {"method": method, "seed": seed, "data": data, "start": start}
@@ -420,6 +520,8 @@ class Study:
         settings |= {k: v for k, v in dataclasses.asdict(recipe).items() if k != "name"}
         if recipe.adversarial:
             settings["threat"] = self.train_threat.to_dict()
+            if self.transforms:
+                settings["threat"] = [threat.to_dict() for threat in self.train_threats]
         if recipe.label_augmentation or recipe.label_smoothing:
             settings["delta"] = self.delta
         if recipe.extra_logits:

@@ -9,7 +9,9 @@ import pandas as pd
 from advlib import annotations, metrics
 from advlib.files import replacing
 from advlib.predictions import check_predictions, read_facts, read_predictions
+from advlib.study import check_choice
 
+AUDIT = ("ablations", "ledger", "battery")  # the parts of what `make audit` makes
 RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]
 RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
 
@@ -90,6 +92,43 @@ def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
     return whole
 
 
+def read_audit(study, source: str, part: str) -> pd.DataFrame:
+    """What `make audit` found, for the first seed, as one table with columns method and seed.
+
+    Parameters
+    ----------
+    study, source
+        As in `read_tables`.
+    part : {"ablations", "ledger", "battery"}
+        Clean and PGD-40 predictions of the ablations and, to compare, of the methods (with a column
+        benchmark); predictions under every switch of the threat model; or under the battery of
+        attacks (both with a column attack, the name of the switch or test).
+
+    Returns
+    -------
+    DataFrame
+        ``attrs["facts"]`` holds the facts of each table by (benchmark, method) or (part, method),
+        ``attrs["class_names"]`` the names of the classes.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `audit_tables`, and where a table breaks the contract.
+    """
+    folder = study.tables(source)
+    class_names = read_data(folder)["class_names"]
+    tables, facts = [], {}
+    for (name, method, seed), (path, known) in audit_tables(study, folder, part).items():
+        table = read_predictions(path)
+        check_predictions(table, num_classes=len(class_names), n_images=known["n_images"])
+        extra = {"benchmark": name} if part == "ablations" else {}
+        tables.append(table.assign(**extra, method=method, seed=seed))
+        facts[name, method] = known
+    whole = pd.concat(tables, ignore_index=True)
+    whole.attrs = {"facts": facts, "class_names": class_names}
+    return whole
+
+
 def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
     """The tables and, where the images have ReaL labels, the clean ones judged by them.
 
@@ -153,9 +192,20 @@ def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
         If one was made from other images, under another threat model or with other training
         settings than the study file's.
     """
-    again = f"run `make book STUDY={study.study}`"
-    paths = table_paths(study, folder)
-    for path in paths:
+    return _checked(study, folder, table_paths(study, folder), f"`make book STUDY={study.study}`")
+
+
+def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
+    """As `study_tables`, for a part (`AUDIT`) of `make audit`: by (name, method, seed)."""
+    check_choice("part", part, AUDIT)
+    command = f"`make audit STUDY={study.study}`"
+    return _checked(study, folder, audit_paths(study, folder, part), command)
+
+
+def _checked(study, folder: Path, paths: dict[Path, tuple | None], command: str) -> dict:
+    """The facts of the tables at these paths, if all are there and belong to the study."""
+    again = f"run {command}"
+    for path in [folder / "data.json", *paths]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {again} to the end")
     data = read_data(folder)
@@ -191,6 +241,21 @@ def table_paths(study, folder: Path) -> dict[Path, tuple | None]:
     return paths
 
 
+def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
+    """Every table of a part of the audit, as `table_paths`: its (name, method, seed) or None."""
+    seed = study.seeds[0]
+    if part == "ablations":
+        paths = {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.ablation_runs}
+        for benchmark in ("clean", "pgd40"):
+            place = folder / "predictions" / benchmark
+            for name in (*study.methods, *study.ablations):
+                paths[place / f"{name}-seed{seed}.parquet"] = (benchmark, name, seed)
+        return paths
+    audited = [*study.methods, *(study.ablations if part == "ledger" else [])]
+    place = folder / "audit" / part
+    return {place / f"{name}-seed{seed}.parquet": (part, name, seed) for name in audited}
+
+
 def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> list[str]:
     """What differs between a table's facts and the study."""
     split = study.evaluation_split
@@ -199,8 +264,12 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     if study.predictions:
         expected = {"brought": study.predictions[method]}
         n_images = facts["n_images"] if benchmark == "corruptions" else n_images
+    elif benchmark in AUDIT:
+        subset = {"ledger": study.ledger_images, "battery": study.audit_images}[benchmark]
+        expected |= {"threat": study.threat("pgd40").to_dict(), "subset": subset}
+        n_images = facts["n_images"]
     else:
-        attacked = benchmark in study.attacks
+        attacked = benchmark in (*study.attacks, "pgd40")
         expected["threat"] = study.threat(benchmark).to_dict() if attacked else None
         if benchmark == "corruptions":
             expected["corruptions"] = study.corruptions
@@ -213,7 +282,10 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
     now = json.loads(json.dumps(now))
     changed += [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
-    if method in study.trained and settings["data"] != data["train"]["fingerprint"]:
+    if (
+        method in {*study.trained, *study.ablations}
+        and settings["data"] != data["train"]["fingerprint"]
+    ):
         changed.append("set of training images")
     return sorted(changed)
 

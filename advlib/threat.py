@@ -5,7 +5,7 @@ from fractions import Fraction
 
 _CHOICES = {
     "norm": ("Linf", "L2"),
-    "loss": ("cross_entropy",),
+    "loss": ("cross_entropy", "margin", "dlr"),
     "label_source": ("true", "predicted"),
     "attack_logits": ("class", "all"),
     "eps_space": ("pixel", "normalized"),
@@ -55,8 +55,10 @@ class ThreatModel:
         Start uniformly in the ball; else at the image.
     n_restarts : int
         Starts per image; an evaluation keeps the worst case of each image.
-    loss : {"cross_entropy"}
-        What the attack climbs.
+    loss : {"cross_entropy", "margin", "dlr"}
+        What the attack climbs. "margin": the largest other logit less that of the label (Carlini &
+        Wagner 2017). "dlr": the margin divided by the distance of the largest logit from the third
+        largest, which takes away the logits' scale (Croce & Hein 2020).
     label_source : {"true", "predicted"}
         The label that the attack leaves: the true one, or the model's own prediction on the
         clean image over the logits that the attack sees.
@@ -135,6 +137,8 @@ class ThreatModel:
         parts = [f"PGD-{self.steps}", self.norm, f"{size} ({space})", f"step {self.step:.4g}"]
         starts = f"{self.n_restarts} random start" if self.random_start else "start at the image"
         parts.append(starts + ("s" if self.random_start and self.n_restarts > 1 else ""))
+        if self.loss != "cross_entropy":
+            parts.append(f"climbs the {self.loss} loss")
         parts.append(f"leaves the {self.label_source} label")
         parts.append(f"{self.attack_logits} logits")
         parts.append("clipped" if self.clip else "not clipped")

@@ -34,7 +34,7 @@ from advlib.labels import class_logits, label_augmentation_targets
 from advlib.models import autocast, default_device, resolve_dtype
 from advlib.study import METHODS, Study, check_choice, load_study
 
-ATTACKED, UNTRANSFORMED = 0, -1  # label augmentation's transformations: PGD, or none
+UNTRANSFORMED = -1  # the transformation of a clean image, as in `advlib.labels`
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
 
 
@@ -426,6 +426,7 @@ def training_loss(
         K.
     noise : float tensor (N, C, H, W), optional
         The start of the attack (`advlib.attacks.start_noise`); None: drawn from torch's generator.
+        With several transformations (``study.transforms``) image i is attacked by number i mod M.
     dtype : torch.dtype
         Of the autocast.
     forward : callable, optional
@@ -442,36 +443,40 @@ def training_loss(
     """
     recipe = METHODS[method]
     delta = study.delta if recipe.label_augmentation else 0.0
-
-    def targets(transform):
-        """Of Eq. 4: a row for each class, made once, since checking labels waits for the device."""
-        return _targets(num_classes, study.num_transforms, transform, delta, y.device)[y]
+    # Of Eq. 4, by transformation and class: made once, since checking labels waits for the device.
+    targets = _targets(num_classes, study.num_transforms, delta, y.device)
 
     def loss_of(logits, transform):
         if recipe.extra_logits:
-            return F.cross_entropy(logits.float(), targets(transform))
+            return F.cross_entropy(logits.float(), targets[transform, y])
         smoothing = study.delta if recipe.label_smoothing else 0.0
         return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
 
-    objective = None
-    if recipe.extra_logits and study.train_objective == "label_augmentation":
+    def climbed(logits, y, transform):
         # The sum, since a mean over the batch would shrink an image's gradient towards underflow.
-        objective = functools.partial(F.cross_entropy, target=targets(ATTACKED), reduction="sum")
+        return F.cross_entropy(logits, targets[transform, y], reduction="sum")
 
+    augmented = recipe.extra_logits and study.train_objective == "label_augmentation"
     with autocast(x.device, dtype):
         halves = [(x, UNTRANSFORMED)] if recipe.mix or not recipe.adversarial else []
         if recipe.adversarial:
-            x_adv = pgd_attack(
-                attacked() if attacked else model,
-                x,
-                y,
-                study.train_threat,
-                num_classes=num_classes,
-                noise=noise,
-                objective=objective,
-                check=False,
-            )
-            halves.append((x_adv, ATTACKED))
+            threats = study.train_threats
+            # Images take turns, so that each transformation has as many of a batch.
+            transform = torch.arange(len(x), device=x.device) % len(threats)
+            x_adv = torch.empty_like(x)
+            for j, threat in enumerate(threats):
+                own = slice(j, None, len(threats))
+                x_adv[own] = pgd_attack(
+                    attacked() if attacked else model,
+                    x[own],
+                    y[own],
+                    threat,
+                    num_classes=num_classes,
+                    noise=noise[own] if noise is not None and threat.random_start else None,
+                    objective=functools.partial(climbed, transform=j) if augmented else None,
+                    check=False,
+                )
+            halves.append((x_adv, transform))
         # Each half has a forward pass, and so batch-norm statistics, of its own.
         images, transforms = zip(*halves, strict=True)
         logits = forward(*images) if forward else [model(half) for half in images]
@@ -482,11 +487,14 @@ def training_loss(
 
 
 @functools.cache
-def _targets(num_classes, num_transforms, transform, delta, device) -> torch.Tensor:
-    y = torch.arange(num_classes)
+def _targets(num_classes, num_transforms, delta, device) -> torch.Tensor:
+    """(M+1, K, K+M): of each transformation and class, the last for no transformation."""
+    y = torch.arange(num_classes).repeat(num_transforms + 1)
+    transform = torch.arange(num_transforms + 1).repeat_interleave(num_classes)
+    transform[transform == num_transforms] = UNTRANSFORMED
     sizes = {"num_classes": num_classes, "num_transforms": num_transforms}
-    rows = label_augmentation_targets(y, torch.full_like(y, transform), delta=delta, **sizes)
-    return rows.to(device)
+    rows = label_augmentation_targets(y, transform, delta=delta, **sizes)
+    return rows.view(num_transforms + 1, num_classes, -1).to(device)
 
 
 def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
@@ -519,7 +527,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with distributed.process_group() as device:
         study = load_study(options.study)
-        check_choice("method", options.method, (*METHODS, *study.checkpoints))
+        check_choice("method", options.method, (*METHODS, *study.checkpoints, *study.ablations))
         run = train_method(study, options.method, options.seed, device=device)
         if distributed.rank() == 0:
             print(f"{run['n_images']:,} training images, checkpoint {run['checkpoint_hash']}")

@@ -8,7 +8,7 @@ import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
 from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
-from advlib.tables import study_tables, table_paths
+from advlib.tables import audit_paths, audit_tables, study_tables, table_paths
 
 DEFAULT = "fashion_mnist_quick"
 CHAPTERS = {  # of a study, by the notebook that makes it
@@ -21,7 +21,11 @@ CHAPTERS = {  # of a study, by the notebook that makes it
     "evaluate_imagenet_x": "ImageNet-X",
     "hard_classes": "hard classes",
     "groups": "groups of classes",
+    "threat_models": "how much depends on the threat model",
+    "audit": "is it really robust",
+    "ablations": "controls and ablations",
 }
+AUDITED = {"ablations": "ablations", "threat_models": "ledger", "audit": "battery"}
 
 
 def from_root(path: Path) -> str:
@@ -30,10 +34,16 @@ def from_root(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def is_current(study: Study, folder: Path) -> bool:
-    """Whether a folder holds every table of a study, made with the study's present settings."""
+def is_current(study: Study, folder: Path, part: str | None = None) -> bool:
+    """Whether a folder holds every table of a study, made with the study's present settings.
+
+    With `part`, those of a part of its audit.
+    """
     try:
-        study_tables(study, folder)
+        if part is None:
+            study_tables(study, folder)
+        else:
+            audit_tables(study, folder, part)
     except (FileNotFoundError, ValueError):
         return False
     return True
@@ -71,15 +81,42 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     return sorted(found.values(), key=lambda entry: entry[2] is None)
 
 
-def place_pages(study: Study, source: str | None, chapters: list, appendix: list) -> None:
-    """Place a study's pages under ``book/generated``."""
+def audit_sources(study: Study, running: bool) -> dict[str, str | None]:
+    """For each chapter of the audit, the tables that it reads: "fresh", "committed" or None.
+
+    Apart from the study's other chapters: an audit takes an hour, so that a fresh run of the study
+    may stand beside the committed audit of an earlier one. Each page says what it shows.
+
+    Parameters
+    ----------
+    study : Study
+    running : bool
+        Whether the audit is being run: its chapters show fresh tables.
+    """
+    sources = {}
+    for chapter, part in AUDITED.items():
+        if part not in study.audits:
+            continue
+        sources[chapter] = "fresh" if running else None
+        for source, folder in (("fresh", study.runs), ("committed", study.published)):
+            if sources[chapter] is None and is_current(study, folder, part):
+                sources[chapter] = source
+    return sources
+
+
+def place_pages(
+    study: Study, source: str | None, audit: dict, chapters: list, appendix: list
+) -> None:
+    """Place a study's pages under ``book/generated``; `audit` as `audit_sources` returns it."""
+    own = {name: _audit_text(study, known, source) for name, known in audit.items() if known}
     place_study(
         chapters,
         appendix=appendix,
         study_id=study.study,
         study_title=study.title,
         source=_source_text(study, source),
-        summary=_summary(study, source),
+        sources=own,
+        summary=_summary(study, source, audit),
         tables=ROOT / "_build/studies" / study.study / "results",
     )
 
@@ -98,13 +135,29 @@ def _source_text(study: Study, source: str | None) -> str:
     )
 
 
-def _summary(study: Study, source: str | None) -> str:
+def _audit_text(study: Study, source: str, others: str | None) -> str:
+    command = f"`make audit STUDY={study.study}`"
+    if source == "fresh":
+        return f"A fresh audit on the machine that built this book ({command})."
+    text = f"Committed tables of an audit that was not run on this machine; {command} runs it."
+    if others == "fresh":
+        text += (
+            " **The other chapters show a fresh run**, of the same settings: its networks are "
+            "trained anew, and differ from those audited here by rounding."
+        )
+    return text
+
+
+def _summary(study: Study, source: str | None, audit: dict) -> str:
     """The study's settings and its cost, as Markdown."""
     names = ", ".join(study.names.values())
     absent = [f"* {CHAPTERS[name]}: {reason}" for name, reason in study.unavailable.items()]
-    absent = (
-        "\n\n**Chapters that these data do not allow**\n\n" + "\n".join(absent) if absent else ""
-    )
+    absent += [
+        f"* {CHAPTERS[name]}: not run; `make audit STUDY={study.study}` runs it"
+        for name, known in audit.items()
+        if known is None
+    ]
+    absent = "\n\n**Chapters that are not here**\n\n" + "\n".join(absent) if absent else ""
     if study.predictions:
         files = ", ".join(Path(path).name for path in study.predictions.values())
         conditions = [study.condition(benchmark) for benchmark in study.benchmarks]
@@ -188,6 +241,12 @@ def publish(name: str) -> None:
     partial = study.published.with_name(f".{study.study}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     paths = list(table_paths(study, study.runs))
+    for part in study.audits:
+        if is_current(study, study.runs, part):
+            paths += audit_paths(study, study.runs, part)
+        elif is_current(study, study.published, part):
+            sys.exit(f"Nothing is published: the committed {part} would be lost. Run `make audit`.")
+    paths = list(dict.fromkeys(paths))
     paths += [path.with_suffix(".json") for path in paths if path.parent.name == "train"]
     for path in paths:
         target = partial / path.relative_to(study.runs)

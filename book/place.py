@@ -10,8 +10,9 @@ copies. One notebook may serve several studies, so its title and its labels get 
 import argparse
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import pandas as pd
@@ -24,7 +25,7 @@ GENERATED = BOOK / "generated"
 CHAPTERS = (
     "data", "training", "average_error", "classwise_error", "corruptions", "factors",
     "evaluate_real", "evaluate_imagenet_x", "hard_classes", "groups",
-    "table_check", "threat_models", "audit", "controls", "ablations", "benchmark", "cost",
+    "ablations", "threat_models", "audit",
 )  # fmt: skip
 
 # Labels that belong to one page of one study. Others (of the method page, say) stay as they are.
@@ -110,6 +111,7 @@ def place_study(
     study_id: str,
     study_title: str,
     source: str,
+    sources: Mapping[str, str] = MappingProxyType({}),
     summary: str = "",
     appendix: Sequence[Path | str] = (),
     tables: Path | str | None = None,
@@ -124,6 +126,8 @@ def place_study(
         their heading, since several come from one template.
     study_id, study_title, source
         As for :func:`place_notebook`.
+    sources
+        Another source for single chapters, by name.
     summary
         Markdown under the heading of the study's first page.
     tables
@@ -142,7 +146,8 @@ def place_study(
     for path in map(Path, chapters):
         found = sorted(Path(tables).glob("*.csv")) if tables is not None else []
         found = [t for t in found if t.stem == path.stem or t.stem.startswith(f"{path.stem}-")]
-        place_notebook(path, folder / path.name, tables=found, **common)
+        own = common | {"source": sources.get(path.stem, source)}
+        place_notebook(path, folder / path.name, tables=found, **own)
     for path in map(Path, appendix):
         own = common | {"study_id": f"{study_id}-{path.stem}"}
         title = f"{_own_title(_read(path), path)} ({path.stem})"

@@ -109,7 +109,7 @@ def test_leaves_the_model_as_it_was(network, training, mode):
 def test_leaves_the_model_as_it_was_after_an_error(network):
     model, x, y = copy.deepcopy(network[0]).train(), *network[1:]
 
-    def broken(logits):
+    def broken(logits, y):
         raise RuntimeError("no loss")
 
     with pytest.raises(RuntimeError, match="no loss"):
@@ -338,3 +338,33 @@ def test_the_batch_size_is_the_fastest_that_fits(monkeypatch, seconds, most, n_i
     found = probe_batch_size(model, pairs, threat, n_images=n_images, dtype="float32", device="cpu")
     assert found == expected
     assert bool(model.sizes) == (n_images > 1000)
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_other_losses_against_their_formulas(loss, network):
+    model, x, y = network
+    logits = model(x[:8]).detach()
+    expected = []
+    for row, label in zip(logits.tolist(), y[:8].tolist(), strict=True):
+        top = sorted(row, reverse=True)
+        margin = max(v for i, v in enumerate(row) if i != label) - row[label]
+        expected.append(margin if loss == "margin" else margin / (top[0] - top[2]))
+    found = attacks._LOSSES[loss](logits, y[:8])
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_other_losses_break_about_as_many_images(loss, network):
+    model, x, y = network
+    own = {"num_classes": 10, "batch_size": 64, "dtype": "float32"}
+    errors = {}
+    for name in ("cross_entropy", loss):
+        table = evaluate_attack(model, items(x, y), ThreatModel(eps=0.1, loss=name), **own)
+        errors[name] = float((table.label != table.predicted_class).mean())
+    assert errors["cross_entropy"] > 0.3 and abs(errors[loss] - errors["cross_entropy"]) < 0.1
+
+
+def test_dlr_says_how_many_logits_it_needs():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="needs 3 logits.*margin"):
+        pgd_attack(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), ThreatModel(loss="dlr"))

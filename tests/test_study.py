@@ -191,3 +191,44 @@ def test_a_notebook_about_no_study_has_its_parameters_checked():
 def test_an_l2_radius_may_exceed_one():
     study = make_study(SHORT | {"norm": "L2", "eps": 2.0})
     assert (study.threat("pgd40").norm, study.threat("pgd40").eps) == ("L2", 2.0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "adv_minus"}, "adv_minus"),
+        ({"method": "pretrained"}, "pretrained"),
+        ({"method": "adv", "batch_size": 3}, "batch_size"),
+        ({"method": "adv_plus", "delta": 1.5}, "ablation new: delta"),
+        ({"method": "adv_plus", "transforms": [{"label": 1}]}, "ablation new.*label"),
+        ({"method": "adv_plus", "transforms": [{"steps": 0}]}, "ablation new.*steps"),
+    ],
+)
+def test_an_ablation_that_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_study("digits", ablations={"new": changes})
+
+
+def test_an_ablation_has_a_name_of_its_own():
+    with pytest.raises(ValueError, match="no method of the study"):
+        load_study("digits", ablations={"adv": {"method": "adv", "delta": 0.1}})
+
+
+def test_ablations_leave_the_methods_settings_alone():
+    plain = load_study("digits")
+    study = load_study("digits", ablations={"new": {"method": "adv_plus", "delta": 0.2}})
+    assert plain.training_settings("adv_plus", 0, "", None) == study.training_settings(
+        "adv_plus", 0, "", None
+    )
+    changed = study.training_settings("new", 0, "", None)
+    assert changed["delta"] == 0.2 and changed["method"] == "adv_plus"
+
+
+def test_audited_images_are_as_many_of_each_class():
+    study = load_study("digits")
+    images = study.images("test")
+    for asked, got in ((57, 50), (3, 10), (10_000, len(images)), (None, len(images))):
+        subset = study.audit_set(images, asked)
+        assert len(subset) == got
+        if got < len(images):
+            assert subset.labels.unique(return_counts=True)[1].tolist() == [got // 10] * 10

@@ -119,7 +119,9 @@ def test_adv_plus_climbs_eq_4_or_the_cross_entropy(tiny_study, monkeypatch):
     logits = torch.randn(4, 11)
     target = torch.zeros(4, 11)
     target[torch.arange(4), y], target[:, 10] = 0.97, 0.03
-    torch.testing.assert_close(given[0](logits), F.cross_entropy(logits, target, reduction="sum"))
+    torch.testing.assert_close(
+        given[0](logits, y), F.cross_entropy(logits, target, reduction="sum")
+    )
 
 
 def test_a_mixed_batch_normalises_each_half_by_itself(tiny_study):
@@ -274,3 +276,69 @@ def test_facts_are_plain_json(tiny_study):
     facts = train_method(tiny_study, "pretrained", 0)
     path = tiny_study.runs / "train" / "pretrained-seed0.json"
     assert json.loads(path.read_text()) == json.loads(json.dumps(facts))
+
+
+def test_each_transformation_attacks_its_own_images_and_has_its_own_logit(tiny_study, monkeypatch):
+    """M = 2: half of a batch by PGD, half by FGSM, and Eq. 4 says which."""
+    changes = [{}, {"steps": 1, "step_size": 0.05, "random_start": False}]
+    study = dataclasses.replace(tiny_study, transforms=changes, delta=0.2)
+    assert study.num_transforms == 2
+    seen = []
+
+    def spy(model, x, y, threat, **options):
+        seen.append((threat.steps, len(x), options["noise"] is None))
+        target = torch.zeros(len(x), 12)
+        target[torch.arange(len(x)), y], target[:, 10 + len(seen) - 1] = 0.8, 0.2
+        logits = torch.randn(len(x), 12)
+        expected = F.cross_entropy(logits, target, reduction="sum")
+        torch.testing.assert_close(options["objective"](logits, y), expected)
+        return x + 0.001 * len(seen)
+
+    monkeypatch.setattr(train, "pgd_attack", spy)
+    model = build_model("cifar_resnet8", num_classes=12, mean=(0.3,), std=(0.4,)).train()
+    x, y = torch.rand(6, 1, 8, 8), torch.randint(0, 10, (6,))
+    given = []
+    model.register_forward_hook(lambda m, args, out: given.append((args[0], out.detach())))
+    options = {"num_classes": 10, "noise": torch.zeros_like(x)}
+    loss, _ = training_loss(model, x, y, study, "adv_plus", **options)
+    assert seen == [(study.train_steps, 3, False), (1, 3, True)]
+    images, logits = given[-1]
+    turn = torch.tensor([0, 1] * 3)
+    torch.testing.assert_close(images, x + 0.001 * (turn + 1).view(-1, 1, 1, 1))
+    target = torch.zeros(6, 12)
+    target[torch.arange(6), y], target[torch.arange(6), 10 + turn] = 0.8, 0.2
+    torch.testing.assert_close(loss.detach(), F.cross_entropy(logits, target))
+
+
+def test_the_training_attack_can_leave_the_predicted_label(tiny_study):
+    """The objective of Adv⁺ must then climb away from the prediction, not from the label."""
+    study = dataclasses.replace(tiny_study, train_label_source="predicted", eps=0.2)
+    model = build_model("cifar_resnet8", num_classes=11, mean=(0.3,), std=(0.4,)).eval()
+    x = torch.rand(32, 1, 8, 8)
+    with torch.no_grad():
+        predicted = model(x)[:, :10].argmax(1)
+    y = (predicted + 1) % 10  # every image is misclassified
+    given = {}
+    for source in ("predicted", "true"):
+        images = []
+        hook = model.register_forward_hook(lambda m, args, out, to=images: to.append(args[0]))
+        changed = dataclasses.replace(study, train_label_source=source)
+        training_loss(model, x, y, changed, "adv_plus", num_classes=10)
+        hook.remove()
+        with torch.no_grad():
+            given[source] = F.cross_entropy(model(images[-1])[:, :10], predicted)
+    assert given["predicted"] > given["true"] + 0.01
+
+
+def test_an_ablation_is_trained_as_its_method_with_its_changes(tiny_study):
+    ablations = {"wide": {"method": "adv_plus", "transforms": [{}, {"eps": 0.05}]}}
+    ablations |= {"same": {"method": "adv_plus"}}
+    study = dataclasses.replace(tiny_study, ablations=ablations, epochs=1)
+    train_method(study, "pretrained", 0)
+    runs = {m: train_method(study, m, 0) for m in ("adv_plus", "same", "wide")}
+    assert runs["same"]["settings"] == runs["adv_plus"]["settings"]
+    models = {m: load_run(study, m, 0)[0] for m in runs}
+    image = torch.rand(2, 1, 8, 8)
+    assert torch.equal(models["same"](image), models["adv_plus"](image))
+    assert models["wide"](image).shape == (2, 12)
+    assert [t["eps"] for t in runs["wide"]["settings"]["threat"]] == [study.eps, 0.05]
