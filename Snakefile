@@ -68,6 +68,8 @@ localrules:
     fetch,
     place_study,
     claims,
+    table_check,
+    verdict,
     speed,
     bring_example,
     cost,
@@ -136,7 +138,11 @@ def tables_of(study_id, chapter=None):
     study, source = BY_ID[study_id], source_of(study_id, chapter)
     folder = study.tables(source) if source == "committed" else study.runs
     if chapter in pages.AUDITED:
-        return [folder / "data.json", *audit_paths(study, folder, pages.AUDITED[chapter])]
+        paths = [folder / "data.json", *audit_paths(study, folder, pages.AUDITED[chapter])]
+        if chapter != "ablations" or len(study.seeds) < 2:
+            return paths
+        # The spread over seeds is that of the study's methods.
+        return list(dict.fromkeys([*paths, *table_paths(study, folder)]))
     return list(table_paths(study, folder))
 
 
@@ -396,7 +402,11 @@ rule analyse:
         tables=lambda wildcards: tables_of(wildcards.study, wildcards.chapter),
         paper="results/paper/published.csv",
         code=expand(
-            "advlib/{name}.py", name=["annotations", "charts", "metrics", "predictions", "tables"]
+            "advlib/{name}.py",
+            name=["annotations", "charts", "metrics", "predictions", "seeds", "tables"],
+        ),
+        audit=lambda wildcards: expand(
+            "advlib/{name}.py", name=pages.AUDIT_CODE.get(wildcards.chapter, [])
         ),
     output:
         executed="_build/studies/{study}/{chapter}.ipynb",
@@ -444,7 +454,7 @@ rule claims:
     input:
         notebook="notebooks/claims.ipynb",
         paper="results/paper/published.csv",
-        code=["book/place.py", "advlib/charts.py", "advlib/metrics.py"],
+        code=["book/place.py", "advlib/charts.py"],
     output:
         "book/generated/claims.ipynb",
     log:
@@ -455,6 +465,50 @@ rule claims:
         "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables printed in the paper, copied into the repository.' "
         "--tables {input.paper}"
+
+
+rule table_check:
+    input:
+        notebook="notebooks/table_check.ipynb",
+        tables=expand(
+            "results/paper/{name}.csv",
+            name=["published", "percentages", "public_models", "leaderboard"],
+        ),
+        code=["book/place.py", "advlib/table_check.py", "advlib/charts.py", "advlib/metrics.py"],
+    output:
+        "book/generated/table_check.ipynb",
+    log:
+        "_build/logs/table_check.ipynb",
+    benchmark:
+        "_build/benchmarks/table_check.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The figures printed in the paper, and figures of public models copied into the "
+        "repository with their sources; none of those is recomputed here.' --tables {input.tables}"
+
+
+rule verdict:
+    input:
+        notebook="notebooks/verdict.ipynb",
+        paper="results/paper/published.csv",
+        tables=[tables_of(name) for name in SHOWN],
+        code=expand(
+            "advlib/{name}.py",
+            name=["annotations", "charts", "charts_verdict", "claims", "metrics", "seeds", "tables"],
+        ),
+    output:
+        "book/generated/verdict.ipynb",
+    params:
+        studies="studies: " + str([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN]),
+    log:
+        "_build/logs/verdict.ipynb",
+    benchmark:
+        "_build/benchmarks/verdict.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.studies:q} "
+        "-p output _build/verdict && {PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
+        "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv"
 
 
 rule speed:
@@ -527,6 +581,8 @@ rule bring_example:
 rule toc:
     input:
         claims="book/generated/claims.ipynb",
+        table_check="book/generated/table_check.ipynb",
+        verdict="book/generated/verdict.ipynb",
         bring="book/generated/bring_your_own.ipynb",
         benchmark="book/generated/benchmark.ipynb",
         cost="book/generated/cost.ipynb",

@@ -12,7 +12,7 @@ from advlib.metrics import relative_reduction
 
 
 def rounding_range(a, b, half: float = 0.5e-4) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest |(a - b) / a| that rounding allows.
+    """Lowest and highest abs((a - b) / a) that rounding allows.
 
     Parameters
     ----------

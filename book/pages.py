@@ -26,6 +26,11 @@ CHAPTERS = {  # of a study, by the notebook that makes it
     "ablations": "controls and ablations",
 }
 AUDITED = {"ablations": "ablations", "threat_models": "ledger", "audit": "battery"}
+AUDIT_CODE = {  # modules that one chapter uses beside those of every chapter
+    "ablations": ["ablations", "charts_verdict", "claims"],
+    "threat_models": ["charts_ledger", "ledger"],
+    "audit": ["charts_audit", "verdicts"],
+}
 
 
 def from_root(path: Path) -> str:

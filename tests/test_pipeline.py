@@ -16,9 +16,9 @@ from advlib.threat import ThreatModel
 RUN = "runs/mine"
 
 
-def planned(folder) -> list[tuple[str, str]]:
+def planned(folder, *config) -> list[tuple[str, str]]:
     """Rules that a dry run would execute, each with its wildcards."""
-    done = snakemake(folder, "-n")
+    done = snakemake(folder, *config, "-n")
     assert done.returncode == 0, done.stderr
     jobs = re.split(r"\n(?:local)?rule (\w+):\n", done.stdout + done.stderr)[1:]
     found = []
@@ -137,6 +137,22 @@ def test_a_lost_table_is_made_again_without_training(edited):
     rules = {rule for rule, _ in planned(edited)}
     shutil.move(kept, table)
     assert "evaluate_attack" in rules and "train" not in rules
+
+
+def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
+    ablation = "ablations: {new: {method: adv_plus, delta: 0.2}}\n"
+    (edited / "my_study.yaml").write_text(OWN_STUDY + ablation)
+    # Without the audit there is nothing to train: the study's first page says so.
+    assert {rule for rule, _ in planned(edited)} <= {"place_study", "toc", "book", "all"}
+    plan = planned(edited, "mode=audit")
+    own = "method=new, seed=0"
+    assert [w for rule, w in plan if rule == "train"] == [own]
+    assert [w for rule, w in plan if rule == "evaluate_attack"] == [f"attack=pgd40, {own}"]
+    methods = {f"method={m}, seed=0" for m in ("pretrained", "adv", "adv_plus")}
+    assert {w for rule, w in plan if rule == "evaluate_audit"} == methods
+    assert {w for rule, w in plan if rule == "evaluate_ledger"} == {*methods, own}
+    chapters = {w for rule, w in plan if rule == "analyse"}
+    assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "audit", "threat_models")}
 
 
 def test_a_bad_study_file_stops_before_any_work(edited):

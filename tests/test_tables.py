@@ -12,7 +12,14 @@ from advlib import annotations, metrics
 from advlib.brought import bring
 from advlib.predictions import read_facts, write_predictions
 from advlib.study import ROOT, load_study, make_study
-from advlib.tables import in_per_cent, read_study, read_tables, table_paths, with_real
+from advlib.tables import (
+    in_per_cent,
+    read_audit,
+    read_study,
+    read_tables,
+    table_paths,
+    with_real,
+)
 
 CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
     pd.DataFrame({"severity": [1, 2, 3, 4, 5]}), how="cross"
@@ -110,6 +117,58 @@ def test_a_cut_table_is_refused(small_run, table):
 def test_a_study_without_tables_says_what_to_run(tiny_study):
     with pytest.raises(FileNotFoundError, match="make book STUDY=digits"):
         read_study(tiny_study, "fresh")
+
+
+@pytest.fixture
+def small_audit(small_run, table):
+    """The battery of the same study, and one ablation."""
+    ablations = {"new": {"method": "adv_plus", "delta": 0.2}}
+    study = dataclasses.replace(small_run, ablations=ablations, audit_images=2)
+    (study.runs / "train" / "new-seed0.csv").touch()
+    for method in (*study.methods, "new"):
+        settings = study.training_settings(method, 0, "train-images", "start")
+        facts = {"settings": settings, "data": "images", "split": "test"}
+        threat = study.threat("pgd40").to_dict()
+        attacked = pd.concat([table[:2].assign(attack=name) for name in ("pgd40", "noise")])
+        path = study.runs / "audit" / "battery" / f"{method}-seed0.parquet"
+        write_predictions(attacked, path, n_images=2, threat=threat, subset=2, **facts)
+        for benchmark, own in (("clean", None), ("pgd40", threat)):
+            path = study.runs / "predictions" / benchmark / f"{method}-seed0.parquet"
+            write_predictions(table, path, n_images=3, threat=own, **facts)
+    return study
+
+
+def test_an_audit_is_read_with_the_methods_it_is_compared_with(small_audit):
+    battery = read_audit(small_audit, "fresh", "battery")
+    assert battery.groupby(["method", "attack"]).size().to_dict() == {
+        (m, a): 2 for m in ("std", "adv") for a in ("pgd40", "noise")
+    }
+    assert battery.attrs["facts"]["battery", "adv"]["subset"] == 2
+    ablations = read_audit(small_audit, "fresh", "ablations")
+    assert set(ablations.method) == {"std", "adv", "new"}
+    assert set(ablations.benchmark) == {"clean", "pgd40"}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"audit_images": 3}, "another subset: run `make audit STUDY=digits`"),
+        ({"eps": 0.05}, "another threat"),
+        ({"test_images": 50}, "data.json is of other images"),
+    ],
+)
+def test_a_battery_of_another_setting_is_refused(small_audit, change, said):
+    with pytest.raises(ValueError, match=said):
+        read_audit(dataclasses.replace(small_audit, **change), "fresh", "battery")
+
+
+def test_an_ablation_of_another_recipe_is_refused(small_audit):
+    ablations = {"new": {"method": "adv_plus", "delta": 0.3}}
+    with pytest.raises(ValueError, match="another delta"):
+        read_audit(dataclasses.replace(small_audit, ablations=ablations), "fresh", "ablations")
+    ablations = small_audit.ablations | {"more": {"method": "adv"}}
+    with pytest.raises(FileNotFoundError, match="more-seed0.*make audit"):
+        read_audit(dataclasses.replace(small_audit, ablations=ablations), "fresh", "ablations")
 
 
 NO_STUDIES = ("benchmark", "paper", "plan")

@@ -1,0 +1,129 @@
+"""Charts of the verdict page and of the chapter on ablations."""
+
+import altair as alt
+import pandas as pd
+
+from advlib.charts import ERROR_AXIS, METHOD_COLOURS, method_colour
+
+POINTS = "format(100 * datum.value, '+.3~g')"  # labels of an axis in points, of fractions
+TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
+
+
+def effects(table: pd.DataFrame) -> alt.Chart:
+    """The paper's effects beside the measured ones, one panel a study.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns study, effect, series (what was measured, the paper last), value, low, high
+        (fractions; low and high missing where there is no interval), claimed ("lower", "higher").
+    """
+    series = table.series.drop_duplicates().tolist()
+    colours = [METHOD_COLOURS["Adv⁺"], METHOD_COLOURS["Adv⁺ mixed"]][: len(series) - 1]
+    order = table.effect.drop_duplicates().tolist()
+    legend = alt.Legend(orient="top", labelLimit=280)
+    # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
+    scale = alt.Scale(type="symlog", constant=0.01)
+    title = "Change (points)"
+    base = alt.Chart(table).encode(
+        y=alt.Y("effect:N", sort=order, title=None, axis=alt.Axis(labelLimit=300)),
+        yOffset=alt.YOffset("series:N", sort=series),
+        color=alt.Color(
+            "series:N",
+            title=None,
+            sort=series,
+            scale=alt.Scale(domain=series, range=[*colours, "#888888"]),
+            legend=legend,
+        ),
+        tooltip=[
+            alt.Tooltip("effect:N", title="Change"),
+            alt.Tooltip("series:N", title="By"),
+            alt.Tooltip("value:Q", title="Value", format="+.2%"),
+            alt.Tooltip("low:Q", title="95 % from", format="+.2%"),
+            alt.Tooltip("high:Q", title="to", format="+.2%"),
+            alt.Tooltip("claimed:N", title="The paper claims"),
+        ],
+    )
+    zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0, scale=scale))
+    rules = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2)
+        .encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q")
+    )
+    shapes = alt.Scale(domain=series, range=["circle"] * len(colours) + ["diamond"])
+    points = base.mark_point(filled=True, size=70, opacity=1).encode(
+        x=alt.X("value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, values=TICKS), scale=scale),
+        shape=alt.Shape("series:N", title=None, sort=series, scale=shapes, legend=legend),
+    )
+    chart = (zero + rules + points).properties(width=380, height=alt.Step(13))
+    studies = table.study.drop_duplicates().tolist()
+    return chart.facet(alt.Facet("study:N", title=None, sort=studies), columns=1)
+
+
+def delta_sweep(table: pd.DataFrame) -> alt.Chart:
+    """Error against the weight of the transformation label, one panel a benchmark.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method (the family), benchmark, delta, value, low, high (fractions), title (of the
+        run).
+    """
+    methods = table.method.unique().tolist()
+    base = alt.Chart(table).encode(
+        x=alt.X("delta:Q", title="Weight of the transformation label, δ"),
+        color=method_colour(methods),
+        tooltip=[
+            alt.Tooltip("title:N", title="Run"),
+            alt.Tooltip("delta:Q", title="δ", format=".2~f"),
+            alt.Tooltip("value:Q", title="Error", format=".2%"),
+            alt.Tooltip("low:Q", title="95 % from", format=".2%"),
+            alt.Tooltip("high:Q", title="to", format=".2%"),
+        ],
+    )
+    y = alt.Y(
+        "value:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS), scale=alt.Scale(zero=False)
+    )
+    lines = base.mark_line(strokeWidth=2).encode(y=y)
+    rules = base.mark_rule(strokeWidth=2).encode(
+        y=alt.Y("low:Q", title="Error (%)", scale=alt.Scale(zero=False)), y2="high:Q"
+    )
+    points = base.mark_circle(size=60, opacity=1).encode(y=y)
+    chart = (rules + lines + points).properties(width=270, height=240)
+    return chart.facet(
+        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
+    ).resolve_scale(y="independent")
+
+
+def ingredients(table: pd.DataFrame) -> alt.Chart:
+    """What each ingredient changes against its control, one panel a figure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns measure, comparison, value, low, high (fractions); below zero is better.
+    """
+    names = table.comparison.drop_duplicates().tolist()
+    measures = table.measure.drop_duplicates().tolist()
+    clear = "datum.low > 0 || datum.high < 0"
+    base = alt.Chart(table).encode(
+        y=alt.Y("comparison:N", sort=names, title=None, axis=alt.Axis(labelLimit=420)),
+        color=alt.condition(clear, alt.value("#0072B2"), alt.value("#999999")),
+        tooltip=[
+            alt.Tooltip("comparison:N", title="Comparison"),
+            alt.Tooltip("measure:N", title="Of"),
+            alt.Tooltip("value:Q", title="Change", format="+.2%"),
+            alt.Tooltip("low:Q", title="95 % from", format="+.2%"),
+            alt.Tooltip("high:Q", title="to", format="+.2%"),
+        ],
+    )
+    title = "Change (points)"
+    zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
+    rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    points = base.mark_circle(size=55, opacity=1).encode(
+        x=alt.X(
+            "value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, tickCount=5, tickMinStep=0.01)
+        )
+    )
+    chart = (zero + rules + points).properties(width=165, height=alt.Step(16))
+    return chart.facet(alt.Facet("measure:N", title=None, sort=measures), columns=2)

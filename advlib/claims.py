@@ -1,0 +1,501 @@
+"""The paper's claims as data, and what the tables of a study say about each."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from advlib import annotations, metrics
+from advlib.seeds import over_seeds
+from advlib.study import METHODS
+from advlib.tables import in_per_cent, is_validation, read_tables
+
+HOLDS, FAILS, OPEN, ABSENT = "holds here", "does not hold here", "not resolved", "not measured"
+VARIANTS = {  # which of a study's methods stand for the paper's
+    "adversarial batches": {},  # the paper's own, as it describes them
+    "mixed batches": {"adv": "adv_mix", "adv_plus": "adv_plus_mix"},
+}
+COMPARED = ("std", "adv", "adv_plus")  # the methods that the paper compares
+EXCEPTIONS = ("jpeg_compression", "pixelate")  # where the paper does not find Adv+ better
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One difference, after less before, and the sign that the paper gives it."""
+
+    before: str  # a method
+    after: str
+    sign: int  # -1: lower after; 1: higher
+    part: str = ""  # the corruption or the factor that it is about; all images if empty
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper: it holds if each of its comparisons has the sign that it gives."""
+
+    title: str
+    benchmark: str  # clean, real, pgd40 or corruptions
+    statistic: str  # error, sd or error_ratio
+    comparisons: tuple[Comparison, ...]
+    chapter: str  # of a study, by its notebook
+    printed: str = ""  # what the paper says where it prints no number
+
+
+_LABEL = (Comparison("adv", "adv_plus", -1),)
+_ATTACK = (Comparison("std", "adv", 1),)
+CLAIMS: dict[str, Claim] = {
+    "clean": Claim(
+        "Label augmentation lowers the clean error", "clean", "error", _LABEL, "average_error"
+    ),
+    "mce": Claim(
+        "Label augmentation lowers the mCE", "corruptions", "error", _LABEL, "average_error"
+    ),
+    "pgd40": Claim(
+        "Label augmentation lowers the PGD-40 error", "pgd40", "error", _LABEL, "average_error"
+    ),
+    "sd_clean": Claim(
+        "Label augmentation lowers the class-wise SD, clean",
+        *("clean", "sd", _LABEL, "classwise_error"),
+    ),
+    "sd_real": Claim(
+        "Label augmentation lowers the class-wise SD, ReaL",
+        *("real", "sd", _LABEL, "classwise_error"),
+    ),
+    "sd_pgd40": Claim(
+        "Label augmentation lowers the class-wise SD, PGD-40",
+        *("pgd40", "sd", _LABEL, "classwise_error"),
+    ),
+    "widens_clean": Claim(
+        "Adversarial training widens the class-wise SD, clean",
+        *("clean", "sd", _ATTACK, "classwise_error"),
+    ),
+    "widens_real": Claim(
+        "Adversarial training widens the class-wise SD, ReaL",
+        *("real", "sd", _ATTACK, "classwise_error"),
+    ),
+    "widens_pgd40": Claim(
+        "Adversarial training widens the class-wise SD, PGD-40",
+        *("pgd40", "sd", _ATTACK, "classwise_error"),
+    ),
+    "std_lowest": Claim(
+        "Std has the lowest class-wise SD under PGD-40",
+        *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classwise_error"),
+    ),
+    "corruptions": Claim(
+        "Adv⁺ errs less than Adv on every corruption but JPEG and pixelate",
+        *("corruptions", "error"),
+        tuple(
+            Comparison("adv", "adv_plus", 1 if name in EXCEPTIONS else -1, name)
+            for name in metrics.CORRUPTIONS
+        ),
+        "corruptions",
+        "all 15 (Figure 2, no numbers)",
+    ),
+    "ratios": Claim(
+        "Adversarially trained models have lower error ratios in style and texture",
+        *("clean", "error_ratio"),
+        tuple(
+            Comparison("std", after, -1, factor)
+            for factor in ("style", "texture")
+            for after in ("adv", "adv_plus")
+        ),
+        "evaluate_imagenet_x",
+        "lower (Figure 4, no numbers)",
+    ),
+}
+"""The paper's claims by id, in the order in which the verdict page shows them."""
+
+
+def published_difference(paper: pd.DataFrame, claim: Claim, comparison: Comparison) -> float:
+    """The paper's own difference, a fraction; nan where it prints none.
+
+    Parameters
+    ----------
+    paper : DataFrame
+        ``results/paper/published.csv``. SDs there are as printed, not corrected for noise.
+    """
+    if comparison.part or claim.statistic == "error_ratio":
+        return np.nan
+    error = "mean_corruption_error" if claim.benchmark == "corruptions" else "error"
+    statistic = {"error": error, "sd": "sd"}[claim.statistic]
+    chosen = paper[(paper.benchmark == claim.benchmark) & (paper.statistic == statistic)]
+    value = chosen.set_index("method").value
+    return float(value[comparison.after] - value[comparison.before])
+
+
+def read_evidence(study, source: str) -> tuple[dict, dict]:
+    """The tables that the claims are about: clean, ReaL, PGD-40 and corruptions.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    source : {"fresh", "committed"}
+
+    Returns
+    -------
+    (tables, facts)
+        By (benchmark, method, seed). "real" is there for ImageNet's validation images: the clean
+        predictions judged by ReaL's label sets, images without a label dropped.
+    """
+    wanted = [name for name in ("clean", "pgd40", "corruptions") if name in study.benchmarks]
+    methods = {names.get(m, m) for names in VARIANTS.values() for m in COMPARED}
+    tables, facts = {}, {}
+    for key, table, known in read_tables(study, source, wanted):
+        if key[1] in methods:
+            tables[key], facts[key] = table, known
+    clean = {key: table for key, table in tables.items() if key[0] == "clean"}
+    if clean and is_validation(study.dataset, next(iter(clean.values())).file_name):
+        sets = annotations.real_label_sets()
+        for key, table in clean.items():
+            tables["real", *key[1:]] = metrics.multilabel_table(table, sets)
+            facts["real", *key[1:]] = facts[key]
+    return tables, facts
+
+
+def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) -> pd.DataFrame:
+    """Every comparison of every claim, measured in one study.
+
+    An interval is over images, paired, and of the study's first seed; ``mean`` and ``sd`` are over
+    seeds. The two never mix. Of an SD, ``value`` is the noise-corrected one and ``raw`` the other,
+    for which there is no honest interval (`advlib.metrics.bootstrap`).
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    tables : mapping
+        By (benchmark, method, seed), as of `read_evidence`.
+    paper : DataFrame
+        The paper's figures, ``results/paper/published.csv``.
+
+    Returns
+    -------
+    DataFrame
+        study, variant, claim, before, after, part, sign, paper (the printed difference), value,
+        low, high, raw, n_images, mean, sd, n_seeds, n_agree (seeds in which the difference has the
+        paper's sign), absent (why it was not measured, or ""). Differences are fractions, those of
+        error ratios plain numbers.
+    """
+    real = any(key[0] == "real" for key in tables)
+    rows = []
+    for variant, names in VARIANTS.items():
+        for name, claim in CLAIMS.items():
+            for asked in claim.comparisons:
+                here = dataclasses.replace(
+                    asked,
+                    before=names.get(asked.before, asked.before),
+                    after=names.get(asked.after, asked.after),
+                )
+                row = {"study": study.study, "variant": variant, "claim": name}
+                row |= dataclasses.asdict(here)
+                row["paper"] = published_difference(paper, claim, asked)
+                row["absent"] = _absent(study, claim, here, real)
+                rows.append(row | ({} if row["absent"] else _measure(study, tables, claim, here)))
+    columns = ["value", "low", "high", "raw", "n_images", "mean", "sd", "n_seeds", "n_agree"]
+    table = pd.DataFrame(rows)
+    return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
+
+
+def _absent(study, claim: Claim, comparison: Comparison, real: bool) -> str:
+    """Why a comparison cannot be made in a study; empty if it can."""
+    missing = {comparison.before, comparison.after} - set(study.methods)
+    if missing:
+        return f"the study has no {' and no '.join(sorted(missing))}"
+    if claim.benchmark == "corruptions" and study.corruptions == "none":
+        return study.unavailable["corruptions"]
+    if claim.benchmark == "pgd40" and "pgd40" not in study.attacks:
+        return "the study has no attack pgd40"
+    not_validation = "the images are not ImageNet's validation images"
+    if claim.benchmark == "real" and not real:
+        return study.unavailable.get("evaluate_real", not_validation)
+    if claim.statistic == "error_ratio" and not real:
+        reason = study.unavailable.get("evaluate_imagenet_x", not_validation)
+        return f"{reason}; factors measured on pixels are no stand-in for them"
+    return ""
+
+
+def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
+    """A comparison's figures, the interval from the first seed."""
+    found = []
+    for seed in study.seeds:
+        before, after = (
+            tables[claim.benchmark, method, seed]
+            for method in (comparison.before, comparison.after)
+        )
+        n_resamples = study.n_resamples if seed == study.seeds[0] else 1  # else the value alone
+        row = _difference(claim, comparison.part, before, after, n_resamples)
+        found.append({"seed": seed, "all": 0, **row})
+    first = found[0]
+    if np.isnan(first["value"]):
+        return {"absent": "no value: too few images for it"}
+    over = over_seeds(pd.DataFrame(found), ["all"]).iloc[0]
+    agree = sum(np.sign(row["value"]) == comparison.sign for row in found)
+    kept = {key: first[key] for key in ("value", "low", "high", "raw", "n_images")}
+    return kept | {
+        "mean": over["mean"],
+        "sd": over["sd"],
+        "n_seeds": len(found),
+        "n_agree": int(agree),
+    }
+
+
+def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dict:
+    """value, low, high, raw and n_images of after - before in one seed."""
+    n_images = after.file_name.nunique()
+    if claim.statistic == "error_ratio":
+        factors = annotations.imagenet_x("top", filter_prototypes=True)
+        found = metrics.factor_summary(
+            after, factors, paired_with=before, n_resamples=n_resamples
+        ).set_index("factor")
+        names = ["error_ratio", "ratio_low", "ratio_high", "n_images"]
+        value, low, high, n_images = found.loc[part, names]
+    elif claim.statistic == "sd":
+        found = metrics.summarise(after, paired_with=before, n_resamples=n_resamples)
+        found = found.set_index("statistic")
+        value, low, high = found.loc["sd_noise_corrected", ["value", "low", "high"]]
+        raw = found.loc["sd", "value"]
+        return {"value": value, "low": low, "high": high, "raw": raw, "n_images": n_images}
+    elif claim.benchmark == "corruptions" and not part:
+        value, low, high = metrics.corruption_summary(
+            after, paired_with=before, n_resamples=n_resamples
+        )
+    else:
+        if part:
+            before, after = (t[t.corruption == part] for t in (before, after))
+        value, low, high = metrics.bootstrap(after, "error", before, n_resamples=n_resamples)
+    return {"value": value, "low": low, "high": high, "raw": np.nan, "n_images": int(n_images)}
+
+
+def sides(rows: pd.DataFrame) -> np.ndarray:
+    """On which side each comparison of one claim lies: 1 as claimed, -1 the other, 0 open.
+
+    1: the 95 % interval lies on the claimed side. A claim of n comparisons needs all of them, so
+    that this needs no correction. -1: it lies on the other side, also when it is widened for n
+    tests (Bonferroni, by the quantiles of a normal distribution), since one of n may lie there by
+    chance. Either needs all seeds to have the same sign; without an interval nothing is decided.
+    """
+    value, low, high = (rows["sign"] * rows[c].astype(float) for c in ("value", "low", "high"))
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    wider = stats.norm.ppf(1 - 0.025 / len(rows)) / stats.norm.ppf(0.975)
+    with_all, with_none = rows["n_agree"] == rows["n_seeds"], rows["n_agree"] == 0
+    other = with_none & (value + wider * (high - value) < 0)
+    return np.select([with_all & (low > 0), other], [1, -1], 0)
+
+
+def judge(rows: pd.DataFrame) -> pd.Series:
+    """The verdict on one claim from its comparisons in one study, and why.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of `compare` for one study, variant and claim.
+
+    Returns
+    -------
+    Series
+        verdict ("holds here": all comparisons do; "does not hold here": one lies on the other
+        side; "not resolved"; "not measured"), why, n_tests, n_hold, n_against.
+    """
+    absent = [reason for reason in dict.fromkeys(rows["absent"]) if reason]
+    if absent:
+        counts = {"n_tests": 0, "n_hold": 0, "n_against": 0}
+        return pd.Series({"verdict": ABSENT, "why": "; ".join(absent), **counts})
+    side, n = sides(rows), len(rows)
+    hold, against = int((side == 1).sum()), int((side == -1).sum())
+    verdict = FAILS if against else HOLDS if hold == n else OPEN
+    seeds = int(rows["n_seeds"].iloc[0])
+    if n > 1:
+        which = ", ".join(part.replace("_", " ") for part in rows["part"][side == -1] if part)
+        which = f" ({which})" if which else ""
+        why = f"{hold} of {n} as claimed, {against} on the other side{which}, "
+        why += f"{n - hold - against} open"
+    elif verdict != OPEN:
+        why = "the interval leaves out zero"
+    elif rows["low"].isna().any():
+        why = "no interval can be given"
+    elif (rows["n_agree"] % seeds).any():
+        why = "the seeds do not agree"
+    else:
+        why = "the interval holds zero"
+    why += "; one seed" if seeds == 1 else f"; {seeds} seeds"
+    return pd.Series(
+        {"verdict": verdict, "why": why, "n_tests": n, "n_hold": hold, "n_against": against}
+    )
+
+
+def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """`judge` for every study, variant and claim: these columns and its own, in their order."""
+    keys = ["study", "variant", "claim"]
+    found = [
+        {**dict(zip(keys, key, strict=True)), **judge(rows)}
+        for key, rows in comparisons.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(found)
+
+
+def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """What was measured for one claim, for a table's cell: in points, or as difference of ratios.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of `compare` for one study, variant and claim.
+    names : mapping
+        The methods' names by id.
+    """
+    if rows["absent"].any():
+        return "–"
+    if rows["part"].any():
+        return judge(rows)["why"].rpartition(";")[0]
+    cells = []
+    for row in rows.itertuples():
+        which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
+        raw = "" if pd.isna(row.raw) else f" (raw {100 * row.raw:.2f})"
+        cells.append(f"{which}{in_per_cent(row)}{raw}")
+    return "; ".join(cells)
+
+
+def paper_words(rows: pd.DataFrame) -> str:
+    """The paper's own figure for one claim, in points, or what it says without numbers."""
+    claim = CLAIMS[rows["claim"].iloc[0]]
+    return claim.printed or "; ".join(f"{100 * value:.2f}" for value in rows["paper"])
+
+
+def overview(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """The table for a reader in a hurry: a row for each claim and study.
+
+    Parameters
+    ----------
+    comparisons, judged : DataFrame
+        As of `compare` and `verdicts`, of one or more studies.
+    studies : mapping
+        id -> advlib.study.Study.
+
+    Returns
+    -------
+    DataFrame
+        claim, the paper (in points), study, and for each of `VARIANTS` a column with the verdict
+        and, in Markdown, the link to the chapter that shows it, and one with what was measured.
+    """
+    verdict = judged.set_index(["claim", "study", "variant"]).verdict
+    rows = []
+    for name, claim in CLAIMS.items():
+        for study_id, study in studies.items():
+            chosen = comparisons[(comparisons.claim == name) & (comparisons.study == study_id)]
+            row = {"the paper's claim": claim.title, "study": study.title}
+            for variant, part in chosen.groupby("variant", sort=False):
+                row["the paper (points)"] = paper_words(part)
+                found = verdict[name, study_id, variant]
+                link = f"[{found}]({study_id}/{claim.chapter}.ipynb)"
+                row[variant] = found if found == ABSENT else f"**{link}**"
+                row[f"{variant}: measured (points)"] = measured_words(part, study.names)
+            rows.append(row)
+    first = ["the paper's claim", "the paper (points)", "study"]
+    table = pd.DataFrame(rows)
+    return table[[*first, *(column for column in table if column not in first)]]
+
+
+def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """The differences for which the paper prints numbers, measured and printed, each once.
+
+    Returns
+    -------
+    DataFrame
+        study (its title), effect ("Adv → Adv⁺: clean error"), series (the variant, or the paper),
+        value, low, high (fractions; the paper's without an interval), claimed ("lower", "higher").
+    """
+    titles = {"clean": "clean", "real": "ReaL", "pgd40": "PGD-40"}
+    originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
+    table = comparisons[comparisons.paper.notna()].copy()
+    pairs = [
+        " → ".join(METHODS[originals.get(m, m)].name for m in pair)
+        for pair in zip(table.before, table.after, strict=True)
+    ]
+    what = [
+        f"{titles[claim.benchmark]} {'SD' if claim.statistic == 'sd' else 'error'}"
+        if claim.benchmark in titles
+        else "mCE"
+        for claim in table.claim.map(CLAIMS)
+    ]
+    table["effect"] = [f"{pair}: {words}" for pair, words in zip(pairs, what, strict=True)]
+    table["claimed"] = table.sign.map({-1: "lower", 1: "higher"})
+    table["study"] = table.study.map(lambda name: studies[name].title)
+    table["series"] = table.variant
+    theirs = table.assign(series="the paper (ImageNet)", value=table.paper, low=np.nan, high=np.nan)
+    order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
+    both = pd.concat([table[table.absent == ""], theirs], ignore_index=True)
+    both = both.drop_duplicates(["study", "effect", "series"])
+    both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
+    return both[["study", "effect", "series", "value", "low", "high", "claimed"]]
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, so that the links in its cells are followed and checked."""
+    lines = [table.columns, [":---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """What was found, in at most five sentences that are computed from the tables.
+
+    Parameters
+    ----------
+    comparisons, judged, studies
+        As for `overview`.
+    """
+    paper, mixed = VARIANTS
+
+    def counted(study_id, variant):
+        found = judged[(judged.study == study_id) & (judged.variant == variant)].verdict
+        n = {verdict: int((found == verdict).sum()) for verdict in (HOLDS, FAILS, OPEN, ABSENT)}
+        return (
+            f"{n[HOLDS]} hold, {n[FAILS]} do not, {n[OPEN]} are not resolved and {n[ABSENT]} are "
+            f"not measured"
+        )
+
+    def of(name):
+        chosen = comparisons[(comparisons.claim == name) & (comparisons.variant == paper)]
+        chosen = chosen[chosen.absent == ""]
+        return {study_id: rows for study_id, rows in chosen.groupby("study", sort=False)}
+
+    def each(parts):
+        """One part a study, with its title if there are several."""
+        if not parts:
+            return "not measured in any study here"
+        several = len(studies) > 1
+        named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
+        return "; ".join(named)
+
+    def changes(name):
+        parts = {}
+        for s, rows in of(name).items():
+            row = rows.iloc[0]
+            parts[s] = f"{in_per_cent(row)} points, {judge(rows).verdict}"
+            # Only errors: the paper's SDs are not corrected for noise.
+            if CLAIMS[name].statistic == "error" and not row.low <= row.paper <= row.high:
+                parts[s] += ", and an effect of the paper's size lies outside the interval"
+        return parts
+
+    def printed(name):
+        own = comparisons[comparisons.claim == name].paper.iloc[0]
+        return f"the paper: {100 * own:.2f}"
+
+    corruptions = {s: judge(rows).why for s, rows in of("corruptions").items()}
+    totals = {s: counted(s, paper) for s in studies}
+    label_apart = {
+        s: counted(s, mixed)
+        for s in studies
+        if (judged[(judged.study == s) & (judged.variant == mixed)].verdict != ABSENT).any()
+    }
+    return [
+        f"Of the paper's {len(CLAIMS)} claims, {each(totals)}.",
+        f"The headline, PGD-40 error from Adv to Adv⁺ ({printed('pgd40')}): "
+        f"{each(changes('pgd40'))}.",
+        f"Class imbalance, the noise-corrected SD on clean images from Adv to Adv⁺ "
+        f"({printed('sd_clean')}, not corrected): {each(changes('sd_clean'))}.",
+        f"Corruption by corruption: {each(corruptions)}.",
+        f"With clean images in every batch, where the label tells images apart, of the same claims "
+        f"{each(label_apart)}.",
+    ]

@@ -1,0 +1,68 @@
+"""Several training seeds: how a figure spreads over them, which no interval over images says."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean and SD over the training seeds, never over anything else.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns ``by``, seed, value: one row a seed of each combination of ``by``.
+    by : sequence of str
+
+    Returns
+    -------
+    DataFrame
+        Columns ``by``, mean, sd (sample SD, nan for one seed), n_seeds, in the order of ``rows``.
+
+    Raises
+    ------
+    ValueError
+        If a seed has several rows: their spread would not be that of the seeds.
+    """
+    by = list(by)
+    if (again := rows.duplicated([*by, "seed"])).any():
+        which = ", ".join(str(value) for value in rows.loc[again, [*by, "seed"]].iloc[0])
+        raise ValueError(f"several rows for one seed ({which}): name what tells them apart in by")
+    found = rows.groupby(by, sort=False, observed=True).value.agg(["mean", "std", "count"])
+    return found.reset_index().rename(columns={"std": "sd", "count": "n_seeds"})
+
+
+def with_spread(mean: float, sd: float) -> str:
+    """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD."""
+    return f"{100 * mean:.2f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.2f}")
+
+
+def seeds_table(
+    rows: pd.DataFrame, by: Sequence[str], across: str, titles: Mapping[str, str]
+) -> pd.DataFrame:
+    """The "Over seeds" table of a chapter: cells "mean ± SD", and the number of seeds.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Columns ``by``, ``across``, seed, value (a fraction).
+    by : sequence of str
+        What makes a row.
+    across : str
+        The column whose values become columns.
+    titles : mapping
+        The titles of these columns by value, in their order; other values are left out.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``by``, the titles, seeds.
+    """
+    over = over_seeds(rows[rows[across].isin(titles)], [*by, across])
+    cells = [with_spread(*pair) for pair in zip(over["mean"], over["sd"], strict=True)]
+    wide = over.assign(cell=cells).pivot(index=list(by), columns=across, values="cell")
+    wide = wide.reindex(columns=list(titles)).rename(columns=titles)
+    wide["seeds"] = over.groupby(list(by), observed=True).n_seeds.min()
+    order = pd.MultiIndex.from_frame(over[list(by)].drop_duplicates())
+    wide = wide.loc[order if len(by) > 1 else order.get_level_values(0)]
+    return wide.rename_axis(None, axis=1).reset_index()

@@ -1,0 +1,205 @@
+"""Which run is the control of which, and what its chapter says on made-up tables."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import vl_convert
+import yaml
+from test_claims import evidence, execute, made_up_run, shown
+
+from advlib import ablations, charts_verdict
+from advlib.study import load_study
+
+ATTACKS = [{}, {"steps": 1, "step_size": 0.1}]
+ABLATIONS = {
+    "adv_smoothing": {"method": "adv_smoothing"},
+    "adv_extra_logit": {"method": "adv_extra_logit"},
+    "strong_label": {"method": "adv_plus", "delta": 0.3, "title": "Adv⁺, δ = 0.3"},
+    "mix_no_label": {"method": "adv_plus_mix", "delta": 0.0},
+    "adv_two": {"method": "adv", "transforms": ATTACKS},
+    "plus_two": {"method": "adv_plus", "transforms": ATTACKS},
+    "new_head": {"method": "adv_plus", "replace_head": True},
+    "cross_entropy": {"method": "adv_plus", "train_objective": "cross_entropy"},
+    "adv_predicted": {"method": "adv", "train_label_source": "predicted"},
+    "plus_predicted": {"method": "adv_plus", "train_label_source": "predicted"},
+    "longer": {"method": "adv", "epochs": 20},
+}
+METHODS = ["pretrained", "std", "adv", "adv_plus", "adv_mix", "adv_plus_mix"]
+
+
+@pytest.fixture
+def study():
+    return dataclasses.replace(load_study("digits"), methods=METHODS, ablations=ABLATIONS)
+
+
+@pytest.mark.parametrize(
+    "run, control, lacking",
+    [
+        ("adv_extra_logit", "adv", ["logits"]),
+        ("adv_plus", "adv_extra_logit", ["label"]),
+        ("strong_label", "adv_extra_logit", ["label"]),  # delta = 0, not the paper's delta
+        ("adv_smoothing", "adv", ["smoothing"]),
+        ("adv_mix", "adv", ["mix"]),
+        ("mix_no_label", "adv_mix", ["logits"]),
+        ("adv_plus_mix", "mix_no_label", ["label"]),
+        ("adv_two", "adv", ["transforms"]),
+        ("plus_two", "adv_two", ["logits", "label"]),  # the same images, without their labels
+        ("new_head", "adv_plus", ["replace_head"]),
+        ("cross_entropy", "adv_plus", ["train_objective"]),
+        ("adv_predicted", "adv", ["threat.label_source"]),
+        ("plus_predicted", "adv_plus", ["threat.label_source"]),
+        ("longer", "adv", ["epochs"]),
+    ],
+)
+def test_the_control_lacks_one_ingredient(study, run, control, lacking):
+    found, missing = ablations.control(study, run)
+    assert (found, sorted(missing)) == (control, sorted(lacking))
+
+
+def test_the_simplest_run_has_no_control_and_clean_training_is_none(study):
+    assert ablations.control(study, "adv") is None
+    assert not {"std", "pretrained"} & set(ablations.adversarial_runs(study))
+
+
+def test_without_a_run_in_between_the_control_lacks_more(study):
+    """Mixed batches are never traded for a closer match: they decide the images."""
+    few = dataclasses.replace(study, ablations={})
+    assert ablations.control(few, "adv_plus_mix")[0] == "adv_mix"
+    assert ablations.control(few, "adv_plus") == ("adv", ["logits", "label"])
+
+
+def test_an_ablation_of_two_things_is_compared_where_one_is_missing(study):
+    two = {"method": "adv_plus", "replace_head": True, "delta": 0.3}
+    study = dataclasses.replace(study, ablations=ABLATIONS | {"both": two})
+    assert ablations.control(study, "both") == ("strong_label", ["replace_head"])
+
+
+def test_settings_that_do_nothing_to_a_run_tell_no_runs_apart(study):
+    """The head of a network without extra logits is never widened, so never replaced."""
+    other = dataclasses.replace(study, replace_head=True, ablations={})
+    same = ablations.ingredients(study, "adv")
+    theirs = ablations.ingredients(other, "adv")
+    differ = {key for key in same if same[key] != theirs[key]}
+    assert differ == {"replace_head"} and ablations.control(other, "adv") is None
+
+
+def test_comparisons_ask_also_about_smoothing_and_the_whole(study):
+    rows = ablations.comparisons(study)
+    asked = set(rows.itertuples(index=False, name=None))
+    assert ("label and logit, not smoothing (δ = 0.03)", "adv_plus", "adv_smoothing") in asked
+    whole = "extra logit and transformation label (δ = 0.03)"
+    assert (whole, "adv_plus", "adv") in asked and (whole, "adv_plus_mix", "adv_mix") in asked
+    two = "2 extra logits and transformation label (δ = 0.03)"
+    assert (two, "plus_two", "adv_two") in asked
+    assert ("transformation label (δ = 0.3)", "strong_label", "adv_extra_logit") in asked
+    assert ("epochs = 20", "longer", "adv") in asked
+    assert not rows.duplicated(["run", "control"]).any()
+
+
+def test_the_sweep_of_delta_starts_at_the_network_without_a_label(study):
+    sweep = ablations.delta_sweep(study)
+    found = {family: part for family, part in sweep.groupby("family", sort=False)}
+    assert found["Adv⁺"].run.tolist() == ["adv_extra_logit", "adv_plus", "strong_label"]
+    assert found["Adv⁺"].delta.tolist() == [0, 0.03, 0.3]
+    assert found["Adv⁺ mixed"].run.tolist() == ["mix_no_label", "adv_plus_mix"]
+    assert set(found) == {"Adv⁺", "Adv⁺ mixed"}  # alone: plus_two, new_head, …
+
+
+@pytest.fixture
+def tables(study):
+    """All runs alike, but the extra logit alone is worse under PGD-40."""
+    whole = dataclasses.replace(study, methods=[*study.methods], corruptions="none")
+    parts = []
+    names = [*whole.methods, *whole.ablations]
+    stand_in = dataclasses.replace(whole, ablations={}, methods=METHODS)
+    base = evidence(stand_in, clean={m: 0.3 for m in METHODS}, pgd40={m: 0.5 for m in METHODS})
+    worse = evidence(stand_in, pgd40={"adv": np.linspace(0.6, 1.0, 10)})["pgd40", "adv", 0]
+    for name in names:
+        for benchmark in ("clean", "pgd40"):
+            table = base[benchmark, "adv", 0]
+            if (name, benchmark) == ("adv_extra_logit", "pgd40"):
+                table = worse
+            parts.append(table.assign(benchmark=benchmark, method=name, seed=0))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_differences_are_the_run_less_its_control(study, tables):
+    pairs = ablations.comparisons(study)
+    found = ablations.differences(tables, pairs, 200).set_index(["run", "control"])
+    robust = found[(found.benchmark == "pgd40") & (found.statistic == "error")]
+    logit = robust.loc[("adv_extra_logit", "adv")]
+    assert logit.value == pytest.approx(0.3) and logit.low > 0.2
+    assert robust.loc[("adv_plus", "adv_extra_logit")].value == pytest.approx(-0.3)
+    assert robust.loc[("adv_plus", "adv")].value == 0
+    assert len(found) == 4 * len(pairs)
+
+
+def test_findings_count_what_leaves_out_zero(study, tables):
+    pairs = ablations.comparisons(study)
+    found = ablations.differences(tables, pairs, 200)
+    summary = ablations.run_summary(tables, 200)
+    names = study.names | study.ablation_names
+    none = pd.DataFrame(columns=["benchmark", "statistic", "sd"])
+    lines = ablations.findings(found, summary, ablations.delta_sweep(study), names, none)
+    clear = (found.low > 0) | (found.high < 0)
+    n = found.low.notna().sum()
+    assert lines[0].startswith(f"{clear.sum()} of {n} intervals leave out zero")
+    assert f"about {0.05 * n:.0f} would" in lines[0]
+    doses = next(line for line in lines if "error, transformation label:" in line)
+    # Of adv_plus and strong_label; the mixed pair has the same images wrong.
+    assert "-30.00 to 0.00 points in 3 comparisons, clearly lower in 2 and higher in 0" in doses
+    assert "PGD-40 error lies between 50.00 and 80.00 %" in " ".join(lines)
+    assert "still be the chance of training" in lines[-1]
+
+
+def test_charts_draw_every_run_and_difference(study, tables):
+    summary = ablations.run_summary(tables, 50)
+    errors = summary[summary.statistic == "error"].merge(ablations.delta_sweep(study), on="run")
+    errors = errors.assign(method=errors.family, title=errors.run)
+    svg = vl_convert.vegalite_to_svg(charts_verdict.delta_sweep(errors).to_dict())
+    assert svg.count('aria-roledescription="circle"') == 2 * 5
+    found = ablations.differences(tables, ablations.comparisons(study), 50)
+    found = found.assign(
+        measure=found.benchmark + found.statistic, comparison=found.run + found.control
+    )
+    svg = vl_convert.vegalite_to_svg(charts_verdict.ingredients(found).to_dict())
+    assert svg.count('aria-roledescription="circle"') == len(found)
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """A made-up run of two seeds with ablations, and its study file."""
+    values = {"study": "audited", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
+    values |= {"pretrain_epochs": 1, "methods": ["std", "adv", "adv_plus"], "seeds": [0, 1]}
+    values |= {"n_resamples": 100, "corruption_images": 200}
+    kept = ("adv_extra_logit", "adv_smoothing", "strong_label")
+    values["ablations"] = {name: ABLATIONS[name] for name in kept}
+    file = tmp_path / "audited.yaml"
+    file.write_text(yaml.safe_dump(values, allow_unicode=True))
+    made_up_run(load_study(file), {"adv_extra_logit": 0.7})
+    return file
+
+
+def test_seeds_are_a_yardstick(audited):
+    study = load_study(audited)
+    found = ablations.spread_over_seeds(study, "fresh")
+    assert set(zip(found.run, found.control, strict=True)) == {("adv_plus", "adv")}
+    row = found[(found.benchmark == "pgd40") & (found.statistic == "error")].iloc[0]
+    assert (row["mean"], row.sd, row.n_seeds) == (0, 0, 2)  # made with the same errors
+    one = dataclasses.replace(study, seeds=[0])
+    assert ablations.spread_over_seeds(one, "fresh").empty
+
+
+def test_the_chapter_shows_each_run_against_its_control(audited, tmp_path):
+    options = ["-p", "study", str(audited), "-p", "output", str(tmp_path / "out")]
+    notebook = execute("ablations", tmp_path, *options)
+    page = shown(notebook, "tab-ablation-differences")
+    row = next(line for line in page.splitlines() if "Adv extra logit − Adv |" in line)
+    assert row.startswith("| extra logit |") and "**30.00 [" in row
+    assert "±" in shown(notebook, "tab-ablation-seeds")
+    rows = pd.read_csv(tmp_path / "out/ablations.csv")
+    difference = rows[(rows.method == "adv_extra_logit") & (rows.group == "less adv")]
+    clean = difference[(difference.benchmark == "clean") & (difference.statistic == "error")]
+    assert clean.value.item() == pytest.approx(0.3)

@@ -1,0 +1,418 @@
+"""The paper's claims on made-up tables whose outcome is known, and the page that shows them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from advlib import annotations, charts_verdict, claims, metrics
+from advlib.predictions import write_predictions
+from advlib.seeds import over_seeds, seeds_table, with_spread
+from advlib.study import ROOT, load_study
+
+PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
+CLASSES, EACH = 10, 20
+
+
+def predictions(errors, seed=0) -> pd.DataFrame:
+    """A table of 10 classes of 20 images, with these class errors (or one for all) exactly.
+
+    Which images are wrong is drawn afresh for another seed.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(CLASSES), EACH)
+    counts = np.round(np.broadcast_to(errors, CLASSES) * EACH).astype(int)
+    wrong = np.concatenate([rng.permutation(EACH) < count for count in counts])
+    return pd.DataFrame(
+        {
+            "file_name": [f"{i:04d}.png" for i in range(len(labels))],
+            "label": labels,
+            "predicted_class": np.where(wrong, (labels + 1) % CLASSES, labels),
+            "predicted_probability": 0.5,
+        }
+    )
+
+
+def corrupted(errors: dict, seed=0) -> pd.DataFrame:
+    """75 conditions: errors by corruption, those that are not named 0.5."""
+    parts = [
+        predictions(errors.get(name, 0.5), seed + 10 * i + severity).assign(
+            corruption=name, severity=severity
+        )
+        for i, name in enumerate(metrics.CORRUPTIONS)
+        for severity in range(1, 6)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture
+def study():
+    """Without corrupted images, which take the longest."""
+    methods = ["std", "adv", "adv_plus"]
+    quick = load_study("digits", corruptions="none", corruption_images=None)
+    return dataclasses.replace(quick, methods=methods, n_resamples=300)
+
+
+@pytest.fixture
+def corrupted_study(study):
+    return dataclasses.replace(study, corruptions="generated", n_resamples=100)
+
+
+def evidence(study, **errors) -> dict:
+    """Tables of a study, by benchmark: class errors by method; all else 0.5."""
+    tables = {}
+    for seed in study.seeds:
+        for number, method in enumerate(study.methods):
+            draw = 1000 * seed + number
+            for benchmark in ("clean", "pgd40"):
+                table = predictions(errors.get(benchmark, {}).get(method, 0.5), draw)
+                tables[benchmark, method, seed] = table
+            if study.corruptions != "none":
+                table = corrupted(errors.get("corruptions", {}).get(method, {}), draw)
+                tables["corruptions", method, seed] = table
+    return tables
+
+
+def verdict_of(comparisons, claim, variant="adversarial batches"):
+    judged = claims.verdicts(comparisons).set_index(["variant", "claim"])
+    return judged.loc[(variant, claim)]
+
+
+# ---------------------------------------------------------------- the claims themselves
+
+
+def test_the_papers_own_numbers_have_the_signs_that_it_claims():
+    for claim in claims.CLAIMS.values():
+        for comparison in claim.comparisons:
+            difference = claims.published_difference(PAPER, claim, comparison)
+            assert np.isnan(difference) or np.sign(difference) == comparison.sign
+
+
+@pytest.mark.parametrize(
+    "claim, before, per_cent",  # the percentages that the paper's text gives
+    [
+        ("clean", 0.3218, 17.03),
+        ("mce", 0.7141, 6.97),
+        ("pgd40", 0.7032, 53.50),
+        ("sd_real", 0.1524, 7.87),
+        ("sd_pgd40", 0.1577, 2.79),
+    ],
+)
+def test_published_differences_give_the_papers_percentages(claim, before, per_cent):
+    claim = claims.CLAIMS[claim]
+    difference = claims.published_difference(PAPER, claim, claim.comparisons[0])
+    assert round(-100 * difference / before, 2) == per_cent
+
+
+def test_there_is_a_chapter_for_every_claim():
+    for claim in claims.CLAIMS.values():
+        assert (ROOT / "notebooks" / f"{claim.chapter}.ipynb").is_file()
+    corruptions = claims.CLAIMS["corruptions"].comparisons
+    assert [c.part for c in corruptions] == list(metrics.CORRUPTIONS)
+    assert sum(c.sign == -1 for c in corruptions) == 13
+
+
+# ---------------------------------------------------------------- known outcomes
+
+
+def test_a_claim_holds_fails_is_open_or_is_not_measured(corrupted_study):
+    study = corrupted_study
+    tables = evidence(
+        study,
+        clean={"adv": 0.6, "adv_plus": 0.2},
+        pgd40={"adv": 0.3, "adv_plus": 0.7},
+    )
+    found = claims.compare(study, tables, PAPER)
+    assert verdict_of(found, "clean").verdict == claims.HOLDS
+    assert verdict_of(found, "pgd40").verdict == claims.FAILS
+    assert verdict_of(found, "mce").verdict == claims.OPEN
+    assert verdict_of(found, "mce").why == "the interval holds zero; one seed"
+    real = verdict_of(found, "sd_real")
+    assert real.verdict == claims.ABSENT and "ImageNet's validation images" in real.why
+    assert "no stand-in" in verdict_of(found, "ratios").why
+    mixed = verdict_of(found, "clean", "mixed batches")
+    assert mixed.verdict == claims.ABSENT
+    assert mixed.why == "the study has no adv_mix and no adv_plus_mix"
+
+
+def test_the_mixed_pair_is_judged_by_its_own_tables(study):
+    study = dataclasses.replace(
+        study, methods=["std", "adv", "adv_plus", "adv_mix", "adv_plus_mix"]
+    )
+    tables = evidence(study, clean={"adv_mix": 0.2, "adv_plus_mix": 0.6})
+    found = claims.compare(study, tables, PAPER)
+    assert verdict_of(found, "clean", "mixed batches").verdict == claims.FAILS
+    assert verdict_of(found, "clean").verdict == claims.OPEN
+
+
+def test_a_spread_is_judged_by_its_noise_corrected_sd(study):
+    even, uneven = np.full(CLASSES, 0.5), np.linspace(0.05, 0.95, CLASSES)
+    tables = evidence(study, clean={"std": even, "adv": uneven})
+    found = claims.compare(study, tables, PAPER)
+    row = found[(found.claim == "widens_clean") & (found.absent == "")].iloc[0]
+    std, adv = (metrics.class_summary(tables["clean", method, 0]) for method in ("std", "adv"))
+    assert row.value == pytest.approx(adv.sd_noise_corrected - std.sd_noise_corrected)
+    assert row.raw == pytest.approx(adv.sd - std.sd) and row.raw != row.value
+    expected = metrics.bootstrap(
+        tables["clean", "adv", 0],
+        "sd_noise_corrected",
+        tables["clean", "std", 0],
+        n_resamples=study.n_resamples,
+    )
+    assert (row.low, row.high) == pytest.approx(tuple(expected)[1:])
+    assert verdict_of(found, "widens_clean").verdict == claims.HOLDS
+    assert "raw" in claims.measured_words(found[found.index == row.name], study.names)
+
+
+def test_std_has_the_lowest_spread_only_if_it_is_lower_than_both(study):
+    even, uneven = np.full(CLASSES, 0.5), np.linspace(0.05, 0.95, CLASSES)
+    both = evidence(study, pgd40={"std": even, "adv": uneven, "adv_plus": uneven})
+    assert verdict_of(claims.compare(study, both, PAPER), "std_lowest").verdict == claims.HOLDS
+    one = evidence(study, pgd40={"std": uneven, "adv": np.append(uneven[1:], 1), "adv_plus": even})
+    found = verdict_of(claims.compare(study, one, PAPER), "std_lowest")
+    assert found.verdict == claims.FAILS and found.n_against == 1
+
+
+def test_two_exceptions_are_part_of_the_claim_about_corruptions(corrupted_study):
+    study = corrupted_study
+    everywhere = {name: 0.1 for name in metrics.CORRUPTIONS}
+    but_two = everywhere | {name: 0.9 for name in claims.EXCEPTIONS}
+    against = "13 of 15 as claimed, 2 on the other side (pixelate, jpeg compression), 0 open"
+    for better, expected, said in (
+        (everywhere, claims.FAILS, against),
+        (but_two, claims.HOLDS, "15 of 15 as claimed"),
+    ):
+        tables = evidence(study, corruptions={"adv_plus": better})
+        found = verdict_of(claims.compare(study, tables, PAPER), "corruptions")
+        assert found.verdict == expected and found.n_tests == 15
+        assert said in found.why
+
+
+def comparison_rows(values, half=0.01, sign=-1, n_seeds=1, n_agree=None):
+    values = np.asarray(values, float)
+    agree = (np.sign(values) == sign) * n_seeds if n_agree is None else n_agree
+    return pd.DataFrame(
+        {
+            "sign": sign,
+            "value": values,
+            "low": values - half,
+            "high": values + half,
+            "absent": "",
+            "part": "",
+            "n_seeds": n_seeds,
+            "n_agree": agree,
+        }
+    )
+
+
+def test_one_interval_of_fifteen_may_lie_on_the_other_side_by_chance():
+    # 95 % and 15 tests: the normal quantiles 1.96 and 2.94, so that 1.5 times the width decides.
+    held = [-0.05] * 14
+    assert claims.judge(comparison_rows([*held, 0.0145])).verdict == claims.OPEN
+    assert claims.judge(comparison_rows([*held, 0.0155])).verdict == claims.FAILS
+    assert claims.judge(comparison_rows([0.0101])).verdict == claims.FAILS  # one test, not widened
+    assert claims.judge(comparison_rows([*held, -0.0101])).verdict == claims.HOLDS
+
+
+def test_seeds_that_disagree_leave_a_claim_open():
+    clear = comparison_rows([-0.05], n_seeds=3, n_agree=3)
+    assert claims.judge(clear).verdict == claims.HOLDS
+    torn = claims.judge(clear.assign(n_agree=2))
+    assert torn.verdict == claims.OPEN and torn.why == "the seeds do not agree; 3 seeds"
+    against = comparison_rows([0.05], n_seeds=3, n_agree=0)
+    assert claims.judge(against).verdict == claims.FAILS
+    assert claims.judge(against.assign(n_agree=1)).verdict == claims.OPEN
+
+
+def test_without_an_interval_nothing_is_decided():
+    rows = comparison_rows([-0.05]).assign(low=np.nan, high=np.nan)
+    found = claims.judge(rows)
+    assert found.verdict == claims.OPEN and "no interval" in found.why
+
+
+def test_seeds_and_images_are_kept_apart(study):
+    study = dataclasses.replace(study, seeds=[0, 1])
+    tables = evidence(study, clean={"adv": 0.6, "adv_plus": 0.2})
+    tables["clean", "adv_plus", 1] = predictions(0.4, 7)
+    found = claims.compare(study, tables, PAPER)
+    row = found[(found.claim == "clean") & (found.absent == "")].iloc[0]
+    assert row.value == pytest.approx(-0.4) and row.low > -0.5 and row.high < -0.3
+    assert row["mean"] == pytest.approx(-0.3)
+    assert row.sd == pytest.approx(0.2 / np.sqrt(2))  # of -0.4 and -0.2, with n - 1
+    assert (row.n_seeds, row.n_agree) == (2, 2)
+
+
+def test_error_ratios_come_from_people_s_annotations(study):
+    """ImageNet-X: Std fails on style and texture alone, the others equally on every image."""
+    study = dataclasses.replace(study, dataset="imagenet")
+    factors = annotations.imagenet_x().dropna()
+    chosen = factors[factors.factor.isin(["style", "texture", "pose"])]
+    chosen = chosen.groupby("factor").head(150)
+    rng = np.random.default_rng(0)
+    base = {"file_name": chosen.file_name.to_numpy(), "label": np.arange(len(chosen)) % 5}
+    hard = chosen.factor.isin(["style", "texture"]).to_numpy()
+    tables = {}
+    for method in study.methods:
+        rate = np.where(hard, 0.9, 0.1) if method == "std" else np.full(len(chosen), 0.5)
+        wrong = rng.random(len(chosen)) < rate
+        table = pd.DataFrame(base | {"predicted_probability": 0.5})
+        table["predicted_class"] = np.where(wrong, 999, table.label)
+        for benchmark in ("clean", "real", "pgd40"):
+            tables[benchmark, method, 0] = table
+    found = claims.compare(study, tables, PAPER)
+    assert verdict_of(found, "ratios").verdict == claims.HOLDS
+    row = found[(found.claim == "ratios") & (found["after"] == "adv") & (found.part == "style")]
+    ratio = {m: metrics.error_ratio(tables["clean", m, 0], annotations.imagenet_x())
+             for m in ("std", "adv")}  # fmt: skip
+    ratio = {m: r.set_index("factor").error_ratio["style"] for m, r in ratio.items()}
+    assert row.value.iloc[0] == pytest.approx(ratio["adv"] - ratio["std"])
+
+
+# ---------------------------------------------------------------- what the page says
+
+
+def test_overview_findings_and_chart_say_what_the_tables_say(study):
+    tables = evidence(study, clean={"adv": 0.6, "adv_plus": 0.2})
+    found = claims.compare(study, tables, PAPER)
+    judged = claims.verdicts(found)
+    table = claims.overview(found, judged, {study.study: study}).set_index("the paper's claim")
+    row = table.loc["Label augmentation lowers the clean error"]
+    assert row["adversarial batches"] == "**[holds here](digits/average_error.ipynb)**"
+    assert row["adversarial batches: measured (points)"].startswith("-40.00 [-")
+    assert row["the paper (points)"] == "-5.48"
+    assert row["mixed batches"] == claims.ABSENT
+    lines = claims.findings(found, judged, {study.study: study})
+    counts = judged[judged.variant == "adversarial batches"].verdict.value_counts()
+    assert len(lines) <= 5 and f"{counts[claims.HOLDS]} hold" in lines[0]
+    assert "an effect of the paper's size lies outside the interval" in lines[1]  # -37.62
+
+    effects = claims.effects(found, {study.study: study})
+    paper = effects[effects.series == "the paper (ImageNet)"].set_index("effect").value
+    assert paper["Adv → Adv⁺: PGD-40 error"] == pytest.approx(-0.3762)
+    assert paper["Std → Adv⁺: PGD-40 SD"] == pytest.approx(0.1062) and paper.index.is_unique
+    import vl_convert
+
+    svg = vl_convert.vegalite_to_svg(charts_verdict.effects(effects).to_dict())
+    assert svg.count('aria-roledescription="point"') == len(effects)
+
+
+def test_no_claim_needs_torch():
+    names = "ablations, charts_verdict, claims, seeds"
+    code = f"import sys; from advlib import {names}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---------------------------------------------------------------- several seeds
+
+
+def test_spread_over_seeds_by_hand():
+    rows = pd.DataFrame(
+        {"method": list("bbba"), "seed": [0, 1, 2, 0], "value": [0.1, 0.2, 0.6, 0.5]}
+    )
+    over = over_seeds(rows, ["method"])
+    assert over.method.tolist() == ["b", "a"] and over.n_seeds.tolist() == [3, 1]
+    assert over["mean"].tolist() == pytest.approx([0.3, 0.5])
+    assert over.sd[0] == pytest.approx(np.sqrt(0.07)) and np.isnan(over.sd[1])
+    assert with_spread(0.3, over.sd[0]) == "30.00 ± 26.46" and with_spread(0.5, np.nan) == "50.00"
+    with pytest.raises(ValueError, match="several rows for one seed"):
+        over_seeds(pd.concat([rows, rows.tail(1)]), ["method"])
+
+
+def test_seeds_table_keeps_the_order_and_leaves_out_other_figures():
+    rows = pd.DataFrame(
+        [
+            (method, figure, seed, value + 0.1 * seed)
+            for method, value in (("std", 0.1), ("adv", 0.3))
+            for figure in ("mean", "gap", "sd")
+            for seed in (0, 1)
+        ],
+        columns=["method", "statistic", "seed", "value"],
+    )
+    table = seeds_table(rows, ["method"], "statistic", {"sd": "SD", "mean": "Mean"})
+    assert table.columns.tolist() == ["method", "SD", "Mean", "seeds"]
+    assert table.method.tolist() == ["std", "adv"] and table.seeds.tolist() == [2, 2]
+    assert table["Mean"].tolist() == ["15.00 ± 7.07", "35.00 ± 7.07"]
+
+
+def made_up_run(study, errors=None) -> None:
+    """Fresh tables of a study, its ablations included, as its notebooks write them."""
+    errors = errors or {}
+    images = len(predictions(0.5))
+    data = {"train": {"fingerprint": "train-images", "images": 9}}
+    data |= {"test": {"fingerprint": "images", "images": images}}
+    names = [str(i) for i in range(CLASSES)]
+    (study.runs / "train").mkdir(parents=True)
+    record = data | {"class_names": names, "settings": study.data_settings()}
+    (study.runs / "data.json").write_text(json.dumps(record))
+    (study.runs / "measures.parquet").touch()
+    for number, (method, seed) in enumerate([*study.method_runs, *study.ablation_runs]):
+        (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
+        settings = study.training_settings(method, seed, "train-images", "start")
+        facts = {"settings": settings, "data": "images", "split": "test", "data_title": "Digits"}
+        facts |= {"checkpoint_hash": "none", "threat": None, "corruptions": None}
+        tables = {
+            "clean": predictions(errors.get(method, 0.4), number),
+            "pgd40": predictions(0.6, 100 + number),
+            "corruptions": corrupted({}, 200 + number),
+        }
+        for benchmark, table in tables.items():
+            own = (
+                facts | {"threat": study.threat("pgd40").to_dict()}
+                if benchmark == "pgd40"
+                else facts
+            )
+            own = own | {"corruptions": "generated"} if benchmark == "corruptions" else own
+            path = study.runs / "predictions" / benchmark / f"{method}-seed{seed}.parquet"
+            if method in study.methods or benchmark != "corruptions":
+                write_predictions(table, path, **own)
+
+
+def execute(name, tmp_path, *options) -> nbformat.NotebookNode:
+    """Run one notebook by papermill, as the pipeline does."""
+    out = tmp_path / f"{name}.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
+    source = ROOT / "notebooks" / f"{name}.ipynb"
+    done = subprocess.run(
+        [*command, str(source), str(out), *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return nbformat.read(out, as_version=4)
+
+
+def shown(notebook, figure) -> str:
+    """What a figure's cell displays, as text."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == figure:
+            (data,) = [output.data for output in cell.outputs if "data" in output]
+            return data.get("text/markdown") or data["text/html"]
+    raise AssertionError(f"there is no {figure}")
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    """A made-up run with two seeds, and its study file."""
+    values = {"study": "two_seeds", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
+    values |= {"pretrain_epochs": 1, "methods": ["std", "adv", "adv_plus"], "seeds": [0, 1]}
+    file = tmp_path / "two_seeds.yaml"
+    file.write_text(yaml.safe_dump(values | {"n_resamples": 100, "corruption_images": 200}))
+    made_up_run(load_study(file), {"adv_plus": 0.1})
+    return file
+
+
+def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
+    options = ["-p", "study", str(two_seeds), "-p", "output", str(tmp_path / "out")]
+    page = shown(execute("corruptions", tmp_path, *options), "tab-corruption-seeds")
+    assert "±" in page and "mCE (%)" in page and "noise-corrected SD (points)" in page
+
+    options = ["-y", f"studies: ['{two_seeds}:fresh']", "-p", "output", str(tmp_path / "out")]
+    verdict = execute("verdict", tmp_path, *options)
+    assert "[holds here](two_seeds/average_error.ipynb)" in shown(verdict, "tab-verdict")
+    assert "-30.00 ± 0.00; sign in 2 of 2" in shown(verdict, "tab-verdict-sure")
+    table = pd.read_csv(tmp_path / "out/verdict.csv")
+    assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)
