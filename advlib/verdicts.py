@@ -1,0 +1,378 @@
+"""Is an evaluation by PGD to be trusted? The battery's tests as data, and their verdicts in words.
+
+Every test looks for images that PGD-40 leaves standing although something else breaks them, or for
+a reason why PGD would. An image that is wrong unattacked counts as broken by everything, so clean
+mistakes are no difference anywhere. The thresholds were fixed before any model was tested.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+EXPECTED, LOOK, ALARMING, NOT_RUN = "as expected", "look closer", "alarming", "not run"
+VERDICTS = (EXPECTED, LOOK, ALARMING, NOT_RUN)
+FEW = 5  # fewer images than this never alarm, however few were attacked
+
+# The literature says in which direction each test should come out, and for some by how much. Both
+# numbers are shares of all images. Up to the tolerance a difference is nothing; one that is beyond
+# it by more than the choice of images explains (the lower end of a 95 % interval) is looked at more
+# closely; one that is as clearly beyond the alarm means that PGD cannot be trusted.
+WEAKER = {"tolerance": 0.002, "alarm": 0.02}
+"""What a weaker attack may find that PGD misses. AutoAttack warns if Square lowers the robust
+accuracy by more than 0.2 points (``check_square_sr``); the alarm at ten times as much is ours."""
+MORE = {"tolerance": 0.01, "alarm": 0.05}
+"""What more of the same may find: the literature expects none, a robust network shows a few tenths
+of a point (MadryLab's ResNet-50 at 4/255: 0.2 from 20 steps to 100). Both numbers are ours."""
+OTHER = {"tolerance": 0.05, "alarm": 0.1}
+"""What another good attack may find: 4.2 and 3.9 points on the adversarially trained ImageNet
+networks of Engstrom and Wong (RobustBench: reported by PGD against AutoAttack); more than 10 points
+in many of the evaluations by which Croce & Hein (2020) identified broken defences."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A test of the battery.
+
+    Parameters
+    ----------
+    question, expected : str
+        As the page shows them.
+    source : str
+        Where expectation and thresholds come from.
+    keys : tuple of str
+        These sources in the bibliography.
+    tolerance, alarm : float
+        See above.
+    """
+
+    question: str
+    expected: str
+    source: str
+    keys: tuple[str, ...]
+    tolerance: float
+    alarm: float
+
+
+TESTS: dict[str, Test] = {
+    "eps_unbounded": Test(
+        "Does the error reach 100 % when every image is within reach?",
+        "no image stands at the largest ε",
+        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours",
+        ("athalye2018", "carlini2019"),
+        **MORE,
+    ),
+    "eps_rises": Test(
+        "Does the error rise with ε?",
+        "an image that falls at one ε falls at the next",
+        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours",
+        ("athalye2018", "carlini2019"),
+        **MORE,
+    ),
+    "steps": Test(
+        "Does the error level off with more steps?",
+        "100 steps break what 40 break",
+        "Carlini et al. 2019 (twice the steps, no more success); both sizes ours",
+        ("carlini2019",),
+        **MORE,
+    ),
+    "iterative": Test(
+        "Does iterative beat single-step?",
+        "PGD-40 breaks what FGSM breaks",
+        "Athalye et al. 2018; Carlini et al. 2019; 0.2 points as AutoAttack, alarm ours",
+        ("athalye2018", "carlini2019"),
+        **WEAKER,
+    ),
+    "transfer": Test(
+        "Does white-box beat transfer?",
+        "PGD-40 breaks what attacks made on other networks break",
+        "Athalye et al. 2018; Carlini et al. 2019; 0.2 points as AutoAttack, alarm ours",
+        ("athalye2018", "carlini2019"),
+        **WEAKER,
+    ),
+    "noise": Test(
+        "Does random noise do little?",
+        "PGD-40 breaks what 100 uniform draws in the ball break",
+        "Athalye et al. 2018; Carlini et al. 2019; 0.2 points as AutoAttack, alarm ours",
+        ("athalye2018", "carlini2019"),
+        **WEAKER,
+    ),
+    "gradients": Test(
+        "Are there gradients?",
+        "no image stands whose gradient is zero or not finite",
+        "AutoAttack's check_zero_gradients and Pintor et al. 2022 warn at one image; alarm ours",
+        ("croce2020", "pintor2022"),
+        tolerance=0.0,
+        alarm=0.02,
+    ),
+    "deterministic": Test(
+        "Does the network answer twice the same?",
+        "the normalised logits change by at most 0.0001",
+        "AutoAttack's check_randomized; Athalye et al. 2018",
+        ("croce2020", "athalye2018"),
+        tolerance=1e-4,
+        alarm=1e-4,
+    ),
+    "logits": Test(
+        "Are the outputs logits?",
+        "they are no probability distribution",
+        "AutoAttack's check_range_output",
+        ("croce2020",),
+        tolerance=0.0,
+        alarm=0.0,
+    ),
+    "losses": Test(
+        "Do several losses agree?",
+        "PGD on the margin or the DLR adds little to the cross-entropy",
+        "Croce & Hein 2020: the cross-entropy fails where logits are large; sizes as AutoAttack's",
+        ("croce2020", "pintor2022"),
+        **OTHER,
+    ),
+    "restarts": Test(
+        "Do restarts add little?",
+        "five random starts break what one breaks",
+        "Carlini et al. 2019 (random starts should not change the result); both sizes ours",
+        ("carlini2019",),
+        **MORE,
+    ),
+    "autoattack": Test(
+        "Does AutoAttack find little more?",
+        "PGD-40 breaks most of what AutoAttack breaks",
+        "Croce & Hein 2020; RobustBench: reported errors against AutoAttack's",
+        ("croce2020",),
+        **OTHER,
+    ),
+    "square": Test(
+        "Does the attack without gradients add nothing?",
+        "Square breaks nothing that the white-box attacks leave",
+        "AutoAttack's check_square_sr (0.2 points); Uesato et al. 2018; alarm ours",
+        ("croce2020", "andriushchenko2020", "uesato2018"),
+        **WEAKER,
+    ),
+}
+"""The tests by name, in the order of the page."""
+
+
+def interval(count: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a share: exact, also for a few images."""
+    low = 0.0 if count == 0 else float(stats.beta.ppf(0.025, count, n - count + 1))
+    high = 1.0 if count == n else float(stats.beta.ppf(0.975, count + 1, n - count))
+    return low, high
+
+
+def broken_images(table: pd.DataFrame) -> pd.DataFrame:
+    """Which condition breaks which image: a row an image, a column an attack, True where broken.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A prediction table with ``attack``, of one network. Images that are wrong in the condition
+        "clean" count as broken everywhere.
+    """
+    broken = table.assign(wrong=table.label != table.predicted_class)
+    broken = broken.pivot(index="file_name", columns="attack", values="wrong")
+    return broken.apply(lambda column: column | broken["clean"])
+
+
+def attack_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """The error in each condition: attack, n_images, value, low, high (exact 95 % interval).
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `broken_images`. Each value is a lower bound on the worst-case error at its ε.
+    """
+    broken = broken_images(table)
+    rows = []
+    for attack in table.attack.drop_duplicates():
+        count, n = int(broken[attack].sum()), len(broken)
+        rows.append((attack, n, count / n, *interval(count, n)))
+    return pd.DataFrame(rows, columns=["attack", "n_images", "value", "low", "high"])
+
+
+def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
+    """The verdict of each test of the battery on one network.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The conditions of `advlib.audit.battery`.
+    facts : dict
+        Its facts.
+
+    Returns
+    -------
+    DataFrame
+        A row for each of `TESTS`: test, question, expected, measured (words), count, value, low,
+        high (shares of all images with an exact 95 % interval; for "deterministic" the largest
+        change of the logits), tolerance, threshold (of the alarm), verdict (of `VERDICTS`), words,
+        source. A test whose conditions are missing is "not run".
+    """
+    broken = broken_images(table)
+    rows = []
+    for name, test in TESTS.items():
+        if name == "deterministic":
+            found = _deterministic(facts, broken)
+        elif name == "logits":
+            found = _logits(facts, broken)
+        else:
+            found = _counted(test, *_MEASURES[name](broken, facts), len(broken))
+        row = {"test": name, "question": test.question, "expected": test.expected, **found}
+        row |= {"tolerance": test.tolerance, "threshold": test.alarm, "source": test.source}
+        rows.append(row)
+    columns = "test question expected measured count value low high tolerance threshold".split()
+    return pd.DataFrame(rows)[[*columns, "verdict", "words", "source"]]
+
+
+def overall(verdicts: pd.DataFrame) -> tuple[str, str]:
+    """The verdict on one network, and a sentence: alarming if PGD cannot be trusted with it.
+
+    A network that PGD breaks is not alarming, it is not robust. Without AutoAttack or gradients
+    the battery cannot tell ("not run"), unless another test already alarms.
+    """
+    by_verdict = {v: verdicts[verdicts.verdict == v] for v in VERDICTS}
+    names = {v: ", ".join(rows.question) for v, rows in by_verdict.items()}
+    if len(by_verdict[ALARMING]):
+        return ALARMING, (
+            "The error by PGD-40 cannot be trusted: the true worst case may be far worse. "
+            f"Alarming: {names[ALARMING]}"
+        )
+    missing = by_verdict[NOT_RUN]
+    if missing.test.isin(["gradients", "autoattack"]).any():
+        return NOT_RUN, f"The battery cannot tell, since tests were not run: {names[NOT_RUN]}"
+    if len(by_verdict[LOOK]):
+        return LOOK, (
+            f"Nothing alarms, but look closer: {names[LOOK]} The error by PGD-40 is a lower bound "
+            "that may lie a few points too low."
+        )
+    return EXPECTED, (
+        "Nothing here says that PGD-40 misses much. Its error stays a lower bound on the worst "
+        "case: an attack that is made for this network may find more."
+    )
+
+
+def _standing(broken: pd.DataFrame, by: list[str], left_by: list[str]):
+    """Images that any of `by` breaks and all of `left_by` leave; None if a condition is missing."""
+    if not by or not {*by, *left_by} <= set(broken.columns):
+        return None
+    return broken[by].any(axis=1) & ~broken[left_by].any(axis=1)
+
+
+def radii(facts: dict) -> list[str]:
+    """The conditions of the error against ε, from the smallest to the largest."""
+    threats = facts["conditions"]
+    names = [name for name in threats if name in ("clean", "pgd40") or name.startswith("eps_")]
+    return sorted(names, key=lambda name: threats[name]["eps"])
+
+
+def _unbounded(broken, facts):
+    last = radii(facts)[-1]
+    eps = facts["conditions"][last]["eps"]
+    return None if last not in broken else ~broken[last], f"stand at ε = {eps:g}"
+
+
+def _rises(broken, facts):
+    names = [name for name in radii(facts) if name in broken]
+    pairs = list(zip(names[:-1], names[1:], strict=True))
+    falls = [_standing(broken, [small], [large]) for small, large in pairs]
+    worst = int(np.argmax([fall.sum() for fall in falls]))
+    small, large = (facts["conditions"][name]["eps"] for name in pairs[worst])
+    return falls[worst], f"fall at ε = {small:.3g} and stand at {large:.3g}, the worst pair"
+
+
+def _transfer(broken, facts):
+    sources = [name for name in broken if name.startswith("transfer_")]
+    return _standing(broken, sources, ["pgd40"]), "fall to an attack made on another network"
+
+
+def _losses(broken, facts):
+    losses = [name for name in broken if name.startswith("loss_")]
+    return _standing(broken, losses, ["pgd40"]), "fall to PGD-40 on another loss"
+
+
+def _gradients(broken, facts):
+    without = {name for names in facts["zero_gradients"].values() for name in names}
+    found = pd.Series(broken.index.isin(without), broken.index)
+    return found & ~broken["pgd40"], "stand and have a gradient that is zero or not finite"
+
+
+def _square(broken, facts):
+    white_box = [c for c in broken if c in ("pgd40", "steps_100", "restarts_5")]
+    white_box += [c for c in broken if c.startswith("loss_")]
+    # AutoAttack's rows accumulate: what Square adds are the images that FAB leaves.
+    left_by = ["fab_t", *white_box]
+    return _standing(broken, ["square"], left_by), "fall to Square alone"
+
+
+def _beside_pgd(condition, words):
+    return lambda broken, facts: (_standing(broken, [condition], ["pgd40"]), words)
+
+
+_MEASURES = {
+    "eps_unbounded": _unbounded,
+    "eps_rises": _rises,
+    "steps": _beside_pgd("steps_100", "fall to 100 steps, not to 40"),
+    "iterative": _beside_pgd("fgsm", "fall to FGSM, not to PGD-40"),
+    "transfer": _transfer,
+    "noise": _beside_pgd("noise", "fall to noise, not to PGD-40"),
+    "gradients": _gradients,
+    "losses": _losses,
+    "restarts": _beside_pgd("restarts_5", "fall to one of four more starts"),
+    "autoattack": _beside_pgd("square", "fall to AutoAttack, not to PGD-40"),
+    "square": _square,
+}
+
+
+def _counted(test, found, what, n) -> dict:
+    """The verdict on a number of images."""
+    if found is None:
+        nothing = dict.fromkeys(("count", "value", "low", "high"), np.nan)
+        words = "The conditions of this test are missing: nothing can be said."
+        return {**nothing, "measured": "–", "verdict": NOT_RUN, "words": words}
+    count = int(found.sum())
+    low, high = interval(count, n)
+    verdict = EXPECTED
+    if low > test.tolerance:
+        verdict = ALARMING if low > test.alarm and count >= FEW else LOOK
+    size = f"{count} of {n} images ({100 * count / n:.1f} %) {what}"
+    words = {
+        EXPECTED: f"As expected: {size}.",
+        LOOK: f"Look closer: {size}, beyond the {100 * test.tolerance:g} % that mean nothing.",
+        ALARMING: f"Alarming: {size}, clearly more than {100 * test.alarm:g} %.",
+    }[verdict]
+    values = {"count": count, "value": count / n, "low": low, "high": high}
+    return {**values, "measured": size, "verdict": verdict, "words": words}
+
+
+def _flag(raised, broken) -> str:
+    """A flag alarms where it matters: if PGD leaves more than a few images standing."""
+    left = int((~broken["pgd40"]).sum())
+    matters = left >= FEW and interval(left, len(broken))[0] > WEAKER["alarm"]
+    return EXPECTED if not raised else ALARMING if matters else LOOK
+
+
+def _deterministic(facts, broken) -> dict:
+    change, differ = facts["logits_change"], facts["predictions_change"]
+    # Written so that logits that are not numbers raise the flag.
+    verdict = _flag(not (change <= TESTS["deterministic"].alarm and differ == 0), broken)
+    measured = f"logits change by {change:.1g}, the prediction of {differ} images"
+    words = {
+        EXPECTED: f"As expected: {measured}.",
+        LOOK: f"Look closer: a random network ({measured}), but PGD breaks nearly all images.",
+        ALARMING: f"Alarming: a random network ({measured}) needs attacks on its average.",
+    }[verdict]
+    known = {"count": differ, "value": change, "low": np.nan, "high": np.nan}
+    return {**known, "measured": measured, "verdict": verdict, "words": words}
+
+
+def _logits(facts, broken) -> dict:
+    verdict = _flag(facts["outputs"] == "probabilities", broken)
+    measured = f"the outputs are {facts['outputs']}"
+    words = {
+        EXPECTED: f"As expected: {measured}.",
+        LOOK: f"Look closer: {measured}, but PGD breaks nearly all images.",
+        ALARMING: f"Alarming: {measured}; take the softmax away and attack the logits.",
+    }[verdict]
+    known = {"count": np.nan, "value": np.nan, "low": np.nan, "high": np.nan}
+    return {**known, "measured": measured, "verdict": verdict, "words": words}
