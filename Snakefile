@@ -16,7 +16,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from advlib.tables import audit_paths, table_paths
+from advlib.tables import AUDIT, audit_paths, table_paths
 from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
 
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
@@ -130,15 +130,15 @@ def weights_of(wildcards):
 
 def source_of(study_id, chapter=None):
     """Fresh or committed: which tables a chapter of a study reads; None: there are none."""
-    return AUDITS[study_id].get(chapter) if chapter in pages.AUDITED else SOURCES[study_id]
+    return AUDITS[study_id].get(chapter) if chapter in AUDIT else SOURCES[study_id]
 
 
 def tables_of(study_id, chapter=None):
     """Every table that a chapter of a study reads."""
     study, source = BY_ID[study_id], source_of(study_id, chapter)
     folder = study.tables(source) if source == "committed" else study.runs
-    if chapter in pages.AUDITED:
-        paths = [folder / "data.json", *audit_paths(study, folder, pages.AUDITED[chapter])]
+    if chapter in AUDIT:
+        paths = [folder / "data.json", *audit_paths(study, folder, chapter)]
         if chapter != "ablations" or len(study.seeds) < 2:
             return paths
         # The spread over seeds is that of the study's methods.
@@ -162,7 +162,7 @@ def appendix_of(wildcards):
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
     names += ["evaluate_corruptions"] if study.corruptions != "none" else []
     if "fresh" in AUDITS[study.study].values():
-        names += [f"evaluate_audit-{method}-seed{study.seeds[0]}" for method in study.methods]
+        names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
         names = ["bring_your_own"]
     paths = [study.runs / "executed" / f"{name}.ipynb" for name in names]
@@ -349,25 +349,25 @@ else:
             "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_audit:
+    rule evaluate_battery:
         input:
-            notebook="notebooks/evaluate_audit.ipynb",
+            notebook="notebooks/evaluate_battery.ipynb",
             data=RUNS / "data.json",
             # Attacks are made on every method's network, and tried on this one's.
             facts=expand(RUNS / "train/{method}-seed{{seed}}.json", method=STUDY.methods),
         output:
             table=RUNS / "audit/battery/{method}-seed{seed}.parquet",
-            executed=RUNS / "executed/evaluate_audit-{method}-seed{seed}.ipynb",
+            executed=RUNS / "executed/evaluate_battery-{method}-seed{seed}.ipynb",
         params:
-            settings=STUDY.data_settings() | settings("audit_images"),
+            settings=STUDY.data_settings() | settings("battery_images"),
             threat=STUDY.threat("pgd40").to_dict(),
-        threads: cores("evaluate_audit")
+        threads: cores("evaluate_battery")
         resources:
-            **needs("evaluate_audit", "gpu", "mem_mb", "runtime"),
+            **needs("evaluate_battery", "gpu", "mem_mb", "runtime"),
         log:
-            RUNS / "logs/evaluate_audit-{method}-seed{seed}.ipynb",
+            RUNS / "logs/evaluate_battery-{method}-seed{seed}.ipynb",
         benchmark:
-            RUNS / "benchmarks/evaluate_audit-{method}-seed{seed}.tsv"
+            RUNS / "benchmarks/evaluate_battery-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
             "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"

@@ -16,11 +16,11 @@ from advlib.study import METHODS, Study, load_study, refuse_unknown
 
 HEAVY = (
     *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
-    *("evaluate_ledger", "evaluate_audit"),
+    *("evaluate_ledger", "evaluate_battery"),
 )
-ALONE = ("evaluate_ledger", "evaluate_audit")  # on one process
+ALONE = ("evaluate_ledger", "evaluate_battery")  # on one process
 LEDGER_PASSES = 41 * 25  # an image: some twenty switches, one of them with five starts
-AUDIT_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
+BATTERY_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
     "passes_per_second": 300.0,  # of one GPU, the least to expect; small networks are faster
@@ -72,8 +72,8 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
         return test * (1 + threat.steps) * threat.n_restarts
     if rule == "evaluate_ledger":
         return min(test, study.ledger_images or test) * LEDGER_PASSES
-    if rule == "evaluate_audit":
-        return min(test, study.audit_images or test) * AUDIT_PASSES
+    if rule == "evaluate_battery":
+        return min(test, study.battery_images or test) * BATTERY_PASSES
     return networks * {"evaluate_clean": test, "evaluate_corruptions": CONDITIONS * corrupted}[rule]
 
 
@@ -153,6 +153,8 @@ def table(study: Study, **stated) -> str:
     jobs += [("evaluate_clean", {}), ("data", {}), ("analyse", {})]
     if study.corruptions != "none":
         jobs.insert(-2, ("evaluate_corruptions", {}))
+    if study.audits:
+        jobs += [("evaluate_ledger", {}), ("evaluate_battery", {})]
     lines = [f"{'job':28}{'passes':>14}{'threads':>9}{'gpu':>5}{'mem_mb':>8}{'runtime':>9}"]
     for rule, which in jobs:
         name = " ".join([rule, *which.values()])

@@ -82,7 +82,8 @@ LEDGER: dict[str, Switch] = {
     "train_mode": Switch(
         "Batch norm in training mode",
         {"model_mode": "train"},
-        "The paper does not state it; code that never leaves training mode attacks in it.",
+        "The paper does not state it. Code that never leaves training mode attacks in it, and what "
+        "it finds depends on the batch.",
     ),
     "last": Switch(
         "Last iterate", {"success": "last"}, "Libraries return the last iterate, not the worst."
@@ -238,8 +239,10 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     parts = []
     with tqdm(total=len(images) * len(makes), unit=" images", mininterval=2) as bar:
         for name, (threat, make) in makes.items():
-            decided = digest(facts | sizes | {"ledger": threat})
-            part = study.runs / "parts" / decided / "ledger.parquet"
+            decided = facts | sizes | {"ledger": threat}
+            if threat and threat["model_mode"] == "train":  # judged by the batch it sits in
+                decided["batch_size"] = study.eval_batch_size
+            part = study.runs / "parts" / digest(decided) / "ledger.parquet"
             bar.set_postfix_str(name)
             kept(part, functools.partial(make, bar.update))
             parts.append(pd.read_parquet(part).assign(attack=name))
@@ -250,7 +253,7 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     path = study.runs / "audit" / "ledger" / f"{method}-seed{seed}.parquet"
     facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images}
     facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
-    facts |= {"same": same, "n_logits": n_logits}
+    facts |= {"same": same, "n_logits": n_logits, "batch_size": study.eval_batch_size}
     return write_predictions(table, path, **sizes, **facts)
 
 

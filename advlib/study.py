@@ -115,7 +115,7 @@ class Study:
     # title: …, and the keys of ABLATED that it changes}.
     ablations: dict[str, dict] = field(default_factory=dict)
     ledger_images: int | None = None  # under every switch of the threat model; a subset, None: all
-    audit_images: int | None = 500  # under the battery of attacks, AutoAttack among them
+    battery_images: int | None = 500  # under the battery of attacks, AutoAttack among them
     groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
@@ -169,7 +169,7 @@ class Study:
         for name in (
             *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
             *("train_images", "test_images", "corruption_images", "image_size", "resize"),
-            *("devices", "accumulate", "ledger_images", "audit_images"),
+            *("devices", "accumulate", "ledger_images", "battery_images"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

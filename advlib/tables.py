@@ -265,7 +265,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
         expected = {"brought": study.predictions[method]}
         n_images = facts["n_images"] if benchmark == "corruptions" else n_images
     elif benchmark in AUDIT:
-        subset = {"ledger": study.ledger_images, "battery": study.audit_images}[benchmark]
+        subset = {"ledger": study.ledger_images, "battery": study.battery_images}[benchmark]
         expected |= {"threat": study.threat("pgd40").to_dict(), "subset": subset}
         n_images = facts["n_images"]
     else:

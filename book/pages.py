@@ -21,15 +21,14 @@ CHAPTERS = {  # of a study, by the notebook that makes it
     "evaluate_imagenet_x": "ImageNet-X",
     "hard_classes": "hard classes",
     "groups": "groups of classes",
-    "threat_models": "how much depends on the threat model",
-    "audit": "is it really robust",
     "ablations": "controls and ablations",
+    "ledger": "how much depends on the threat model",
+    "battery": "is it really robust",
 }
-AUDITED = {"ablations": "ablations", "threat_models": "ledger", "audit": "battery"}
 AUDIT_CODE = {  # modules that one chapter uses beside those of every chapter
     "ablations": ["ablations", "charts_verdict", "claims"],
-    "threat_models": ["charts_ledger", "ledger"],
-    "audit": ["charts_audit", "verdicts"],
+    "ledger": ["charts_ledger", "ledger"],
+    "battery": ["battery_verdicts", "charts_battery"],
 }
 
 
@@ -99,13 +98,11 @@ def audit_sources(study: Study, running: bool) -> dict[str, str | None]:
         Whether the audit is being run: its chapters show fresh tables.
     """
     sources = {}
-    for chapter, part in AUDITED.items():
-        if part not in study.audits:
-            continue
-        sources[chapter] = "fresh" if running else None
+    for part in study.audits:
+        sources[part] = "fresh" if running else None
         for source, folder in (("fresh", study.runs), ("committed", study.published)):
-            if sources[chapter] is None and is_current(study, folder, part):
-                sources[chapter] = source
+            if sources[part] is None and is_current(study, folder, part):
+                sources[part] = source
     return sources
 
 

@@ -25,7 +25,7 @@ GENERATED = BOOK / "generated"
 CHAPTERS = (
     "data", "training", "average_error", "classwise_error", "corruptions", "factors",
     "evaluate_real", "evaluate_imagenet_x", "hard_classes", "groups",
-    "ablations", "threat_models", "audit",
+    "ablations", "ledger", "battery",
 )  # fmt: skip
 
 # Labels that belong to one page of one study. Others (of the method page, say) stay as they are.

@@ -149,10 +149,10 @@ def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     assert [w for rule, w in plan if rule == "train"] == [own]
     assert [w for rule, w in plan if rule == "evaluate_attack"] == [f"attack=pgd40, {own}"]
     methods = {f"method={m}, seed=0" for m in ("pretrained", "adv", "adv_plus")}
-    assert {w for rule, w in plan if rule == "evaluate_audit"} == methods
+    assert {w for rule, w in plan if rule == "evaluate_battery"} == methods
     assert {w for rule, w in plan if rule == "evaluate_ledger"} == {*methods, own}
     chapters = {w for rule, w in plan if rule == "analyse"}
-    assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "audit", "threat_models")}
+    assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "battery", "ledger")}
 
 
 def test_a_bad_study_file_stops_before_any_work(edited):

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
-from test_audit import images, judged, networks  # noqa: F401
+from test_battery import images, judged, networks  # noqa: F401
 from torch import nn
 
-from advlib import verdicts
+from advlib import battery_verdicts
 
 
 class Noise(nn.Module):
@@ -38,6 +38,6 @@ def test_a_hidden_gradient_that_the_battery_was_not_built_for_alarms(networks, i
     torch.manual_seed(0)
     masked = nn.Sequential(layer, *networks["adv"])
     found, (verdict, words), table, _ = judged(masked, images, {"std": networks["std"]})
-    broken = verdicts.broken_images(table)
+    broken = battery_verdicts.broken_images(table)
     assert broken.clean.mean() < 0.3  # it still classifies
-    assert verdict == verdicts.ALARMING, found[["measured", "verdict"]].to_string()
+    assert verdict == battery_verdicts.ALARMING, found[["measured", "verdict"]].to_string()

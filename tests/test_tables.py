@@ -123,7 +123,7 @@ def test_a_study_without_tables_says_what_to_run(tiny_study):
 def small_audit(small_run, table):
     """The battery of the same study, and one ablation."""
     ablations = {"new": {"method": "adv_plus", "delta": 0.2}}
-    study = dataclasses.replace(small_run, ablations=ablations, audit_images=2)
+    study = dataclasses.replace(small_run, ablations=ablations, battery_images=2)
     (study.runs / "train" / "new-seed0.csv").touch()
     for method in (*study.methods, "new"):
         settings = study.training_settings(method, 0, "train-images", "start")
@@ -152,7 +152,7 @@ def test_an_audit_is_read_with_the_methods_it_is_compared_with(small_audit):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"audit_images": 3}, "another subset: run `make audit STUDY=digits`"),
+        ({"battery_images": 3}, "another subset: run `make audit STUDY=digits`"),
         ({"eps": 0.05}, "another threat"),
         ({"test_images": 50}, "data.json is of other images"),
     ],

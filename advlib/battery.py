@@ -1,6 +1,7 @@
 """The battery: attacks of many kinds on one network, which show whether PGD can be trusted with it.
 
-What is made here are predictions and plain facts; `advlib.verdicts` judges them, without torch.
+What is made here are predictions and plain facts; `advlib.battery_verdicts` judges them without
+torch.
 """
 
 import copy
@@ -247,7 +248,7 @@ def autoattack(
     return tables
 
 
-def audit_model(
+def battery_predictions(
     study: Study, method: str, seed: int, *, device=None, strength: str = "standard"
 ) -> Path:
     """The battery for one trained network of a study, on a stratified subset of its images.
@@ -280,10 +281,10 @@ def audit_model(
     others = [name for name in study.methods if name != method]
     hashes = {name: read_run(study, name, seed)["checkpoint_hash"] for name in others}
     whole = study.images(study.evaluation_split)
-    images = study.audit_set(whole, study.audit_images)
+    images = study.audit_set(whole, study.battery_images)
     threat = study.threat("pgd40")
     facts = {key: run[key] for key in RUN_FACTS}
-    facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.audit_images}
+    facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.battery_images}
     facts |= {"split": study.evaluation_split, "threat": threat.to_dict(), "attack_seed": 0}
     facts |= {"device": str(device), "dtype": "float32", "strength": strength}
     print(f"{len(images)} of {len(whole):,} images, {strength} strength; transfer from {others}")

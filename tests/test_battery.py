@@ -13,9 +13,10 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from advlib import audit, charts_audit, verdicts
-from advlib.attacks import pgd_attack
-from advlib.audit import audit_model, autoattack, battery, battery_conditions
+from advlib import battery as battery_module
+from advlib import battery_verdicts, charts_battery
+from advlib.attacks import evaluate_attack, pgd_attack
+from advlib.battery import AUTOATTACK, autoattack, battery, battery_conditions, battery_predictions
 from advlib.data import load_dataset, stratified_subset
 from advlib.predictions import read_facts, read_predictions
 from advlib.runs import train_method
@@ -87,8 +88,8 @@ def judged(model, images, networks=None, **options):
     table, facts = battery(
         model, images, THREAT, num_classes=10, sources=networks, strength="quick", **options
     )
-    found = verdicts.battery_verdicts(table, facts)
-    return found.set_index("test"), verdicts.overall(found), table, facts
+    found = battery_verdicts.battery_verdicts(table, facts)
+    return found.set_index("test"), battery_verdicts.overall(found), table, facts
 
 
 @pytest.fixture(scope="module")
@@ -98,37 +99,37 @@ def adv(networks, images):
 
 def test_an_honest_network_does_not_alarm(adv):
     found, (verdict, words), table, facts = adv
-    assert not (found.verdict == verdicts.ALARMING).any(), found.words.tolist()
-    assert not (found.verdict == verdicts.NOT_RUN).any()
-    assert verdict in (verdicts.EXPECTED, verdicts.LOOK) and "lower bound" in words
-    broken = verdicts.broken_images(table)
+    assert not (found.verdict == battery_verdicts.ALARMING).any(), found.words.tolist()
+    assert not (found.verdict == battery_verdicts.NOT_RUN).any()
+    assert verdict in (battery_verdicts.EXPECTED, battery_verdicts.LOOK) and "lower bound" in words
+    broken = battery_verdicts.broken_images(table)
     assert 0.1 < broken.pgd40.mean() < 0.8  # else the test would say nothing
 
 
 def test_a_standard_network_is_not_robust_but_does_not_alarm(networks, images):
     found, (verdict, _), table, _ = judged(networks["std"], images, {"adv": networks["adv"]})
-    assert verdict != verdicts.ALARMING, found.words.tolist()
-    assert verdicts.broken_images(table).pgd40.mean() > 0.7
+    assert verdict != battery_verdicts.ALARMING, found.words.tolist()
+    assert battery_verdicts.broken_images(table).pgd40.mean() > 0.7
 
 
 @pytest.mark.parametrize("layer", [Quantise(), QuantiseToBytes()])
 def test_a_quantising_layer_alarms(networks, images, layer):
     masked = nn.Sequential(layer, *networks["adv"])
     found, (verdict, words), _, _ = judged(masked, images, {"adv": networks["adv"]})
-    assert verdict == verdicts.ALARMING
-    assert found.verdict["gradients"] == verdicts.ALARMING
-    assert found.verdict["eps_unbounded"] == verdicts.ALARMING
+    assert verdict == battery_verdicts.ALARMING
+    assert found.verdict["gradients"] == battery_verdicts.ALARMING
+    assert found.verdict["eps_unbounded"] == battery_verdicts.ALARMING
     assert "Are there gradients?" in words
 
 
 def test_saturated_logits_alarm(networks, images):
     masked = nn.Sequential(*networks["adv"], Scale())
     found, (verdict, _), _, _ = judged(masked, images)
-    assert verdict == verdicts.ALARMING
-    assert found.verdict["gradients"] == verdicts.ALARMING
-    assert found.verdict["losses"] == verdicts.ALARMING
-    assert found.verdict["autoattack"] == verdicts.ALARMING
-    assert found.verdict["transfer"] == verdicts.NOT_RUN  # no other network was given
+    assert verdict == battery_verdicts.ALARMING
+    assert found.verdict["gradients"] == battery_verdicts.ALARMING
+    assert found.verdict["losses"] == battery_verdicts.ALARMING
+    assert found.verdict["autoattack"] == battery_verdicts.ALARMING
+    assert found.verdict["transfer"] == battery_verdicts.NOT_RUN  # no other network was given
 
 
 def test_the_conditions_are_what_their_names_say():
@@ -152,12 +153,12 @@ def test_every_condition_keeps_its_radius(adv):
     for name, linf in largest.items():
         assert linf <= radii.get(name, 0.15) + 1e-6
     assert largest["noise"] > 0.14  # drawn in the whole ball
-    assert set(audit.AUTOATTACK) < set(largest.index)
+    assert set(AUTOATTACK) < set(largest.index)
 
 
 def test_autoattack_keeps_the_worst_case(adv):
-    broken = verdicts.broken_images(adv[2])
-    for before, after in zip(("clean", *audit.AUTOATTACK), audit.AUTOATTACK, strict=False):
+    broken = battery_verdicts.broken_images(adv[2])
+    for before, after in zip(("clean", *AUTOATTACK), AUTOATTACK, strict=False):
         assert (broken[after] | ~broken[before]).all()
     assert abs(broken.square.mean() - broken.pgd40.mean()) < 0.1
 
@@ -166,8 +167,8 @@ def test_apgd_agrees_with_our_pgd_on_the_same_loss(networks, images):
     """Another implementation of nearly the same attack breaks the same images, bar a few."""
     model = networks["adv"]
     known = {"num_classes": 10}
-    clean = audit.evaluate_attack(model, images, THREAT.with_eps(0), **known)
-    ours = audit.evaluate_attack(
+    clean = evaluate_attack(model, images, THREAT.with_eps(0), **known)
+    ours = evaluate_attack(
         model, images, dataclasses.replace(THREAT, steps=100), **known, dtype="float32"
     )
     found = autoattack(model, images, THREAT, clean=clean, strength="quick", **known)
@@ -179,7 +180,7 @@ def test_autoattack_leaves_network_and_generator_as_they_were(networks, images):
     model = copy.deepcopy(networks["adv"])
     before, clean = (
         torch.get_rng_state(),
-        audit.evaluate_attack(model, images, THREAT.with_eps(0), num_classes=10),
+        evaluate_attack(model, images, THREAT.with_eps(0), num_classes=10),
     )
     few = stratified_subset(images, 20)
     clean = clean[clean.file_name.isin(few.file_names)].reset_index(drop=True)
@@ -189,9 +190,9 @@ def test_autoattack_leaves_network_and_generator_as_they_were(networks, images):
 
 
 def test_an_attack_that_leaves_the_ball_stops_the_battery(networks, images, monkeypatch):
-    monkeypatch.setattr(audit, "_component", lambda *_: lambda x, y: (x + 0.2).clamp(0, 1))
+    monkeypatch.setattr(battery_module, "_component", lambda *_: lambda x, y: (x + 0.2).clamp(0, 1))
     few = stratified_subset(images, 20)
-    clean = audit.evaluate_attack(networks["adv"], few, THREAT.with_eps(0), num_classes=10)
+    clean = evaluate_attack(networks["adv"], few, THREAT.with_eps(0), num_classes=10)
     with pytest.raises(RuntimeError, match="apgd_ce leaves the ball"):
         autoattack(networks["adv"], few, THREAT, num_classes=10, clean=clean)
 
@@ -224,7 +225,7 @@ def test_a_killed_battery_goes_on(networks, images, tmp_path):
 
 @pytest.mark.parametrize("count, n", [(0, 500), (3, 500), (500, 500), (7, 10)])
 def test_intervals_are_exact(count, n):
-    low, high = verdicts.interval(count, n)
+    low, high = battery_verdicts.interval(count, n)
     wanted = stats.binomtest(count, n).proportion_ci(method="exact")
     assert (low, high) == pytest.approx((wanted.low, wanted.high))
 
@@ -251,7 +252,7 @@ def made_up(n=500, **broken):
 
 def verdict_of(test, facts=(), **broken):
     table, known = made_up(**broken)
-    return verdicts.battery_verdicts(table, known | dict(facts)).set_index("test").loc[test]
+    return battery_verdicts.battery_verdicts(table, known | dict(facts)).set_index("test").loc[test]
 
 
 @pytest.mark.parametrize(
@@ -269,14 +270,14 @@ def verdict_of(test, facts=(), **broken):
     ],
 )
 def test_verdicts_follow_the_thresholds(test, condition, expected, look, alarming):
-    for count, wanted in zip((expected, look, alarming), verdicts.VERDICTS, strict=False):
+    for count, wanted in zip((expected, look, alarming), battery_verdicts.VERDICTS, strict=False):
         assert verdict_of(test, **{condition: count}).verdict == wanted, count
 
 
 def test_differences_are_counted_image_by_image():
     """Noise breaks fewer images than PGD, but others: the errors alone would not show it."""
     found = verdict_of("noise", noise=range(180, 300))
-    assert found["count"] == 100 and found.verdict == verdicts.ALARMING
+    assert found["count"] == 100 and found.verdict == battery_verdicts.ALARMING
 
 
 def test_clean_mistakes_are_no_difference():
@@ -287,80 +288,81 @@ def test_clean_mistakes_are_no_difference():
 
 def test_a_few_images_never_alarm():
     table, facts = made_up(n=20, clean=0, pgd40=2, noise=6, eps_1=20)
-    assert verdicts.interval(4, 20)[0] > 0.02
-    found = verdicts.battery_verdicts(table, facts).set_index("test")
-    assert found.verdict["noise"] == verdicts.LOOK
+    assert battery_verdicts.interval(4, 20)[0] > 0.02
+    found = battery_verdicts.battery_verdicts(table, facts).set_index("test")
+    assert found.verdict["noise"] == battery_verdicts.LOOK
 
 
 def test_flags_of_the_forward_pass():
-    assert verdict_of("deterministic", {"logits_change": 9e-5}).verdict == verdicts.EXPECTED
+    assert verdict_of("deterministic", {"logits_change": 9e-5}).verdict == battery_verdicts.EXPECTED
     for change in (2e-4, float("nan")):
         flagged = verdict_of("deterministic", {"logits_change": change})
-        assert flagged.verdict == verdicts.ALARMING
+        assert flagged.verdict == battery_verdicts.ALARMING
     probabilities = {"outputs": "probabilities"}
-    assert verdict_of("logits", probabilities).verdict == verdicts.ALARMING
+    assert verdict_of("logits", probabilities).verdict == battery_verdicts.ALARMING
     # Where PGD breaks everything there is nothing left to doubt.
-    assert verdict_of("logits", probabilities, pgd40=500).verdict == verdicts.LOOK
+    assert verdict_of("logits", probabilities, pgd40=500).verdict == battery_verdicts.LOOK
 
 
 def test_zero_gradients_count_where_pgd_leaves_the_image():
     broken = {"zero_gradients": {"dlr, start": list(range(200))}}
-    assert verdict_of("gradients", broken).verdict == verdicts.EXPECTED
+    assert verdict_of("gradients", broken).verdict == battery_verdicts.EXPECTED
     one = {"zero_gradients": {"dlr, start": [200], "cross_entropy, image": [200]}}
     found = verdict_of("gradients", one)
-    assert (found.verdict, found["count"]) == (verdicts.LOOK, 1)
+    assert (found.verdict, found["count"]) == (battery_verdicts.LOOK, 1)
     many = {"zero_gradients": {"cross_entropy, image": list(range(200, 230))}}
-    assert verdict_of("gradients", many).verdict == verdicts.ALARMING
+    assert verdict_of("gradients", many).verdict == battery_verdicts.ALARMING
 
 
 def test_a_part_of_the_battery_cannot_acquit():
     table, facts = made_up()
-    part = verdicts.battery_verdicts(table[~table.attack.isin(audit.AUTOATTACK)], facts)
-    assert verdicts.overall(part)[0] == verdicts.NOT_RUN
-    alarmed = table[~table.attack.isin(audit.AUTOATTACK)].copy()
+    part = battery_verdicts.battery_verdicts(table[~table.attack.isin(AUTOATTACK)], facts)
+    assert battery_verdicts.overall(part)[0] == battery_verdicts.NOT_RUN
+    alarmed = table[~table.attack.isin(AUTOATTACK)].copy()
     alarmed.loc[alarmed.attack == "noise", "predicted_class"] = 1
-    part = verdicts.battery_verdicts(alarmed, facts)
-    assert verdicts.overall(part)[0] == verdicts.ALARMING
+    part = battery_verdicts.battery_verdicts(alarmed, facts)
+    assert battery_verdicts.overall(part)[0] == battery_verdicts.ALARMING
 
 
 def test_the_sources_are_in_the_bibliography():
     known = (ROOT / "book/references.bib").read_text(encoding="utf-8")
-    for test in verdicts.TESTS.values():
+    for test in battery_verdicts.TESTS.values():
         assert all(f"{{{key}," in known for key in test.keys)
 
 
 def test_verdicts_and_charts_need_no_torch():
-    code = "import sys, advlib.verdicts, advlib.charts_audit; assert 'torch' not in sys.modules"
+    modules = "advlib.battery_verdicts, advlib.charts_battery"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_charts_hold_what_the_table_says(adv):
     _, _, table, facts = adv
-    errors = verdicts.attack_errors(table).assign(method="Adv")
+    errors = battery_verdicts.attack_errors(table).assign(method="Adv")
     radii = {name: threat["eps"] for name, threat in facts["conditions"].items()}
-    against = errors[errors.attack.isin(verdicts.radii(facts))]
+    against = errors[errors.attack.isin(battery_verdicts.radii(facts))]
     against = against.assign(eps=against.attack.map(radii)).sort_values("eps")
-    spec = charts_audit.error_against(against, "eps", "ε", marked=0.15).to_dict()
+    spec = charts_battery.error_against(against, "eps", "ε", marked=0.15).to_dict()
     (rows,) = spec["datasets"].values()
     assert [row["eps"] for row in rows] == pytest.approx([0, 0.0375, 0.075, 0.15, 0.3, 0.6, 1])
     values = [row["value"] for row in rows]
     assert values == sorted(values) and values[-1] == 1
-    assert charts_audit.attack_errors(errors[errors.attack.isin(audit.AUTOATTACK)]).to_dict()
+    assert charts_battery.attack_errors(errors[errors.attack.isin(AUTOATTACK)]).to_dict()
     cells = errors[errors.attack == "transfer_std"].assign(source="Std", target="Adv")
-    assert charts_audit.transfer_matrix(cells).to_dict()
+    assert charts_battery.transfer_matrix(cells).to_dict()
 
 
 def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(tiny_study, tmp_path):
-    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], audit_images=20)
+    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=20)
     for method in study.methods:
         train_method(study, method, 0)
-    path = audit_model(study, "std", 0, strength="quick")
+    path = battery_predictions(study, "std", 0, strength="quick")
     table, facts = read_predictions(path), read_facts(path)
     assert path == study.runs / "audit/battery/std-seed0.parquet"
     assert facts["n_images"] == facts["subset"] == 20
     assert facts["threat"] == study.threat("pgd40").to_dict()
-    found = verdicts.battery_verdicts(table, facts).set_index("test")
-    assert found.verdict["transfer"] != verdicts.NOT_RUN
+    found = battery_verdicts.battery_verdicts(table, facts).set_index("test")
+    assert found.verdict["transfer"] != battery_verdicts.NOT_RUN
     with pytest.raises(FileNotFoundError, match="not trained yet"):
-        audit_model(dataclasses.replace(study, methods=["std", "adv"]), "std", 0)
+        battery_predictions(dataclasses.replace(study, methods=["std", "adv"]), "std", 0)

@@ -197,7 +197,7 @@ def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        The conditions of `advlib.audit.battery`.
+        The conditions of `advlib.battery.battery`.
     facts : dict
         Its facts.
 
