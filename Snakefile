@@ -40,7 +40,10 @@ BY_ID = {study.study: study for study, _, _ in STUDIES}
 SHOWN = [name for name, source in SOURCES.items() if source]
 RUN_IDS = [f"{method}-seed{seed}" for method, seed in STUDY.method_runs]
 ABLATION_IDS = [f"{name}-seed{seed}" for name, seed in STUDY.ablation_runs]
-AUDITS = {s.study: pages.audit_sources(s, MODE == "audit" and s == STUDY) for s in BY_ID.values()}
+AUDITS = {
+    s.study: pages.audit_sources(s, None if MODE == "read" else MODE == "audit" and s == STUDY)
+    for s in BY_ID.values()
+}
 if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
     raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
 if MODE == "audit" and not STUDY.audits:

@@ -63,14 +63,14 @@ def pgd_attack(
     ValueError
         For images outside [0, 1] or labels out of range.
     """
-    with _attack_mode(model, threat.model_mode):
+    with attack_mode(model, threat.model_mode):
         y = _attacked_label(model, x, y, threat, num_classes, check)
         if noise is None:
             noise = start_noise(x.shape, threat, generator, x.device)
         eps, step = _radius(model, x, threat)
         x_adv = _start(x, noise, eps, threat)
         for _ in range(threat.steps if threat.eps else 0):
-            _, gradient = _logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
+            _, gradient = logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
             x_adv = _step(x, x_adv, gradient, eps, step, threat)
     return x_adv
 
@@ -124,6 +124,8 @@ def evaluate_attack(
     Where an iterate counts as soon as it is misclassified and the attack leaves the true label
     (``success="any"``, ``label_source="true"``), images wrong from the start are not attacked,
     and broken ones leave the batch and are replaced. Otherwise every image is attacked to the end.
+    That holds with ``model_mode="train"`` too, where an image's neighbours in its batch matter: the
+    batches are fixed, in the order of the images, and dropout is drawn from the seed.
     With ``model_mode="eval"`` the search runs on the network with its batch norm folded
     (`advlib.folding`); what is recorded is computed on `model` itself.
     """
@@ -138,8 +140,14 @@ def evaluate_attack(
         )
     search, tables = None, []
     # Sixteen batches at a time: few enough to hold in memory, enough to keep a batch full.
+    chunk = 16 * batch_size
+    if threat.model_mode == "train":
+        n_images = len(dataset) if indices is None else len(indices)
+        while n_images % batch_size == 1 and batch_size > 2:  # batch norm needs two images
+            batch_size -= 1
+        chunk = batch_size
     chunks = evaluation_batches(
-        dataset, batch_size=16 * batch_size, workers=workers, device=device, indices=indices
+        dataset, batch_size=chunk, workers=workers, device=device, indices=indices
     )
     for x, y, index in chunks:
         if search is None:
@@ -149,7 +157,7 @@ def evaluate_attack(
         ]
         # In evaluation mode once for all: looking at every layer takes its time.
         steady = threat.model_mode == "eval"
-        with _attack_mode(search, "eval") if steady else contextlib.nullcontext():
+        with attack_mode(search, "eval") if steady else _seeded(seed, chunk_names[0], device):
             outcome = _attack_chunk(
                 model,
                 search,
@@ -210,12 +218,12 @@ def probe_batch_size(
         label = torch.zeros(size, dtype=torch.long, device=device)
         try:
             with (
-                _attack_mode(search, threat.model_mode),
+                attack_mode(search, threat.model_mode),
                 autocast(device, resolve_dtype(dtype, device)),
             ):
                 for _ in range(2):  # the first one warms up
                     before = time.perf_counter()
-                    _, gradient = _logits_and_gradient(search, images, label, threat, None)
+                    _, gradient = logits_and_gradient(search, images, label, threat, None)
                     float(gradient.sum())  # waits for the device
                     seconds[size] = (time.perf_counter() - before) / size
         except torch.OutOfMemoryError:
@@ -230,9 +238,11 @@ def _attack_chunk(
     model, search, x, y, names, threat, num_classes, batch_size, seed, search_dtype, progress
 ):
     """Attack images that fit in memory; returns a column of outcomes each, in their order."""
-    # Stopping early is exact only if the error and the attack are about the same label.
-    stop_early = threat.success == "any" and threat.label_source == "true"
-    clean = _classify(model, x, num_classes, batch_size)
+    # Stopping early is exact only if the error and the attack are about the same label, and no
+    # image looks at its neighbours.
+    together = threat.model_mode == "train"
+    stop_early = threat.success == "any" and threat.label_source == "true" and not together
+    clean = classify(model, x, num_classes, batch_size)
     outcome = {
         "predicted_class": clean[0],
         "predicted_probability": clean[1],
@@ -242,7 +252,7 @@ def _attack_chunk(
     broken = (clean[0] != y) & stop_early
     if progress and stop_early:
         progress(int(broken.sum()))
-    with _attack_mode(model, threat.model_mode):
+    with attack_mode(model, threat.model_mode):
         attacked_label = torch.cat(
             [
                 _attacked_label(model, xb, yb, threat, num_classes)
@@ -253,7 +263,7 @@ def _attack_chunk(
     # In training mode for the pass alone, so that verdicts see the buffers as they were.
     mode = contextlib.nullcontext
     if threat.model_mode == "train":
-        mode = functools.partial(_attack_mode, search, "train")
+        mode = functools.partial(attack_mode, search, "train")
     for restart in range(threat.n_restarts):
         final = restart == threat.n_restarts - 1
         queue = torch.nonzero(~broken).flatten()
@@ -275,7 +285,7 @@ def _attack_chunk(
                     (part[:batch_size], part[batch_size:]) for part in (image, x_adv, taken)
                 )
                 with mode(), autocast(x.device, search_dtype):
-                    logits, gradient = _logits_and_gradient(
+                    logits, gradient = logits_and_gradient(
                         search, x_adv, attacked_label[image], threat, num_classes
                     )
                 suspect = (taken == threat.steps) | (threat.eps == 0)
@@ -297,11 +307,12 @@ def _attack_chunk(
                 image = torch.cat([image[stay], later_image])
                 x_adv = torch.cat([x_next[stay], later_x])
                 taken = torch.cat([taken[stay] + 1, later_taken])
-            full = sum(len(part[0]) for part in waiting) >= batch_size
-            if full or not (len(queue) or len(image)):
+            # In train mode at once, so that the images of a batch stay together.
+            full = together or sum(len(part[0]) for part in waiting) >= batch_size
+            if waiting and full or not (len(queue) or len(image)):
                 judged, iterate, following, count = map(torch.cat, zip(*waiting, strict=True))
                 waiting = []
-                predicted, probability = _classify(model, iterate, num_classes, batch_size)
+                predicted, probability = classify(model, iterate, num_classes, batch_size)
                 last = (count == threat.steps) | (threat.eps == 0)
                 found = (predicted != y[judged]) & ~broken[judged]
                 # A survivor's record is its last iterate of the last restart.
@@ -319,14 +330,17 @@ def _attack_chunk(
                 image = torch.cat([image, judged[on]])
                 x_adv = torch.cat([x_adv, following[on]])
                 taken = torch.cat([taken, count[on] + 1])
+                if together:  # dropout is drawn by the place in the batch
+                    image, order = image.sort()
+                    x_adv, taken = x_adv[order], taken[order]
     return outcome
 
 
 @torch.no_grad()
-def _classify(model, x, num_classes, batch_size):
+def classify(model, x, num_classes, batch_size):
     """Predicted class and its probability over the K class logits, in float32."""
     classes, probabilities = [], []
-    with _attack_mode(model, "eval"), autocast(x.device, torch.float32):
+    with attack_mode(model, "eval"), autocast(x.device, torch.float32):
         for batch in x.split(batch_size):
             logits = class_logits(model(batch), num_classes).float()
             probability, predicted = logits.softmax(1).max(1)
@@ -335,7 +349,7 @@ def _classify(model, x, num_classes, batch_size):
     return torch.cat(classes), torch.cat(probabilities)
 
 
-def _logits_and_gradient(model, x_adv, y, threat, num_classes, objective=None):
+def logits_and_gradient(model, x_adv, y, threat, num_classes, objective=None):
     """One forward and one input-gradient pass; no parameter gradient is computed."""
     x_adv = x_adv.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -465,7 +479,7 @@ def _l2(x):
 
 
 @contextlib.contextmanager
-def _attack_mode(model, mode):
+def attack_mode(model, mode):
     """The model in `mode` with frozen parameters; afterwards everything is as it was."""
     modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if p.requires_grad]
@@ -483,6 +497,14 @@ def _attack_mode(model, mode):
         with torch.no_grad():
             for buffer, before in zip(model.buffers(), buffers, strict=False):
                 buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def _seeded(seed, name, device):
+    """torch's own generators, which dropout draws from, lent and seeded."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stream_seed(seed, "dropout", name))
+        yield
 
 
 def _item_name(dataset, index: int) -> str:

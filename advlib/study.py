@@ -227,21 +227,35 @@ class Study:
 
     def _check_ablations(self) -> None:
         for name, changes in self.ablations.items():
-            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name in self.methods:
-                raise ValueError(
-                    "the id of an ablation is of letters, digits, '.', '-' and '_', and no method "
-                    f"of the study; got {name!r}"
-                )
             refuse_unknown(set(changes) - {"method", "title", *ABLATED}, ["method", *ABLATED])
-            if changes.get("method") not in METHODS or changes["method"] == "pretrained":
+            base, changed = changes.get("method"), set(changes) & set(ABLATED)
+            if base not in METHODS or base == "pretrained":
                 raise ValueError(
-                    f"ablation {name}: method is one of {', '.join([*METHODS][1:])}, "
-                    f"got {changes.get('method')!r}"
+                    f"ablation {name}: method is one of {', '.join([*METHODS][1:])}, got {base!r}"
+                )
+            taken = name in self.methods or (name in METHODS and (name != base or changed))
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or taken:
+                raise ValueError(
+                    "the id of an ablation is of letters, digits, '.', '-' and '_', and that of no "
+                    f"method; got {name!r}"
                 )
             try:
-                self.recipe(name)
+                trained = self.training_settings(name, 0, "", None)
             except ValueError as error:
                 raise ValueError(f"ablation {name}: {error}") from error
+            for other in (*self.methods, *self.ablations):
+                if other != name and self.training_settings(other, 0, "", None) == trained:
+                    raise ValueError(
+                        f"the ablation {name} would be trained just as {other} is: what it changes "
+                        f"does nothing to {base}, so leave it out"
+                    )
+        titles = [*self.names.values(), *self.ablation_names.values()]
+        for title in titles:
+            if not isinstance(title, str) or not title or titles.count(title) > 1:
+                raise ValueError(
+                    "the title of an ablation is a text that no other network of the study has, "
+                    f"got {title!r}"
+                )
         if self.ablations and not self.trained:
             raise ValueError("ablations are trained: a study of brought models has none")
 
@@ -259,7 +273,7 @@ class Study:
     def ablation_names(self) -> dict[str, str]:
         """What pages call each ablation."""
         return {
-            name: changes.get("title", METHODS[changes["method"]].name)
+            name: changes.get("title", METHODS[name].name if name in METHODS else name)
             for name, changes in self.ablations.items()
         }
 
@@ -278,6 +292,8 @@ class Study:
         if name not in self.ablations:
             return self, name
         changes = {k: v for k, v in self.ablations[name].items() if k in ABLATED}
+        if "transforms" in changes:
+            changes["num_transforms"] = max(1, len(changes["transforms"]))
         changed = dataclasses.replace(self, ablations={}, **changes)
         return changed, self.ablations[name]["method"]
 
@@ -434,14 +450,19 @@ class Study:
         )
 
     def audit_set(self, images, n_images: int | None):
-        """Up to `n_images` of the images, as many of each class, at least one; None: all."""
+        """Up to `n_images` of the images, as many of each class, at least one; None: all.
+
+        Raises
+        ------
+        ValueError
+            If a class has fewer images than that, which would make the subset much smaller.
+        """
         from advlib.data import stratified_subset
 
         if n_images is None or n_images >= len(images):
             return images
-        sizes = images.labels.unique(return_counts=True)[1]
-        each = min(max(1, n_images // len(sizes)), int(sizes.min()))
-        return stratified_subset(images, each * len(sizes))
+        classes = len(images.labels.unique())
+        return stratified_subset(images, max(1, n_images // classes) * classes)
 
     def corruption_set(self, images) -> tuple:
         """The images that are corrupted, and the folder of the published set or None."""

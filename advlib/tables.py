@@ -217,6 +217,11 @@ def _checked(study, folder: Path, paths: dict[Path, tuple | None], command: str)
             facts = read_facts(path)
             if changed := _changed(study, facts, data, *key[:2]):
                 raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
+            run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
+            if not study.predictions and run.is_file():
+                trained = json.loads(run.read_text(encoding="utf-8"))["checkpoint_hash"]
+                if facts["checkpoint_hash"] != trained:
+                    raise ValueError(f"{path} is of a network trained before this one: {again}")
             found[key] = path, facts
     return found
 
@@ -278,6 +283,13 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     changed = [key for key, value in expected.items() if facts.get(key) != value]
     if study.predictions:
         return changed
+    if benchmark == "ledger":
+        from advlib.ledger import ledger_threats
+
+        now = {name: threat.to_dict() for name, threat in ledger_threats(study, method).items()}
+        found = facts.get("threats", {})
+        odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
+        changed += [f"threat model under {name}" for name in odd]
     settings = facts["settings"]
     now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
     now = json.loads(json.dumps(now))

@@ -85,7 +85,7 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     return sorted(found.values(), key=lambda entry: entry[2] is None)
 
 
-def audit_sources(study: Study, running: bool) -> dict[str, str | None]:
+def audit_sources(study: Study, running: bool | None) -> dict[str, str | None]:
     """For each chapter of the audit, the tables that it reads: "fresh", "committed" or None.
 
     Apart from the study's other chapters: an audit takes an hour, so that a fresh run of the study
@@ -94,13 +94,15 @@ def audit_sources(study: Study, running: bool) -> dict[str, str | None]:
     Parameters
     ----------
     study : Study
-    running : bool
-        Whether the audit is being run: its chapters show fresh tables.
+    running : bool or None
+        Whether the audit is being run: its chapters show fresh tables. None: only reading.
     """
+    places = {} if running is None else {"fresh": study.runs}
+    places |= {"committed": study.published}
     sources = {}
     for part in study.audits:
         sources[part] = "fresh" if running else None
-        for source, folder in (("fresh", study.runs), ("committed", study.published)):
+        for source, folder in places.items():
             if sources[part] is None and is_current(study, folder, part):
                 sources[part] = source
     return sources
@@ -144,8 +146,8 @@ def _audit_text(study: Study, source: str, others: str | None) -> str:
     text = f"Committed tables of an audit that was not run on this machine; {command} runs it."
     if others == "fresh":
         text += (
-            " **The other chapters show a fresh run**, of the same settings: its networks are "
-            "trained anew, and differ from those audited here by rounding."
+            " **The other chapters show a fresh run**: other networks, trained by the same "
+            "settings, whose errors differ by some tenths of a point."
         )
     return text
 

@@ -182,12 +182,12 @@ def test_normalised_space_multiplies_eps_by_the_std():
 def brute_force(model, x, y, threat, seed, batch=1):
     """Error by the definition: every image alone, every iterate looked at."""
     from advlib.attacks import (
-        _attack_mode,
         _image_noise,
-        _logits_and_gradient,
         _radius,
         _start,
         _step,
+        attack_mode,
+        logits_and_gradient,
     )
 
     broken = []
@@ -199,9 +199,9 @@ def brute_force(model, x, y, threat, seed, batch=1):
             x_adv = _start(image, _image_noise(image, one, names, threat, seed, restart),
                            threat.eps, threat)  # fmt: skip
             wrong = []
-            with _attack_mode(model, "eval"):
+            with attack_mode(model, "eval"):
                 for _ in range(threat.steps + 1):
-                    logits, gradient = _logits_and_gradient(model, x_adv, label, threat, 10)
+                    logits, gradient = logits_and_gradient(model, x_adv, label, threat, 10)
                     wrong.append(bool(class_logits(logits, 10).argmax(1) != label))
                     x_adv = _step(image, x_adv, gradient, *_radius(model, image, threat), threat)
             found |= any(wrong) if threat.success == "any" else wrong[-1]
@@ -338,6 +338,22 @@ def test_the_batch_size_is_the_fastest_that_fits(monkeypatch, seconds, most, n_i
     found = probe_batch_size(model, pairs, threat, n_images=n_images, dtype="float32", device="cpu")
     assert found == expected
     assert bool(model.sizes) == (n_images > 1000)
+
+
+def test_in_train_mode_any_iterate_breaks_what_the_last_one_breaks(network):
+    """Images share batch norm's statistics: were broken ones replaced, the attack would change."""
+    model, x, y = network
+    own = {"num_classes": 10, "batch_size": 32, "dtype": "float32"}
+    broken = {}
+    for success in ("any", "last"):
+        threat = ThreatModel(eps=0.1, steps=20, model_mode="train", success=success)
+        # 97 = 3 * 32 + 1: a batch of one image has no statistics
+        table = evaluate_attack(model, items(x, y)[:97], threat, **own)
+        broken[success] = table.label != table.predicted_class
+    assert (broken["any"] | ~broken["last"]).all()
+    assert 0.3 < broken["last"].mean() < broken["any"].mean()
+    again = evaluate_attack(model, items(x, y)[:97], threat, **own)
+    assert again.equals(table)  # dropout too
 
 
 @pytest.mark.parametrize("loss", ["margin", "dlr"])

@@ -200,6 +200,9 @@ def test_an_l2_radius_may_exceed_one():
         ({"method": "pretrained"}, "pretrained"),
         ({"method": "adv", "batch_size": 3}, "batch_size"),
         ({"method": "adv_plus", "delta": 1.5}, "ablation new: delta"),
+        ({"method": "adv", "delta": 0.3}, "trained just as adv is"),
+        ({"method": "adv_plus", "delta": 0.3, "title": "Adv"}, "title .* got 'Adv'"),
+        ({"method": "adv_plus", "delta": 0.3, "title": 3}, "title .* got 3"),
         ({"method": "adv_plus", "transforms": [{"label": 1}]}, "ablation new.*label"),
         ({"method": "adv_plus", "transforms": [{"steps": 0}]}, "ablation new.*steps"),
     ],
@@ -210,8 +213,20 @@ def test_an_ablation_that_cannot_be_meant_is_refused(changes, message):
 
 
 def test_an_ablation_has_a_name_of_its_own():
-    with pytest.raises(ValueError, match="no method of the study"):
-        load_study("digits", ablations={"adv": {"method": "adv", "delta": 0.1}})
+    for name in ("adv", "pretrained", "adv_mix"):
+        with pytest.raises(ValueError, match="that of no method"):
+            load_study("digits", ablations={name: {"method": "adv_plus", "delta": 0.1}})
+    study = load_study("digits", ablations={"new": {"method": "adv_plus", "delta": 0.1}})
+    assert study.ablation_names == {"new": "new"}
+
+
+def test_an_ablation_without_the_studys_transformations_has_one_logit():
+    study = load_study(
+        "digits",
+        transforms=[{}, {"steps": 1}],
+        ablations={"one": {"method": "adv_plus", "transforms": []}},
+    )
+    assert study.num_transforms == 2 and study.recipe("one")[0].num_transforms == 1
 
 
 def test_ablations_leave_the_methods_settings_alone():

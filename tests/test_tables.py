@@ -10,7 +10,7 @@ import pytest
 
 from advlib import annotations, metrics
 from advlib.brought import bring
-from advlib.predictions import read_facts, write_predictions
+from advlib.predictions import read_facts, read_predictions, write_predictions
 from advlib.study import ROOT, load_study, make_study
 from advlib.tables import (
     in_per_cent,
@@ -106,6 +106,15 @@ def test_tables_of_other_images_are_refused(small_run, table, change, said):
         read_study(small_run, "fresh")
 
 
+def test_tables_of_a_network_that_was_trained_again_are_refused(small_run, table):
+    run = small_run.runs / "train/std-seed0.json"
+    run.write_text(json.dumps({"checkpoint_hash": "new"}))
+    for path in small_run.runs.glob("predictions/*/std-seed0.parquet"):
+        write_predictions(read_predictions(path), path, **read_facts(path), checkpoint_hash="old")
+    with pytest.raises(ValueError, match="a network trained before this one: run `make book"):
+        read_study(small_run, "fresh")
+
+
 def test_a_cut_table_is_refused(small_run, table):
     path = small_run.runs / "predictions/clean/std-seed0.parquet"
     facts = {k: read_facts(path)[k] for k in ("settings", "threat", "data", "split")}
@@ -166,7 +175,7 @@ def test_an_ablation_of_another_recipe_is_refused(small_audit):
     ablations = {"new": {"method": "adv_plus", "delta": 0.3}}
     with pytest.raises(ValueError, match="another delta"):
         read_audit(dataclasses.replace(small_audit, ablations=ablations), "fresh", "ablations")
-    ablations = small_audit.ablations | {"more": {"method": "adv"}}
+    ablations = small_audit.ablations | {"more": {"method": "adv", "lr": 0.5}}
     with pytest.raises(FileNotFoundError, match="more-seed0.*make audit"):
         read_audit(dataclasses.replace(small_audit, ablations=ablations), "fresh", "ablations")
 
