@@ -362,7 +362,7 @@ else:
             table=RUNS / "audit/battery/{method}-seed{seed}.parquet",
             executed=RUNS / "executed/evaluate_battery-{method}-seed{seed}.ipynb",
         params:
-            settings=STUDY.data_settings() | settings("battery_images"),
+            settings=STUDY.data_settings() | settings("battery_images", "eval_batch_size"),
             threat=STUDY.threat("pgd40").to_dict(),
         threads: cores("evaluate_battery")
         resources:
@@ -436,9 +436,7 @@ rule place_study:
             "_build/studies/{study}/{chapter}.ipynb",
             study=wildcards.study,
             chapter=chapters_of(wildcards.study),
-        )
-        if SOURCES[wildcards.study]
-        else [],
+        ),
         appendix=appendix_of,
         file=lambda wildcards: FILES[wildcards.study],
         code=["book/place.py", "book/pages.py"],

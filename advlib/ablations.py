@@ -17,9 +17,11 @@ INGREDIENTS = {  # what pages call them; a setting that is not named here is cal
     "label": "transformation label",
     "smoothing": "label smoothing",
     "replace_head": "head replaced",
-    "train_objective": "attack climbs the cross-entropy",
+    "train_objective": "what the attack climbs",
 }
 WITHOUT = {"mix": False, "transforms": [], "logits": 0, "label": 0.0, "smoothing": 0.0}
+WITHOUT |= {"train_objective": "cross_entropy"}
+ATTACK = ("transforms", "train_objective")  # of the training attack, beside its threat model
 MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pages call it
     ("clean", "error"): "Clean error",
     ("pgd40", "error"): "PGD-40 error",
@@ -52,8 +54,10 @@ def ingredients(study, name: str) -> dict:
     -------
     dict
         mix, transforms, logits (M, 0 for none), label (its weight delta: 0 is no label), smoothing
-        (its delta), replace_head, train_objective, the training attack's keys as "threat.<key>",
-        and all other settings of the training. What has no effect on a run is as in the study.
+        (its delta), replace_head, train_objective (what the training attack climbs: without extra
+        logits always the cross-entropy over the K classes), the training attack's keys as
+        "threat.<key>", and all other settings of the training. What has no effect on a run is as in
+        the study.
     """
     changed, method = study.recipe(name)
     recipe = METHODS[method]
@@ -62,8 +66,8 @@ def ingredients(study, name: str) -> dict:
     apart |= {"method", "seed", "data", "start", "threat", "delta", "num_transforms"}
     found = {key: value for key, value in settings.items() if key not in apart}
     # These settings are stated only of networks with extra logits.
-    for key in ("replace_head", "train_objective"):
-        found.setdefault(key, getattr(study, key))
+    found.setdefault("replace_head", study.replace_head)
+    found.setdefault("train_objective", WITHOUT["train_objective"])
     found |= {f"threat.{k}": v for k, v in changed.train_threat.to_dict().items()}
     return found | {
         "mix": recipe.mix,
@@ -98,7 +102,7 @@ def control(study, name: str) -> tuple[str, list[str]] | None:
         theirs = ingredients(study, other)
         lacking = [key for key in own if own[key] != theirs[key]]
         if lacking and all(theirs[key] == without[key] for key in lacking):
-            attack = any(key == "transforms" or key.startswith("threat.") for key in lacking)
+            attack = any(key in ATTACK or key.startswith("threat.") for key in lacking)
             found.append((("mix" in lacking, len(lacking), attack), other, lacking))
     if not found:
         return None
@@ -107,10 +111,11 @@ def control(study, name: str) -> tuple[str, list[str]] | None:
 
 
 def comparisons(study) -> pd.DataFrame:
-    """Every run with its control, and two questions that no single ingredient answers.
+    """Every run with its control, and the questions that no single ingredient answers.
 
-    These are: is it the transformation label, or would smoothing with the same delta do; and what
-    do logit and label do together, where they were also trained apart.
+    These are: is it the transformation label, or would smoothing with the same delta do; does it
+    matter what the attack climbs; are several transformations, each with its logit, better than
+    one; and what do logit and label do together, where they were also trained apart.
 
     Returns
     -------
@@ -122,17 +127,36 @@ def comparisons(study) -> pd.DataFrame:
     for name, own in runs.items():
         if found := control(study, name):
             rows.append((_words(own, found[1]), name, found[0]))
-    for name, own in runs.items():
-        smoothed = own | {"smoothing": own["label"], "label": 0.0, "logits": 0}
-        for other in [n for n, theirs in runs.items() if own["label"] and theirs == smoothed]:
-            words = f"label and logit, not smoothing (δ = {own['label']:g})"
-            rows.append((words, name, other))
     pairs = {(run, other) for _, run, other in rows}
+    for name, own in runs.items():
+        for words, instead, beside in _questions(own):
+            for other, theirs in runs.items():
+                differ = {key for key in own if own[key] != theirs[key]} - set(instead)
+                fits = all(theirs[key] == value for key, value in instead.items())
+                if fits and differ <= set(beside) and (name, other) not in pairs:
+                    also = [beside[key] for key in beside if key in differ]
+                    rows.append((", and ".join([words, *also]), name, other))
+                    pairs.add((name, other))
     for before, after in study.pairs:
         if before in runs and after in runs and (after, before) not in pairs:
             lacking = [k for k in runs[after] if runs[after][k] != runs[before][k]]
             rows.append((_words(runs[after], lacking), after, before))
     return pd.DataFrame(rows, columns=["ingredient", "run", "control"])
+
+
+def _questions(own: dict) -> list[tuple[str, dict, dict]]:
+    """In words, what the other run has instead, and what may differ besides, in words."""
+    found, climbed = [], "train_objective"
+    if own["label"]:
+        smoothed = {"smoothing": own["label"], "label": 0.0, "logits": 0}
+        words = f"label and logit, not smoothing (δ = {own['label']:g})"
+        found.append((words, smoothed, {climbed: INGREDIENTS[climbed]}))
+    if own["logits"] > 1:
+        words = f"M = {own['logits']}, not 1"
+        found.append((words, {"logits": 1}, {"transforms": "other images"}))
+    if own[climbed] != WITHOUT[climbed]:
+        found.append((INGREDIENTS[climbed], {climbed: WITHOUT[climbed]}, {}))
+    return found
 
 
 def _words(own: dict, lacking: list[str]) -> str:
@@ -147,7 +171,7 @@ def _words(own: dict, lacking: list[str]) -> str:
         if key in ("label", "smoothing"):
             title += f" (δ = {own[key]:g})"
         words.append(title)
-    return " and ".join(words)
+    return " and ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
 
 
 def delta_sweep(study) -> pd.DataFrame:
@@ -254,8 +278,8 @@ def findings(
     names: dict[str, str],
     yardstick: pd.DataFrame,
 ) -> list[str]:
-    """What was found, computed from `differences`, `run_summary`, `delta_sweep` and
-    `spread_over_seeds`.
+    """What was found, in at most eight lines computed from `differences`, `run_summary`,
+    `delta_sweep` and `spread_over_seeds`.
 
     Parameters
     ----------
@@ -271,24 +295,29 @@ def findings(
     ]
     robust = found[(found.benchmark == "pgd40") & (found.statistic == "error")]
     # Doses of one ingredient, "… (δ = 0.1)" and "… (δ = 0.2)", are told together.
-    for words, rows in robust.groupby(robust.ingredient.str.replace(r" \(.*", "", regex=True)):
-        if len(rows) == 1:
-            row = rows.iloc[0]
-            change = f"{in_per_cent(row)} points ({names[row.run]} − {names[row.control]})"
-        else:
-            lower, higher = (rows.high < 0).sum(), (rows.low > 0).sum()
-            change = (
-                f"{100 * rows.value.min():.2f} to {100 * rows.value.max():.2f} points in "
-                f"{len(rows)} comparisons, clearly lower in {lower} and higher in {higher}"
-            )
-        lines.append(f"PGD-40 error, {words}: {change}.")
+    kinds = robust.ingredient.str.replace(r" \(δ = [^)]*\)", "", regex=True)
+    sizes = kinds.value_counts()
+    lower, higher = robust.high < 0, robust.low > 0
+    for title, chosen in (("lower", lower), ("higher", higher)):
+        told = []
+        for words, rows in robust[chosen].groupby(kinds[chosen], sort=False):
+            ends = dict.fromkeys(f"{100 * v:+.2f}" for v in (rows.value.min(), rows.value.max()))
+            many = f" in {len(rows)} of {sizes[words]}" if sizes[words] > 1 else ""
+            told.append(f"{words}{many} ({' to '.join(ends)})")
+        lines.append(
+            f"PGD-40 error clearly {title} in {chosen.sum()} of {len(robust)} comparisons (points): "
+            f"{'; '.join(told) or 'none'}."
+        )
+    told = []
     for family, part in sweep.groupby("family", sort=False):
         error = summary[(summary.benchmark == "pgd40") & (summary.statistic == "error")]
         error = 100 * error.set_index("run").value[part.run]
-        lines.append(
-            f"{family}, δ from {part.delta.min():g} to {part.delta.max():g}: the PGD-40 error lies "
-            f"between {error.min():.2f} and {error.max():.2f} %."
+        told.append(
+            f"{family} {error.min():.2f} to {error.max():.2f} % with δ from "
+            f"{part.delta.min():g} to {part.delta.max():g}"
         )
+    if told:
+        lines.append(f"PGD-40 error by the weight of the label: {'; '.join(told)}.")
     if len(clear):
         largest = clear.loc[clear.value.abs().idxmax()]
         lines.append(

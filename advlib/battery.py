@@ -6,6 +6,7 @@ torch.
 
 import copy
 import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +17,10 @@ import torch
 from torch import nn
 
 from advlib.attacks import (
-    _attack_mode,
-    _classify,
-    _logits_and_gradient,
+    attack_mode,
+    classify,
     evaluate_attack,
+    logits_and_gradient,
     pgd_attack,
     start_noise,
 )
@@ -44,7 +45,6 @@ STRENGTHS = {
 }
 """Iterations of APGD and FAB, classes they aim at, and queries of Square."""
 PASSES = 5  # over the same images, to see whether the answer changes
-BATCH = 128  # images attacked at once; fixed, so that numbers repeat to the last digit
 
 
 def battery_conditions(
@@ -95,6 +95,8 @@ def battery(
     *,
     num_classes: int,
     sources: Mapping[str, nn.Module] | None = None,
+    source_hashes: Mapping[str, str] | None = None,
+    batch_size: int = 128,
     device=None,
     seed: int = 0,
     strength: str = "standard",
@@ -114,6 +116,11 @@ def battery(
         K.
     sources : dict of str to nn.Module, optional
         Other networks: what PGD makes on them is tried on this one.
+    source_hashes : dict of str to str, optional
+        Of the sources' checkpoints: part of the names under which `folder` keeps what was made on
+        them. Needed with both.
+    batch_size : int
+        Images attacked at once; fixed, so that numbers repeat to the last digit.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     seed : int
@@ -121,8 +128,9 @@ def battery(
     strength : {"standard", "quick"}
         Of AutoAttack (`STRENGTHS`).
     folder : Path, optional
-        Each finished condition is kept there, so that a killed run goes on. Its name must hold all
-        that decides them: the network, the images, the threat model, the strength.
+        Each finished condition is kept there, so that a killed run goes on. Its name must hold
+        what decides them all: the network, the images, the threat model, the seed, the batch size.
+        The settings and the library of AutoAttack are in the names of its components' files.
     progress : callable, optional
         Called with the name of each finished condition.
 
@@ -152,22 +160,24 @@ def battery(
     model = _differentiable(model, x)
     largest = 1.0 if threat.norm == "Linf" else math.sqrt(x[0].numel())
     conditions = battery_conditions(threat, num_classes, largest)
-    known = {"num_classes": num_classes, "device": device}
+    known = {"num_classes": num_classes, "device": device, "batch_size": batch_size}
     tables = {}
 
-    def condition(name: str, make: Callable[..., pd.DataFrame], *arguments, **options) -> None:
-        tables[name] = _condition(folder, name, functools.partial(make, *arguments, **options))
+    def condition(name: str, make: Callable[..., pd.DataFrame], *arguments, key="", **options):
+        make = functools.partial(make, *arguments, **options)
+        tables[name] = _condition(folder, name + key, make)
         if progress:
             progress(name)
 
     for name, attack in conditions.items():
         # Noise is drawn apart: its first draw would be the start of PGD.
         draws = stream_seed(seed, "noise") if name == "noise" else seed
-        settings = {"batch_size": BATCH, "seed": draws, "dtype": "float32"}
+        settings = {"seed": draws, "dtype": "float32"}
         condition(name, evaluate_attack, model, images, attack, **settings, **known)
     for source, network in (sources or {}).items():
         what = (model, network, images, conditions["pgd40"], tables["clean"])
-        condition(f"transfer_{source}", _transfer, *what, seed=seed, **known)
+        key = f"-{source_hashes[source]}" if folder else ""
+        condition(f"transfer_{source}", _transfer, *what, key=key, seed=seed, **known)
     found = autoattack(
         model,
         images,
@@ -184,7 +194,7 @@ def battery(
         "conditions": {name: attack.to_dict() for name, attack in conditions.items()},
         "strength": strength,
         "autoattack": STRENGTHS[strength] | {"components": list(found)},
-        **_facts(model, images, conditions["pgd40"], tables["clean"], num_classes, device, seed),
+        **_facts(model, images, conditions["pgd40"], tables["clean"], seed=seed, **known),
     }
     table = pd.concat([t.assign(attack=name) for name, t in tables.items()], ignore_index=True)
     return table.drop(columns="steps_used"), facts
@@ -197,6 +207,7 @@ def autoattack(
     *,
     num_classes: int,
     clean: pd.DataFrame,
+    batch_size: int = 128,
     device=None,
     seed: int = 0,
     strength: str = "standard",
@@ -211,7 +222,7 @@ def autoattack(
 
     Parameters
     ----------
-    model, images, threat, num_classes, device, seed, strength, folder, progress
+    model, images, threat, num_classes, batch_size, device, seed, strength, folder, progress
         As in `battery`.
     clean : DataFrame
         Predictions without an attack.
@@ -234,15 +245,16 @@ def autoattack(
     # mode, since the library returns a wrapper in training mode to training mode with all within.
     wrapped = _ClassLogits(copy.deepcopy(folding(model, x)()), num_classes)
     wrapped = wrapped.eval().requires_grad_(False)
+    version = importlib.metadata.version("torchattacks")
+    key = digest(STRENGTHS[strength] | {"torchattacks": version})
     tables, worst = {}, clean
     for name in AUTOATTACK:
         if name == "apgd_t" and num_classes < 4:
             continue
         attack = _component(name, wrapped, threat, num_classes, STRENGTHS[strength], seed)
-        make = functools.partial(
-            _attack_standing, attack, name, model, images, worst, threat, num_classes, device
-        )
-        worst = tables[name] = _condition(folder, name, make)
+        what = (attack, name, model, images, worst, threat, num_classes, batch_size, device)
+        make = functools.partial(_attack_standing, *what)
+        worst = tables[name] = _condition(folder, f"{name}-{key}", make)
         if progress:
             progress(name)
     return tables
@@ -286,7 +298,8 @@ def battery_predictions(
     facts = {key: run[key] for key in RUN_FACTS}
     facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.battery_images}
     facts |= {"split": study.evaluation_split, "threat": threat.to_dict(), "attack_seed": 0}
-    facts |= {"device": str(device), "dtype": "float32", "strength": strength}
+    batch_size = study.eval_batch_size or 128
+    facts |= {"device": str(device), "dtype": "float32", "batch_size": batch_size}
     print(f"{len(images)} of {len(whole):,} images, {strength} strength; transfer from {others}")
     table, found = battery(
         model,
@@ -294,9 +307,11 @@ def battery_predictions(
         threat,
         num_classes=images.num_classes,
         sources={name: load_run(study, name, seed)[0] for name in others},
+        source_hashes=hashes,
+        batch_size=batch_size,
         device=device,
         strength=strength,
-        folder=study.runs / "parts" / digest(facts | {"sources": hashes}),
+        folder=study.runs / "parts" / digest(facts),
         progress=functools.partial(print, "finished:"),
     )
     sizes = {"num_classes": images.num_classes, "n_images": len(images)}
@@ -337,7 +352,7 @@ class _ZeroGradient(nn.Module):
 
 def _differentiable(model, x) -> nn.Module:
     """The network, or where its outputs do not depend on the image by a gradient, a wrapped one."""
-    with _attack_mode(model, "eval"), torch.enable_grad():
+    with attack_mode(model, "eval"), torch.enable_grad():
         return model if model(x.requires_grad_(True)).requires_grad else _ZeroGradient(model)
 
 
@@ -368,11 +383,13 @@ def _component(name, model, threat, num_classes, strength, seed):
     return torchattacks.Square(model, n_queries=strength["queries"], **known)
 
 
-def _attack_standing(attack, name, model, images, worst, threat, num_classes, device):
+def _attack_standing(
+    attack, name, model, images, worst, threat, num_classes, batch_size, device
+) -> pd.DataFrame:
     """The worst case so far: `worst`, and what a component of AutoAttack breaks of the rest."""
     table = worst.copy()
     standing = (table.label == table.predicted_class).to_numpy().nonzero()[0]
-    batches = evaluation_batches(images, batch_size=BATCH, device=device, indices=standing)
+    batches = evaluation_batches(images, batch_size=batch_size, device=device, indices=standing)
     for x, y, index in batches:
         # The library seeds the global generator.
         with torch.random.fork_rng(), autocast(device, torch.float32):
@@ -387,7 +404,7 @@ def _attack_standing(attack, name, model, images, worst, threat, num_classes, de
                 f"{float(x_adv.max()):.4g}], changes up to {float(size.max()):.6g} where ε is "
                 f"{threat.eps:g}. Its result would be wrong; check the version of torchattacks"
             )
-        predicted, probability = _classify(model, x_adv, num_classes, BATCH)
+        predicted, probability = classify(model, x_adv, num_classes, batch_size)
         found = (predicted != y).cpu()
         rows = index[found].numpy()
         values = (predicted, probability, change.abs().amax(1))
@@ -397,36 +414,38 @@ def _attack_standing(attack, name, model, images, worst, threat, num_classes, de
     return table
 
 
-def _transfer(model, source, images, threat, clean, *, num_classes, device, seed) -> pd.DataFrame:
+def _transfer(
+    model, source, images, threat, clean, *, num_classes, batch_size, device, seed
+) -> pd.DataFrame:
     """What PGD's last iterates, made on another network, do to this one."""
     source = source.to(device, memory_format=torch.channels_last)
     generator = torch.Generator(device).manual_seed(stream_seed(seed, "transfer"))
     outcomes = []
-    for x, y, _ in evaluation_batches(images, batch_size=BATCH, device=device):
+    for x, y, _ in evaluation_batches(images, batch_size=batch_size, device=device):
         with autocast(device, torch.float32):
             x_adv = pgd_attack(source, x, y, threat, num_classes=num_classes, generator=generator)
-        predicted, probability = _classify(model, x_adv, num_classes, BATCH)
+        predicted, probability = classify(model, x_adv, num_classes, batch_size)
         outcomes.append((predicted, probability, (x_adv - x).abs().flatten(1).amax(1)))
     values = [torch.cat(part).cpu().numpy() for part in zip(*outcomes, strict=True)]
     columns = ("predicted_class", "predicted_probability", "linf")
     return clean[["file_name", "label"]].assign(**dict(zip(columns, values, strict=True)))
 
 
-def _facts(model, images, threat, clean, num_classes, device, seed) -> dict:
+def _facts(model, images, threat, clean, *, num_classes, batch_size, device, seed) -> dict:
     """What can be seen without an attack: gradients, chance, and the kind of output."""
     generator = torch.Generator(device).manual_seed(stream_seed(seed, "gradients"))
     losses = [loss for loss in ("cross_entropy", "dlr") if loss != "dlr" or num_classes > 2]
     zero = {f"{loss}, {place}": [] for loss in losses for place in ("image", "start")}
     change, differ, probabilities = 0.0, 0, True
-    for x, y, index in evaluation_batches(images, batch_size=BATCH, device=device):
+    for x, y, index in evaluation_batches(images, batch_size=batch_size, device=device):
         names = clean.file_name.iloc[index.numpy()].to_numpy()
         noise = start_noise(x.shape, threat, generator, device)
         places = {"image": x, "start": (x + threat.eps * noise).clamp(0, 1)}
-        with _attack_mode(model, "eval"), autocast(device, torch.float32):
+        with attack_mode(model, "eval"), autocast(device, torch.float32):
             for loss in losses:
                 for place, start in places.items():
                     attack = replace(threat, loss=loss)
-                    logits, gradient = _logits_and_gradient(model, start, y, attack, num_classes)
+                    logits, gradient = logits_and_gradient(model, start, y, attack, num_classes)
                     size = gradient.flatten(1).abs().sum(1)
                     # What is wrong already need not be attacked; the DLR of an image whose label
                     # comes third is constant.

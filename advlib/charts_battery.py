@@ -86,7 +86,7 @@ def transfer_matrix(table: pd.DataFrame) -> alt.Chart:
     return (cells + text).properties(width=alt.Step(60), height=alt.Step(32))
 
 
-def attack_errors(table: pd.DataFrame) -> alt.Chart:
+def autoattack_components(table: pd.DataFrame) -> alt.Chart:
     """The error under PGD and after each component of AutoAttack, one panel a method.
 
     Parameters

@@ -4,6 +4,7 @@ import altair as alt
 import pandas as pd
 
 from advlib.charts import ERROR_AXIS, method_colour, method_order, pick_methods
+from advlib.charts_verdict import POINTS
 
 WIDE_LABELS = alt.Axis(labelLimit=280)
 
@@ -78,7 +79,7 @@ def switch_changes(table: pd.DataFrame) -> alt.Chart:
             alt.Tooltip("change_high:Q", title="to", format="+.2%"),
         ],
     )
-    axis = alt.Axis(format="+.0%", tickCount=4, tickMinStep=0.01)
+    axis = alt.Axis(labelExpr=POINTS, tickCount=4, tickMinStep=0.01)
     zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
     rules = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("change_low:Q", title="Change of error (points)"), x2="change_high:Q"
@@ -121,7 +122,7 @@ def gaps(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
             alt.Tooltip("high:Q", title="to", format="+.2%"),
         ],
     )
-    axis = alt.Axis(format="+.0%", tickCount=5, tickMinStep=0.01)
+    axis = alt.Axis(labelExpr=POINTS, tickCount=5, tickMinStep=0.01)
     zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
     rules = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="Gap (points)"), x2="high:Q"

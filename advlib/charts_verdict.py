@@ -9,7 +9,7 @@ POINTS = "format(100 * datum.value, '+.3~g')"  # labels of an axis in points, of
 TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
 
 
-def effects(table: pd.DataFrame) -> alt.Chart:
+def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
     """The paper's effects beside the measured ones, one panel a study.
 
     Parameters
@@ -60,7 +60,7 @@ def effects(table: pd.DataFrame) -> alt.Chart:
     return chart.facet(alt.Facet("study:N", title=None, sort=studies), columns=1)
 
 
-def delta_sweep(table: pd.DataFrame) -> alt.Chart:
+def error_by_delta(table: pd.DataFrame) -> alt.Chart:
     """Error against the weight of the transformation label, one panel a benchmark.
 
     Parameters
@@ -95,7 +95,7 @@ def delta_sweep(table: pd.DataFrame) -> alt.Chart:
     ).resolve_scale(y="independent")
 
 
-def ingredients(table: pd.DataFrame) -> alt.Chart:
+def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
     """What each ingredient changes against its control, one panel a figure.
 
     Parameters

@@ -11,15 +11,17 @@ from scipy import stats
 from advlib import annotations, metrics
 from advlib.seeds import over_seeds
 from advlib.study import METHODS
-from advlib.tables import in_per_cent, is_validation, read_tables
+from advlib.tables import in_per_cent, read_study, read_tables, with_real
 
-HOLDS, FAILS, OPEN, ABSENT = "holds here", "does not hold here", "not resolved", "not measured"
-VARIANTS = {  # which of a study's methods stand for the paper's
-    "adversarial batches": {},  # the paper's own, as it describes them
-    "mixed batches": {"adv": "adv_mix", "adv_plus": "adv_plus_mix"},
+HOLDS, CEILING, FAILS = "holds here", "holds by the ceiling", "does not hold here"
+OPEN, ABSENT = "not resolved", "not measured"
+EDGE = 0.01  # with a mean error this near to 0 or 1, the spread over the classes is small of itself
+VARIANTS = {  # which of a study's methods stand for the paper's, which does not say what a batch is
+    "adversarial batches": {},  # the default reading (Madry)
+    "mixed batches": {"adv": "adv_mix", "adv_plus": "adv_plus_mix"},  # the other reading
 }
 COMPARED = ("std", "adv", "adv_plus")  # the methods that the paper compares
-EXCEPTIONS = ("jpeg_compression", "pixelate")  # where the paper does not find Adv+ better
+EXCEPTIONS = ("jpeg_compression", "pixelate")  # "except in": no claim that Adv+ is worse there
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class Comparison:
 
     before: str  # a method
     after: str
-    sign: int  # -1: lower after; 1: higher
+    sign: int  # -1: lower after; 1: higher; 0: shown beside the claim, which does not decide it
     part: str = ""  # the corruption or the factor that it is about; all images if empty
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: it holds if each of its comparisons has the sign that it gives."""
+    """A claim of the paper: it holds if each comparison with a sign has the sign that it gives."""
 
     title: str
     benchmark: str  # clean, real, pgd40 or corruptions
@@ -88,11 +90,11 @@ CLAIMS: dict[str, Claim] = {
         "Adv⁺ errs less than Adv on every corruption but JPEG and pixelate",
         *("corruptions", "error"),
         tuple(
-            Comparison("adv", "adv_plus", 1 if name in EXCEPTIONS else -1, name)
+            Comparison("adv", "adv_plus", 0 if name in EXCEPTIONS else -1, name)
             for name in metrics.CORRUPTIONS
         ),
         "corruptions",
-        "all 15 (Figure 2, no numbers)",
+        "all 13 (Figure 2, no numbers)",
     ),
     "ratios": Claim(
         "Adversarially trained models have lower error ratios in style and texture",
@@ -140,19 +142,16 @@ def read_evidence(study, source: str) -> tuple[dict, dict]:
         By (benchmark, method, seed). "real" is there for ImageNet's validation images: the clean
         predictions judged by ReaL's label sets, images without a label dropped.
     """
-    wanted = [name for name in ("clean", "pgd40", "corruptions") if name in study.benchmarks]
     methods = {names.get(m, m) for names in VARIANTS.values() for m in COMPARED}
-    tables, facts = {}, {}
-    for key, table, known in read_tables(study, source, wanted):
-        if key[1] in methods:
-            tables[key], facts[key] = table, known
-    clean = {key: table for key, table in tables.items() if key[0] == "clean"}
-    if clean and is_validation(study.dataset, next(iter(clean.values())).file_name):
-        sets = annotations.real_label_sets()
-        for key, table in clean.items():
-            tables["real", *key[1:]] = metrics.multilabel_table(table, sets)
-            facts["real", *key[1:]] = facts[key]
-    return tables, facts
+    wanted = [name for name in ("clean", "pgd40") if name in study.benchmarks]
+    whole = with_real(read_study(study, source, wanted))
+    facts = dict(whole.attrs["facts"])
+    parts = whole.groupby(["benchmark", "method", "seed"], sort=False, observed=True)
+    tables = {key: part.reset_index(drop=True) for key, part in parts}
+    # One after the other: there are 75 conditions of each.
+    for key, table, known in read_tables(study, source, ["corruptions"]):
+        tables[key], facts[key] = table, known
+    return tuple({k: v for k, v in found.items() if k[1] in methods} for found in (tables, facts))
 
 
 def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) -> pd.DataFrame:
@@ -175,8 +174,9 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
     DataFrame
         study, variant, claim, before, after, part, sign, paper (the printed difference), value,
         low, high, raw, n_images, mean, sd, n_seeds, n_agree (seeds in which the difference has the
-        paper's sign), absent (why it was not measured, or ""). Differences are fractions, those of
-        error ratios plain numbers.
+        paper's sign), error_before and error_after (the mean errors behind a difference of SDs),
+        absent (why it was not measured, or ""). Differences are fractions, those of error ratios
+        plain numbers.
     """
     real = any(key[0] == "real" for key in tables)
     rows = []
@@ -194,6 +194,7 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row["absent"] = _absent(study, claim, here, real)
                 rows.append(row | ({} if row["absent"] else _measure(study, tables, claim, here)))
     columns = ["value", "low", "high", "raw", "n_images", "mean", "sd", "n_seeds", "n_agree"]
+    columns += ["error_before", "error_after"]
     table = pd.DataFrame(rows)
     return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
 
@@ -232,7 +233,7 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
         return {"absent": "no value: too few images for it"}
     over = over_seeds(pd.DataFrame(found), ["all"]).iloc[0]
     agree = sum(np.sign(row["value"]) == comparison.sign for row in found)
-    kept = {key: first[key] for key in ("value", "low", "high", "raw", "n_images")}
+    kept = {key: first[key] for key in first if key not in ("seed", "all")}
     return kept | {
         "mean": over["mean"],
         "sd": over["sd"],
@@ -242,7 +243,7 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
 
 
 def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dict:
-    """value, low, high, raw and n_images of after - before in one seed."""
+    """value, low, high, raw and n_images of after - before in one seed; of SDs both errors too."""
     n_images = after.file_name.nunique()
     if claim.statistic == "error_ratio":
         factors = annotations.imagenet_x("top", filter_prototypes=True)
@@ -255,8 +256,13 @@ def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dic
         found = metrics.summarise(after, paired_with=before, n_resamples=n_resamples)
         found = found.set_index("statistic")
         value, low, high = found.loc["sd_noise_corrected", ["value", "low", "high"]]
+        errors = {
+            "error_before": metrics.class_summary(before)["mean"],
+            "error_after": metrics.class_summary(after)["mean"],
+        }
         raw = found.loc["sd", "value"]
-        return {"value": value, "low": low, "high": high, "raw": raw, "n_images": n_images}
+        values = {"value": value, "low": low, "high": high, "raw": raw}
+        return values | {"n_images": n_images} | errors
     elif claim.benchmark == "corruptions" and not part:
         value, low, high = metrics.corruption_summary(
             after, paired_with=before, n_resamples=n_resamples
@@ -295,13 +301,16 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     Returns
     -------
     Series
-        verdict ("holds here": all comparisons do; "does not hold here": one lies on the other
-        side; "not resolved"; "not measured"), why, n_tests, n_hold, n_against.
+        verdict ("holds here": all comparisons with a sign do; "holds by the ceiling": they do, but
+        a mean error within `EDGE` of 0 or 1 leaves an SD no room, so that the claim would hold of
+        any network; "does not hold here": one lies on the other side; "not resolved"; "not
+        measured"), why, n_tests, n_hold, n_against.
     """
     absent = [reason for reason in dict.fromkeys(rows["absent"]) if reason]
     if absent:
         counts = {"n_tests": 0, "n_hold": 0, "n_against": 0}
         return pd.Series({"verdict": ABSENT, "why": "; ".join(absent), **counts})
+    beside, rows = rows[rows["sign"] == 0], rows[rows["sign"] != 0]
     side, n = sides(rows), len(rows)
     hold, against = int((side == 1).sum()), int((side == -1).sum())
     verdict = FAILS if against else HOLDS if hold == n else OPEN
@@ -319,10 +328,33 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         why = "the seeds do not agree"
     else:
         why = "the interval holds zero"
+    if edge := _at_the_edge(rows):
+        # An SD that is small of itself decides nothing, in favour of the claim or against it.
+        verdict = CEILING if verdict == HOLDS else OPEN
+        why += f"; {edge}"
+    if len(beside):
+        changes = [f"{row.part.replace('_', ' ')} {_direction(row)}" for row in beside.itertuples()]
+        why += f"; beside it, not judged: {', '.join(changes)}"
     why += "; one seed" if seeds == 1 else f"; {seeds} seeds"
     return pd.Series(
         {"verdict": verdict, "why": why, "n_tests": n, "n_hold": hold, "n_against": against}
     )
+
+
+def _at_the_edge(rows: pd.DataFrame) -> str:
+    """The methods whose mean error leaves no room for a spread, in words; empty if none."""
+    found = {}
+    for end in ("before", "after"):
+        for method, error in zip(rows[end], rows[f"error_{end}"].astype(float), strict=True):
+            if error <= EDGE or error >= 1 - EDGE:
+                name = METHODS[method].name if method in METHODS else method
+                found[method] = f"{name} errs on {100 * error:.2f} % of the images"
+    return ", ".join(found.values())
+
+
+def _direction(row) -> str:
+    """lower, higher or open, by the interval."""
+    return "higher" if row.low > 0 else "lower" if row.high < 0 else "open"
 
 
 def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -348,7 +380,7 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     if rows["absent"].any():
         return "–"
     if rows["part"].any():
-        return judge(rows)["why"].rpartition(";")[0]
+        return judge(rows)["why"].rpartition(";")[0]  # without the number of seeds
     cells = []
     for row in rows.itertuples():
         which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
@@ -438,25 +470,17 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
-    """What was found, in at most five sentences that are computed from the tables.
+    """The page in short: at most five sentences that are computed from the tables.
 
     Parameters
     ----------
     comparisons, judged, studies
         As for `overview`.
     """
-    paper, mixed = VARIANTS
-
-    def counted(study_id, variant):
-        found = judged[(judged.study == study_id) & (judged.variant == variant)].verdict
-        n = {verdict: int((found == verdict).sum()) for verdict in (HOLDS, FAILS, OPEN, ABSENT)}
-        return (
-            f"{n[HOLDS]} hold, {n[FAILS]} do not, {n[OPEN]} are not resolved and {n[ABSENT]} are "
-            f"not measured"
-        )
+    default, mixed = VARIANTS
 
     def of(name):
-        chosen = comparisons[(comparisons.claim == name) & (comparisons.variant == paper)]
+        chosen = comparisons[(comparisons.claim == name) & (comparisons.variant == default)]
         chosen = chosen[chosen.absent == ""]
         return {study_id: rows for study_id, rows in chosen.groupby("study", sort=False)}
 
@@ -474,7 +498,8 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
             row = rows.iloc[0]
             parts[s] = f"{in_per_cent(row)} points, {judge(rows).verdict}"
             # Only errors: the paper's SDs are not corrected for noise.
-            if CLAIMS[name].statistic == "error" and not row.low <= row.paper <= row.high:
+            known = CLAIMS[name].statistic == "error" and pd.notna(row.low)
+            if known and not row.low <= row.paper <= row.high:
                 parts[s] += ", and an effect of the paper's size lies outside the interval"
         return parts
 
@@ -482,20 +507,51 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
         own = comparisons[comparisons.claim == name].paper.iloc[0]
         return f"the paper: {100 * own:.2f}"
 
+    def totals(variant):
+        chosen = judged[judged.variant == variant]
+        by_study = {s: part.verdict for s, part in chosen.groupby("study", sort=False)}
+        return {s: counted(found) for s, found in by_study.items() if (found != ABSENT).any()}
+
     corruptions = {s: judge(rows).why for s, rows in of("corruptions").items()}
-    totals = {s: counted(s, paper) for s in studies}
-    label_apart = {
-        s: counted(s, mixed)
-        for s in studies
-        if (judged[(judged.study == s) & (judged.variant == mixed)].verdict != ABSENT).any()
-    }
     return [
-        f"Of the paper's {len(CLAIMS)} claims, {each(totals)}.",
+        f"With adversarial batches, the default reading, of the paper's {len(CLAIMS)} claims "
+        f"{each(totals(default))}.",
         f"The headline, PGD-40 error from Adv to Adv⁺ ({printed('pgd40')}): "
         f"{each(changes('pgd40'))}.",
         f"Class imbalance, the noise-corrected SD on clean images from Adv to Adv⁺ "
         f"({printed('sd_clean')}, not corrected): {each(changes('sd_clean'))}.",
         f"Corruption by corruption: {each(corruptions)}.",
-        f"With clean images in every batch, where the label tells images apart, of the same claims "
-        f"{each(label_apart)}.",
+        "With clean images in every batch, the other reading, in which the label tells images "
+        f"apart: {each(totals(mixed))}.",
     ]
+
+
+def counted(found: pd.Series) -> str:
+    """How many of these verdicts there are of each kind, in words."""
+    n = {v: int((found == v).sum()) for v in (HOLDS, CEILING, FAILS, OPEN, ABSENT)}
+    ceiling = f", {n[CEILING]} more by the ceiling alone" if n[CEILING] else ""
+    return (
+        f"{n[HOLDS]} hold{ceiling} and {n[FAILS]} not; {n[OPEN]} are not resolved and {n[ABSENT]} "
+        "not measured"
+    )
+
+
+def conclusion(judged: pd.DataFrame, studies: Mapping) -> str:
+    """All verdicts of the page in one sentence."""
+    where = " and ".join(study.title for study in studies.values())
+    return (
+        f"Of {len(judged)} verdicts, the paper's {len(CLAIMS)} claims under {len(VARIANTS)} "
+        f"readings of its batches on {where}, {counted(judged.verdict)}."
+    )
+
+
+def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """How many verdicts and intervals the page holds, and what chance alone does to as many."""
+    n = int((judged.verdict != ABSENT).sum())
+    known = comparisons[comparisons.low.notna()]  # two claims share one of them
+    intervals = len(known.drop_duplicates(["study", "before", "after", "part", "value"]))
+    return (
+        f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
+        f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "
+        "zero."
+    )

@@ -273,7 +273,7 @@ def factor_summary(
         sums[drawn] += counts @ distinct
     judged = wrong @ SIGN[: wrong.shape[1]]
     differ = [(part != part[:1]).any() for part in (judged[has > 0] for has in member.T[1:])]
-    shown = differ & _varied(labels, judged[:, None] * member[:, 1:])
+    shown = np.array(differ, dtype=bool) & _varied(labels, judged[:, None] * member[:, 1:])
     ends = figures(sums).quantile([0.025, 0.975])
     ends.loc[:, ~np.tile(shown, 2)] = np.nan
     names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]

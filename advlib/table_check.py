@@ -123,7 +123,10 @@ def miss_from_line(x, y, new_x, new_y) -> np.ndarray:
 
 
 def soft_targets(y, transform, num_classes: int, num_transforms: int, delta: float) -> np.ndarray:
-    """Eq. 3 for transformed images: (N, K+M), 1 - delta at y and delta at K + transform."""
+    """Eq. 3 for transformed images: (N, K+M), 1 - delta at y and delta at K + transform.
+
+    Not `advlib.labels`, since the page is built without torch; a test holds the two together.
+    """
     rows = np.arange(len(y))
     targets = np.zeros((len(y), num_classes + num_transforms))
     targets[rows, y] = 1 - delta

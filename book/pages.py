@@ -118,14 +118,14 @@ def place_pages(
         appendix=appendix,
         study_id=study.study,
         study_title=study.title,
-        source=_source_text(study, source),
+        source=_source_text(study, source, bool(own)),
         sources=own,
         summary=_summary(study, source, audit),
         tables=ROOT / "_build/studies" / study.study / "results",
     )
 
 
-def _source_text(study: Study, source: str | None) -> str:
+def _source_text(study: Study, source: str | None, audited: bool) -> str:
     command = f"`make book STUDY={study.study}`"
     if source == "fresh":
         return f"A fresh run of this study on the machine that built this book ({command})."
@@ -133,6 +133,11 @@ def _source_text(study: Study, source: str | None) -> str:
         return (
             "Committed tables: this study was not run on the machine that built this book. "
             f"{command} runs it afresh."
+        )
+    if audited:
+        return (
+            "**This study has not been run here**, but parts of its audit have: they are below. "
+            f"{command} runs it."
         )
     return (
         f"**This study has not been run here**, and no table of it is committed. {command} runs it."
@@ -236,23 +241,32 @@ def report(start: float, folders: list[Path], environment: str) -> None:
 
 
 def publish(name: str) -> None:
-    """Copy a study's fresh tables, all of them or none, to ``results/<study>``."""
+    """Copy a study's fresh tables to ``results/<study>``: those of its run, its audit, or both.
+
+    Each of these is published whole or not at all, and none that is published is lost.
+    """
     study = load_study(name)
-    try:
-        study_tables(study, study.runs)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"Nothing is published: {error}")
+    paths, missing = [], []
+    for part in (None, *study.audits):
+        try:
+            if part is None:
+                study_tables(study, study.runs)
+                paths += table_paths(study, study.runs)
+            else:
+                audit_tables(study, study.runs, part)
+                paths += [study.runs / "data.json", *audit_paths(study, study.runs, part)]
+        except (FileNotFoundError, ValueError) as error:
+            missing.append(str(error))
+            if is_current(study, study.published, part):
+                sys.exit(f"Nothing is published, for published tables would be lost: {error}")
+    if not paths:
+        sys.exit(f"Nothing is published: {missing[0]}")
     partial = study.published.with_name(f".{study.study}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    paths = list(table_paths(study, study.runs))
-    for part in study.audits:
-        if is_current(study, study.runs, part):
-            paths += audit_paths(study, study.runs, part)
-        elif is_current(study, study.published, part):
-            sys.exit(f"Nothing is published: the committed {part} would be lost. Run `make audit`.")
-    paths = list(dict.fromkeys(paths))
-    paths += [path.with_suffix(".json") for path in paths if path.parent.name == "train"]
-    for path in paths:
+    # Which network each table is of is checked against the facts of its training.
+    runs = {path.stem for path in paths if path.suffix == ".parquet"}
+    paths += [study.runs / "train" / f"{run}.json" for run in runs]
+    for path in dict.fromkeys(path for path in paths if path.is_file()):
         target = partial / path.relative_to(study.runs)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)

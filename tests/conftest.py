@@ -8,8 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from advlib.attacks import pgd_attack
+from advlib.data import load_dataset, stratified_subset
 from advlib.study import ROOT, load_study
+from advlib.threat import ThreatModel
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
 
@@ -68,6 +72,42 @@ def tiny_study():
     return dataclasses.replace(
         study, train_images=320, test_images=100, pretrain_epochs=2, epochs=2, train_steps=3
     )
+
+
+def trained_on_digits(adversarial: bool, outputs: int) -> torch.nn.Module:
+    """A few hundred steps on the digits that are not tested, with Madry's training or without."""
+    images = load_dataset("digits", "train")
+    x, y = images.pixels.float() / 255, images.labels
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(512, outputs)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    attack = ThreatModel(eps=0.15, steps=5, success="last")
+    for _ in range(250):
+        batch = torch.randint(len(x), (64,), generator=generator)
+        shown = x[batch]
+        if adversarial:
+            shown = pgd_attack(model, shown, y[batch], attack, num_classes=10, generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(shown), y[batch]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def digit_networks():
+    """A standard and a robust network on the digits, the latter with one logit more."""
+    return {"std": trained_on_digits(False, 10), "adv": trained_on_digits(True, 11)}
+
+
+@pytest.fixture(scope="session")
+def digit_images():
+    """A hundred test digits, ten of each."""
+    return stratified_subset(load_dataset("digits", "test"), 100)
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 """Which run is the control of which, and what its chapter says on made-up tables."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
 import yaml
-from test_claims import evidence, execute, made_up_run, shown
+from test_claims import evidence, execute, made_up_run, predictions, shown
 
-from advlib import ablations, charts_verdict
+from advlib import ablations, charts_verdict, ledger
+from advlib.predictions import write_predictions
 from advlib.study import load_study
 
 ATTACKS = [{}, {"steps": 1, "step_size": 0.1}]
@@ -37,17 +39,17 @@ def study():
 @pytest.mark.parametrize(
     "run, control, lacking",
     [
-        ("adv_extra_logit", "adv", ["logits"]),
+        ("adv_extra_logit", "adv", ["logits", "train_objective"]),
         ("adv_plus", "adv_extra_logit", ["label"]),
         ("strong_label", "adv_extra_logit", ["label"]),  # delta = 0, not the paper's delta
         ("adv_smoothing", "adv", ["smoothing"]),
         ("adv_mix", "adv", ["mix"]),
-        ("mix_no_label", "adv_mix", ["logits"]),
+        ("mix_no_label", "adv_mix", ["logits", "train_objective"]),
         ("adv_plus_mix", "mix_no_label", ["label"]),
         ("adv_two", "adv", ["transforms"]),
-        ("plus_two", "adv_two", ["logits", "label"]),  # the same images, without their labels
+        ("plus_two", "adv_two", ["logits", "label", "train_objective"]),  # the same images
         ("new_head", "adv_plus", ["replace_head"]),
-        ("cross_entropy", "adv_plus", ["train_objective"]),
+        ("cross_entropy", "adv", ["logits", "label"]),  # the same attack: the clean pair
         ("adv_predicted", "adv", ["threat.label_source"]),
         ("plus_predicted", "adv_plus", ["threat.label_source"]),
         ("longer", "adv", ["epochs"]),
@@ -67,7 +69,8 @@ def test_without_a_run_in_between_the_control_lacks_more(study):
     """Mixed batches are never traded for a closer match: they decide the images."""
     few = dataclasses.replace(study, ablations={})
     assert ablations.control(few, "adv_plus_mix")[0] == "adv_mix"
-    assert ablations.control(few, "adv_plus") == ("adv", ["logits", "label"])
+    control, lacking = ablations.control(few, "adv_plus")
+    assert (control, set(lacking)) == ("adv", {"logits", "label", "train_objective"})
 
 
 def test_an_ablation_of_two_things_is_compared_where_one_is_missing(study):
@@ -85,14 +88,33 @@ def test_settings_that_do_nothing_to_a_run_tell_no_runs_apart(study):
     assert differ == {"replace_head"} and ablations.control(other, "adv") is None
 
 
+def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study):
+    """As `advlib.train.training_loss` does, whatever the study says of Eq. 4."""
+    climbs = {m: ablations.ingredients(study, m)["train_objective"] for m in METHODS[2:]}
+    assert climbs == {
+        **dict.fromkeys(["adv", "adv_mix"], "cross_entropy"),
+        **dict.fromkeys(["adv_plus", "adv_plus_mix"], "label_augmentation"),
+    }
+    for name in ("adv_smoothing", "adv_two", "cross_entropy"):
+        assert ablations.ingredients(study, name)["train_objective"] == "cross_entropy", name
+
+
 def test_comparisons_ask_also_about_smoothing_and_the_whole(study):
     rows = ablations.comparisons(study)
     asked = set(rows.itertuples(index=False, name=None))
-    assert ("label and logit, not smoothing (δ = 0.03)", "adv_plus", "adv_smoothing") in asked
-    whole = "extra logit and transformation label (δ = 0.03)"
-    assert (whole, "adv_plus", "adv") in asked and (whole, "adv_plus_mix", "adv_mix") in asked
-    two = "2 extra logits and transformation label (δ = 0.03)"
+    climbs = "what the attack climbs"
+    smoothing = "label and logit, not smoothing (δ = 0.03)"
+    assert (smoothing, "cross_entropy", "adv_smoothing") in asked  # the same attack
+    assert (f"{smoothing}, and {climbs}", "adv_plus", "adv_smoothing") in asked
+    whole = "extra logit, transformation label (δ = 0.03)"
+    assert (f"{whole} and {climbs}", "adv_plus", "adv") in asked
+    assert (f"{whole} and {climbs}", "adv_plus_mix", "adv_mix") in asked
+    assert (whole.replace(",", " and"), "cross_entropy", "adv") in asked  # the same attack
+    assert (climbs, "adv_plus", "cross_entropy") in asked
+    assert (f"extra logit and {climbs}", "adv_extra_logit", "adv") in asked
+    two = f"2 extra logits, transformation label (δ = 0.03) and {climbs}"
     assert (two, "plus_two", "adv_two") in asked
+    assert ("M = 2, not 1, and other images", "plus_two", "adv_plus") in asked
     assert ("transformation label (δ = 0.3)", "strong_label", "adv_extra_logit") in asked
     assert ("epochs = 20", "longer", "adv") in asked
     assert not rows.duplicated(["run", "control"]).any()
@@ -147,10 +169,14 @@ def test_findings_count_what_leaves_out_zero(study, tables):
     n = found.low.notna().sum()
     assert lines[0].startswith(f"{clear.sum()} of {n} intervals leave out zero")
     assert f"about {0.05 * n:.0f} would" in lines[0]
-    doses = next(line for line in lines if "error, transformation label:" in line)
+    assert len(lines) <= 8
     # Of adv_plus and strong_label; the mixed pair has the same images wrong.
-    assert "-30.00 to 0.00 points in 3 comparisons, clearly lower in 2 and higher in 0" in doses
-    assert "PGD-40 error lies between 50.00 and 80.00 %" in " ".join(lines)
+    many = len(pairs)
+    said = f"clearly lower in 2 of {many} comparisons (points): transformation label in 2 of 3"
+    assert f"{said} (-30.00)." in lines[1]
+    said = f"clearly higher in 1 of {many} comparisons (points): extra logit and what the attack"
+    assert f"{said} climbs in 1 of 2 (+30.00)." in lines[2]
+    assert "Adv⁺ 50.00 to 80.00 % with δ from 0 to 0.3" in lines[3]
     assert "still be the chance of training" in lines[-1]
 
 
@@ -158,13 +184,13 @@ def test_charts_draw_every_run_and_difference(study, tables):
     summary = ablations.run_summary(tables, 50)
     errors = summary[summary.statistic == "error"].merge(ablations.delta_sweep(study), on="run")
     errors = errors.assign(method=errors.family, title=errors.run)
-    svg = vl_convert.vegalite_to_svg(charts_verdict.delta_sweep(errors).to_dict())
+    svg = vl_convert.vegalite_to_svg(charts_verdict.error_by_delta(errors).to_dict())
     assert svg.count('aria-roledescription="circle"') == 2 * 5
     found = ablations.differences(tables, ablations.comparisons(study), 50)
     found = found.assign(
         measure=found.benchmark + found.statistic, comparison=found.run + found.control
     )
-    svg = vl_convert.vegalite_to_svg(charts_verdict.ingredients(found).to_dict())
+    svg = vl_convert.vegalite_to_svg(charts_verdict.changes_by_ingredient(found).to_dict())
     assert svg.count('aria-roledescription="circle"') == len(found)
 
 
@@ -197,9 +223,53 @@ def test_the_chapter_shows_each_run_against_its_control(audited, tmp_path):
     notebook = execute("ablations", tmp_path, *options)
     page = shown(notebook, "tab-ablation-differences")
     row = next(line for line in page.splitlines() if "Adv extra logit − Adv |" in line)
-    assert row.startswith("| extra logit |") and "**30.00 [" in row
+    assert row.startswith("| extra logit and what the attack climbs |") and "**30.00 [" in row
     assert "±" in shown(notebook, "tab-ablation-seeds")
     rows = pd.read_csv(tmp_path / "out/ablations.csv")
     difference = rows[(rows.method == "adv_extra_logit") & (rows.group == "less adv")]
     clean = difference[(difference.benchmark == "clean") & (difference.statistic == "error")]
     assert clean.value.item() == pytest.approx(0.3)
+
+
+def made_up_ledger(study, n_images) -> None:
+    """The ledger's tables beside `made_up_run`: every switch, of the first `n_images` images."""
+    for number, run in enumerate([*study.methods, *study.ablations]):
+        threats = ledger.ledger_threats(study, run)
+        parts = [
+            predictions(0.2 + 0.02 * i, number).assign(attack=name, linf=0.0)
+            for i, name in enumerate([ledger.CLEAN, *threats])
+        ]
+        table = pd.concat(parts)
+        facts = {"settings": study.training_settings(run, 0, "train-images", "start")}
+        facts |= {"data": "images", "split": "test", "data_title": "Digits", "method": run}
+        facts |= {"seed": 0, "dtype": "float32", "device": "cpu", "checkpoint_hash": "none"}
+        facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images, "same": {}}
+        facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
+        path = study.runs / "audit" / "ledger" / f"{run}-seed0.parquet"
+        write_predictions(table[table.file_name < f"{n_images:04d}"], path, **facts)
+
+
+def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(tmp_path):
+    """Ablations stand for Adv and Adv⁺: they are called what they are, and no method is None."""
+    values = {"study": "few", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
+    values |= {"pretrain_epochs": 1, "methods": ["std", "adv_plus"], "corruptions": "none"}
+    values |= {"n_resamples": 20, "ledger_images": 100}
+    titles = {"adv_two": "Adv, two", "plus_two": "Adv⁺, two"}
+    values["ablations"] = {k: ABLATIONS[k] | {"title": title} for k, title in titles.items()}
+    file = tmp_path / "few.yaml"
+    file.write_text(yaml.safe_dump(values, allow_unicode=True))
+    made_up_run(load_study(file))
+    made_up_ledger(load_study(file), 100)
+    options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
+    notebook = execute("ledger", tmp_path, *options)
+    page = shown(notebook, "tab-nearest")
+    assert "clean: Adv<" in page and "attacked: Adv⁺<" in page and "None" not in page
+    assert "Adv⁺, two beside Adv, two" in page
+    figures = {
+        cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): str(cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    kinds = set(re.findall(r'"method": "([^"]*)"', figures["fig-combinations"]))
+    assert kinds == {"with an ablation"}
+    assert "100 test images, as many of each class" in str(notebook.cells)

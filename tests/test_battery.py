@@ -2,65 +2,29 @@
 
 import copy
 import dataclasses
+import json
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
 from torch import nn
-from torch.nn import functional as F
 
 from advlib import battery as battery_module
 from advlib import battery_verdicts, charts_battery
-from advlib.attacks import evaluate_attack, pgd_attack
+from advlib.attacks import evaluate_attack
 from advlib.battery import AUTOATTACK, autoattack, battery, battery_conditions, battery_predictions
 from advlib.data import load_dataset, stratified_subset
-from advlib.predictions import read_facts, read_predictions
-from advlib.runs import train_method
-from advlib.study import ROOT
+from advlib.predictions import read_facts, read_predictions, write_predictions
+from advlib.runs import read_run, train_method
+from advlib.study import ROOT, load_study
 from advlib.threat import ThreatModel
 
 THREAT = ThreatModel(eps=0.15, steps=40)
-
-
-def small_network(outputs=10, seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(512, outputs)),
-    )
-
-
-def trained(adversarial, outputs=10):
-    """A few hundred steps on the digits that are not tested, with Madry's training or without."""
-    images = load_dataset("digits", "train")
-    x, y = images.pixels.float() / 255, images.labels
-    model, generator = small_network(outputs), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    attack = dataclasses.replace(THREAT, steps=5, success="last")
-    for _ in range(250):
-        batch = torch.randint(len(x), (64,), generator=generator)
-        shown = x[batch]
-        if adversarial:
-            shown = pgd_attack(model, shown, y[batch], attack, num_classes=10, generator=generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(shown), y[batch]).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def networks():
-    return {"std": trained(False), "adv": trained(True, outputs=11)}
-
-
-@pytest.fixture(scope="module")
-def images():
-    return stratified_subset(load_dataset("digits", "test"), 100)
 
 
 class Quantise(nn.Module):
@@ -93,38 +57,47 @@ def judged(model, images, networks=None, **options):
 
 
 @pytest.fixture(scope="module")
-def adv(networks, images):
-    return judged(networks["adv"], images, {"std": networks["std"]})
+def all_images():
+    """All 500 test digits: with fewer than 446 the battery cannot acquit."""
+    return load_dataset("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def adv(digit_networks, all_images):
+    return judged(digit_networks["adv"], all_images, {"std": digit_networks["std"]})
 
 
 def test_an_honest_network_does_not_alarm(adv):
     found, (verdict, words), table, facts = adv
     assert not (found.verdict == battery_verdicts.ALARMING).any(), found.words.tolist()
     assert not (found.verdict == battery_verdicts.NOT_RUN).any()
+    assert not (found.verdict == battery_verdicts.TOO_FEW).any()
     assert verdict in (battery_verdicts.EXPECTED, battery_verdicts.LOOK) and "lower bound" in words
     broken = battery_verdicts.broken_images(table)
     assert 0.1 < broken.pgd40.mean() < 0.8  # else the test would say nothing
 
 
-def test_a_standard_network_is_not_robust_but_does_not_alarm(networks, images):
-    found, (verdict, _), table, _ = judged(networks["std"], images, {"adv": networks["adv"]})
-    assert verdict != battery_verdicts.ALARMING, found.words.tolist()
+def test_a_standard_network_is_not_robust_but_does_not_alarm(digit_networks, all_images):
+    sources = {"adv": digit_networks["adv"]}
+    found, (verdict, _), table, _ = judged(digit_networks["std"], all_images, sources)
+    acquitted = battery_verdicts.EXPECTED, battery_verdicts.LOOK
+    assert verdict in acquitted, found.words.tolist()
     assert battery_verdicts.broken_images(table).pgd40.mean() > 0.7
 
 
 @pytest.mark.parametrize("layer", [Quantise(), QuantiseToBytes()])
-def test_a_quantising_layer_alarms(networks, images, layer):
-    masked = nn.Sequential(layer, *networks["adv"])
-    found, (verdict, words), _, _ = judged(masked, images, {"adv": networks["adv"]})
+def test_a_quantising_layer_alarms(digit_networks, digit_images, layer):
+    masked = nn.Sequential(layer, *digit_networks["adv"])
+    found, (verdict, words), _, _ = judged(masked, digit_images, {"adv": digit_networks["adv"]})
     assert verdict == battery_verdicts.ALARMING
     assert found.verdict["gradients"] == battery_verdicts.ALARMING
     assert found.verdict["eps_unbounded"] == battery_verdicts.ALARMING
     assert "Are there gradients?" in words
 
 
-def test_saturated_logits_alarm(networks, images):
-    masked = nn.Sequential(*networks["adv"], Scale())
-    found, (verdict, _), _, _ = judged(masked, images)
+def test_saturated_logits_alarm(digit_networks, digit_images):
+    masked = nn.Sequential(*digit_networks["adv"], Scale())
+    found, (verdict, _), _, _ = judged(masked, digit_images)
     assert verdict == battery_verdicts.ALARMING
     assert found.verdict["gradients"] == battery_verdicts.ALARMING
     assert found.verdict["losses"] == battery_verdicts.ALARMING
@@ -163,48 +136,55 @@ def test_autoattack_keeps_the_worst_case(adv):
     assert abs(broken.square.mean() - broken.pgd40.mean()) < 0.1
 
 
-def test_apgd_agrees_with_our_pgd_on_the_same_loss(networks, images):
+def test_apgd_agrees_with_our_pgd_on_the_same_loss(digit_networks, digit_images):
     """Another implementation of nearly the same attack breaks the same images, bar a few."""
-    model = networks["adv"]
+    model = digit_networks["adv"]
     known = {"num_classes": 10}
-    clean = evaluate_attack(model, images, THREAT.with_eps(0), **known)
+    clean = evaluate_attack(model, digit_images, THREAT.with_eps(0), **known)
     ours = evaluate_attack(
-        model, images, dataclasses.replace(THREAT, steps=100), **known, dtype="float32"
+        model, digit_images, dataclasses.replace(THREAT, steps=100), **known, dtype="float32"
     )
-    found = autoattack(model, images, THREAT, clean=clean, strength="quick", **known)
+    found = autoattack(model, digit_images, THREAT, clean=clean, strength="quick", **known)
     wrong = found["apgd_ce"].label != found["apgd_ce"].predicted_class
     assert (wrong != (ours.label != ours.predicted_class)).mean() < 0.03
 
 
-def test_autoattack_leaves_network_and_generator_as_they_were(networks, images):
-    model = copy.deepcopy(networks["adv"])
+def test_autoattack_leaves_network_and_generator_as_they_were(digit_networks, digit_images):
+    model = copy.deepcopy(digit_networks["adv"])
     before, clean = (
         torch.get_rng_state(),
-        evaluate_attack(model, images, THREAT.with_eps(0), num_classes=10),
+        evaluate_attack(model, digit_images, THREAT.with_eps(0), num_classes=10),
     )
-    few = stratified_subset(images, 20)
+    few = stratified_subset(digit_images, 20)
     clean = clean[clean.file_name.isin(few.file_names)].reset_index(drop=True)
     autoattack(model, few, THREAT, num_classes=10, clean=clean, strength="quick")
     assert torch.equal(before, torch.get_rng_state())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_an_attack_that_leaves_the_ball_stops_the_battery(networks, images, monkeypatch):
+def test_an_attack_that_leaves_the_ball_stops_the_battery(
+    digit_networks, digit_images, monkeypatch
+):
     monkeypatch.setattr(battery_module, "_component", lambda *_: lambda x, y: (x + 0.2).clamp(0, 1))
-    few = stratified_subset(images, 20)
-    clean = evaluate_attack(networks["adv"], few, THREAT.with_eps(0), num_classes=10)
+    few = stratified_subset(digit_images, 20)
+    clean = evaluate_attack(digit_networks["adv"], few, THREAT.with_eps(0), num_classes=10)
     with pytest.raises(RuntimeError, match="apgd_ce leaves the ball"):
-        autoattack(networks["adv"], few, THREAT, num_classes=10, clean=clean)
+        autoattack(digit_networks["adv"], few, THREAT, num_classes=10, clean=clean)
 
 
 @pytest.mark.parametrize("change", [{"eps_space": "normalized"}, {"label_source": "predicted"}])
-def test_other_threat_models_are_refused(networks, images, change):
+def test_other_threat_models_are_refused(digit_networks, digit_images, change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        battery(networks["adv"], images, dataclasses.replace(THREAT, **change), num_classes=10)
+        battery(
+            digit_networks["adv"],
+            digit_images,
+            dataclasses.replace(THREAT, **change),
+            num_classes=10,
+        )
 
 
-def test_a_killed_battery_goes_on(networks, images, tmp_path):
-    few = stratified_subset(images, 20)
+def test_a_killed_battery_goes_on(digit_networks, digit_images, tmp_path):
+    few = stratified_subset(digit_images, 20)
     done = []
 
     def killed(name):
@@ -212,14 +192,14 @@ def test_a_killed_battery_goes_on(networks, images, tmp_path):
         if name == "apgd_t":
             raise KeyboardInterrupt
 
-    options = {"num_classes": 10, "strength": "quick", "folder": tmp_path}
+    options = {"num_classes": 10, "strength": "quick"}
     with pytest.raises(KeyboardInterrupt):
-        battery(networks["adv"], few, THREAT, **options, progress=killed)
+        battery(digit_networks["adv"], few, THREAT, **options, folder=tmp_path, progress=killed)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
     assert len(written) == len(done)
-    table, _ = battery(networks["adv"], few, THREAT, **options)
+    table, _ = battery(digit_networks["adv"], few, THREAT, **options, folder=tmp_path)
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
-    whole, _ = battery(networks["adv"], few, THREAT, num_classes=10, strength="quick")
+    whole, _ = battery(digit_networks["adv"], few, THREAT, **options)
     pd.testing.assert_frame_equal(table, whole, check_dtype=False)
 
 
@@ -243,7 +223,7 @@ def made_up(n=500, **broken):
         rows[-1]["attack"] = name
     radii = {"clean": 0, "pgd40": 0.1, "eps_0.2": 0.2, "eps_1": 1.0}
     facts = {
-        "conditions": {name: {"eps": radii.get(name, 0.1)} for name in conditions},
+        "conditions": {n: {"eps": radii.get(n, 0.1), "steps": 100} for n in conditions},
         "zero_gradients": {"cross_entropy, image": []},
         **{"logits_change": 0.0, "predictions_change": 0, "outputs": "logits"},
     }
@@ -293,6 +273,60 @@ def test_a_few_images_never_alarm():
     assert found.verdict["noise"] == battery_verdicts.LOOK
 
 
+FOUND_OF_20 = {"clean": 2, "fgsm": 6, "noise": 3, "eps_0.2": 15, "eps_1": 20}
+FOUND_OF_20 |= dict.fromkeys(["pgd40", "steps_100", "restarts_5", "loss_margin", "apgd_ce"], 8)
+FOUND_OF_20 |= {"apgd_t": 10, "fab_t": 10, "square": 11}
+
+
+def test_too_few_images_do_not_acquit():
+    """AutoAttack breaks 11 of 20 images where PGD breaks 8: that may be anything."""
+    table, facts = made_up(n=20, **FOUND_OF_20)
+    found = battery_verdicts.battery_verdicts(table, facts)
+    assert (found[found.high > found.threshold].verdict == battery_verdicts.TOO_FEW).all()
+    by_test = found.set_index("test").verdict
+    assert by_test["autoattack"] == by_test["noise"] == battery_verdicts.TOO_FEW
+    verdict, words = battery_verdicts.overall(found)
+    assert verdict == battery_verdicts.TOO_FEW
+    assert "Does AutoAttack find little more?" in words and "446 images" in words
+    # What is clear with few images is said all the same.
+    table, facts = made_up(n=20, **FOUND_OF_20 | {"noise": 20})
+    found = battery_verdicts.battery_verdicts(table, facts)
+    assert found.set_index("test").verdict["noise"] == battery_verdicts.ALARMING
+    assert battery_verdicts.overall(found)[0] == battery_verdicts.ALARMING
+    table, facts = made_up(n=20, **FOUND_OF_20 | {"noise": 12})
+    words = battery_verdicts.overall(battery_verdicts.battery_verdicts(table, facts))[1]
+    assert "look closer: Does random noise do little?" in words
+
+
+def test_five_hundred_images_acquit():
+    table, facts = made_up()
+    found = battery_verdicts.battery_verdicts(table, facts)
+    assert battery_verdicts.overall(found)[0] == battery_verdicts.EXPECTED
+    # One way of finding none to five of 500 for each of the thresholds.
+    for test, condition in (("noise", "noise"), ("steps", "steps_100"), ("losses", "loss_margin")):
+        for count in range(6):
+            verdict = verdict_of(test, **{condition: 200 + count}).verdict
+            look = test == "noise" and count >= 4
+            assert verdict == (battery_verdicts.LOOK if look else battery_verdicts.EXPECTED)
+
+
+def test_from_enough_images_on_every_count_decides():
+    counted = battery_verdicts.WEAKER, battery_verdicts.MORE, battery_verdicts.OTHER
+    counted += ({"tolerance": 0, "alarm": battery_verdicts.TESTS["gradients"].alarm},)
+
+    def undecided(n):
+        intervals = [battery_verdicts.interval(count, n) for count in range(n // 10 + 1)]
+        return any(
+            low <= sizes["tolerance"] and high > sizes["alarm"]
+            for sizes in counted
+            for low, high in intervals
+        )
+
+    enough = battery_verdicts.ENOUGH
+    assert undecided(enough - 1)
+    assert not any(undecided(n) for n in (enough, 450, 475, 500, 600, 1000, 2000))
+
+
 def test_flags_of_the_forward_pass():
     assert verdict_of("deterministic", {"logits_change": 9e-5}).verdict == battery_verdicts.EXPECTED
     for change in (2e-4, float("nan")):
@@ -302,6 +336,9 @@ def test_flags_of_the_forward_pass():
     assert verdict_of("logits", probabilities).verdict == battery_verdicts.ALARMING
     # Where PGD breaks everything there is nothing left to doubt.
     assert verdict_of("logits", probabilities, pgd40=500).verdict == battery_verdicts.LOOK
+    # And where it leaves a few, the words say how many.
+    few = verdict_of("logits", probabilities, n=20, **FOUND_OF_20 | {"pgd40": 16})
+    assert few.verdict == battery_verdicts.LOOK and "PGD-40 leaves 4 of 20 images" in few.words
 
 
 def test_zero_gradients_count_where_pgd_leaves_the_image():
@@ -330,6 +367,33 @@ def test_the_sources_are_in_the_bibliography():
         assert all(f"{{{key}," in known for key in test.keys)
 
 
+def test_our_own_thresholds_are_said_to_be_ours():
+    """AutoAttack gives both sizes of the flags, and where it warns for Square and gradients."""
+    for name, test in battery_verdicts.TESTS.items():
+        theirs = {"deterministic": "", "logits": "", "square": "alarm ours"}
+        wanted = (theirs | {"gradients": "alarm ours"}).get(name, "both sizes ours")
+        assert wanted in test.source and ("ours" in test.source) == bool(wanted), name
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4])
+def test_the_chapter_names_the_components_that_ran(digit_images, num_classes):
+    few = digit_images.subset((digit_images.labels < num_classes).nonzero()[:, 0][:4])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    clean = evaluate_attack(model, few, THREAT.with_eps(0), num_classes=num_classes)
+    known = {"num_classes": num_classes, "clean": clean, "strength": "quick"}
+    found = autoattack(model, few, THREAT, **known)
+    settings = battery_module.STRENGTHS["quick"] | {"components": list(found)}
+    titles = battery_verdicts.autoattack_titles(settings)
+    words = battery_verdicts.autoattack_words(settings)
+    assert list(titles) == ["pgd40", *found]
+    if num_classes == 4:
+        assert titles["square"] == "+ Square = AutoAttack" and "Here ran 4 attacks" in words
+        assert "up to 3 other classes" in words and "not among them" not in words
+    else:
+        assert titles["square"] == "+ Square, no APGD-T" and "Here ran 3 attacks" in words
+        assert "not among them, since it needs four classes" in words
+
+
 def test_verdicts_and_charts_need_no_torch():
     modules = "advlib.battery_verdicts, advlib.charts_battery"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
@@ -348,9 +412,21 @@ def test_charts_hold_what_the_table_says(adv):
     assert [row["eps"] for row in rows] == pytest.approx([0, 0.0375, 0.075, 0.15, 0.3, 0.6, 1])
     values = [row["value"] for row in rows]
     assert values == sorted(values) and values[-1] == 1
-    assert charts_battery.attack_errors(errors[errors.attack.isin(AUTOATTACK)]).to_dict()
+    strong = errors[errors.attack.isin(AUTOATTACK)]
+    both = pd.concat([strong, strong.assign(method="Std")])
+    spec = charts_battery.autoattack_components(both).to_dict()
+    assert spec["facet"]["field"] == "method" and spec["facet"]["sort"] == ["Std", "Adv"]
+    rules, points = spec["spec"]["layer"]
+    assert points["encoding"]["x"]["field"] == "value"
+    assert (rules["encoding"]["x"]["field"], rules["encoding"]["x2"]["field"]) == ("low", "high")
+    colours = points["encoding"]["color"]["scale"]
+    assert colours["domain"] == list(AUTOATTACK) and len(set(colours["range"])) == 4
     cells = errors[errors.attack == "transfer_std"].assign(source="Std", target="Adv")
-    assert charts_battery.transfer_matrix(cells).to_dict()
+    squares, numbers = charts_battery.transfer_matrix(cells).to_dict()["layer"]
+    fields = {axis: squares["encoding"][axis]["field"] for axis in ("x", "y", "color")}
+    assert fields == {"x": "target", "y": "source", "color": "value"}
+    assert squares["encoding"]["color"]["scale"]["domain"] == [0, 1]
+    assert numbers["encoding"]["text"]["field"] == "value"
 
 
 def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(tiny_study, tmp_path):
@@ -366,3 +442,104 @@ def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(tiny_stud
     assert found.verdict["transfer"] != battery_verdicts.NOT_RUN
     with pytest.raises(FileNotFoundError, match="not trained yet"):
         battery_predictions(dataclasses.replace(study, methods=["std", "adv"]), "std", 0)
+
+
+def test_what_is_kept_is_made_anew_only_where_it_would_differ(tiny_study, monkeypatch):
+    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=10)
+    for method in ("pretrained", "std", "adv"):
+        train_method(study, method, 0)
+    made = []
+
+    def evaluate(study):
+        """The conditions that are computed, not read."""
+        made.clear()
+        battery_predictions(study, "std", 0, strength="quick")
+        return {path.stem.split("-")[0] for path in made}
+
+    def keep(path, make):
+        made.extend([] if path.is_file() else [path])
+        kept(path, make)
+
+    kept = battery_module.kept
+    monkeypatch.setattr(battery_module, "kept", keep)
+    assert evaluate(study) >= {"clean", "pgd40", "transfer_pretrained", *AUTOATTACK}
+    # One more method is one more source.
+    study = dataclasses.replace(study, methods=["pretrained", "std", "adv"])
+    assert evaluate(study) == {"transfer_adv"}
+    # And another checkpoint under a source's name is another source.
+    hashes = {"pretrained": "0123456789abcdef"}
+
+    def read_other_run(study, method, seed):
+        run = read_run(study, method, seed)
+        return run | {"checkpoint_hash": hashes.get(method, run["checkpoint_hash"])}
+
+    monkeypatch.setattr(battery_module, "read_run", read_other_run)
+    assert evaluate(study) == {"transfer_pretrained"}
+    # AutoAttack's settings and library decide what it finds, and nothing else.
+    settings = battery_module.STRENGTHS["quick"] | {"queries": 20}
+    monkeypatch.setitem(battery_module.STRENGTHS, "quick", settings)
+    assert evaluate(study) == set(AUTOATTACK)
+    monkeypatch.setattr(battery_module.importlib.metadata, "version", lambda package: "9.9")
+    assert evaluate(study) == set(AUTOATTACK)
+    assert evaluate(study) == set()
+
+
+def test_the_study_says_how_many_images_are_attacked_at_once(tiny_study, monkeypatch):
+    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=10)
+    for method in study.methods:
+        train_method(study, method, 0)
+    sizes = set()
+
+    def spy(function):
+        def wrapped(*arguments, **options):
+            sizes.add(options["batch_size"])
+            return function(*arguments, **options)
+
+        return wrapped
+
+    for name in ("evaluate_attack", "evaluation_batches"):
+        monkeypatch.setattr(battery_module, name, spy(getattr(battery_module, name)))
+    path = battery_predictions(
+        dataclasses.replace(study, eval_batch_size=7), "std", 0, strength="quick"
+    )
+    assert read_facts(path)["batch_size"] == 7 and sizes == {2, 7}  # two: a look at the images
+    sizes.clear()
+    path = battery_predictions(study, "std", 0, strength="quick")
+    assert read_facts(path)["batch_size"] == 128 and sizes == {2, 128}
+
+
+@pytest.mark.parametrize("n_images, said", [(100, "all 100 test images"), (60, "60 of 100")])
+def test_the_chapter_says_which_images_and_attacks_it_is_about(tmp_path, capsys, n_images, said):
+    file = tmp_path / "mine.yaml"
+    settings = {"study": "mine", "dataset": "digits", "model": "cifar_resnet8"}
+    settings |= {"methods": ["std", "adv"], "pretrain_epochs": 1}
+    file.write_text(json.dumps(settings))  # JSON is YAML
+    study = load_study(file)
+    data = {"train": {"fingerprint": "train"}, "test": {"fingerprint": "x", "images": 100}}
+    data |= {"class_names": ["a", "b", "c"], "settings": study.data_settings()}
+    study.runs.mkdir(parents=True)
+    (study.runs / "data.json").write_text(json.dumps(data))
+    found = {"clean": 5, "fgsm": 10, "noise": 6, "eps_0.2": 40, "eps_1": n_images, "apgd_ce": 20}
+    found |= dict.fromkeys(["pgd40", "steps_100", "restarts_5", "loss_margin"], 20)
+    table, facts = made_up(n=n_images, **found | {"fab_t": 21, "square": 21})
+    table = table[table.attack != "apgd_t"].astype({"file_name": str})
+    table["predicted_probability"] = 0.5
+    settings = battery_module.STRENGTHS["quick"] | {"components": ["apgd_ce", "fab_t", "square"]}
+    facts |= {"autoattack": settings, "strength": "quick", "data": "x", "split": "test", "seed": 0}
+    facts |= {"threat": study.threat("pgd40").to_dict(), "subset": study.battery_images}
+    facts |= {"data_title": "Digits", "dtype": "float32", "device": "cpu", "checkpoint_hash": "0"}
+    for method in study.methods:
+        facts["settings"] = study.training_settings(method, 0, "train", "start")
+        write_predictions(table, study.runs / f"audit/battery/{method}-seed0.parquet", **facts)
+    chapter = nbformat.read(ROOT / "notebooks/battery.ipynb", as_version=4)
+    names = {"In": [f"# Parameters\nstudy = {str(file)!r}\nsource = 'fresh'\noutput = ''"]}
+    exec(names["In"][0], names)
+    for cell in chapter.cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.tags:
+            exec(cell.source, names)
+    printed = capsys.readouterr().out
+    assert said in printed and ("as many of each class" in printed) == (n_images < 100)
+    assert names["order"] == ["PGD-40", "APGD-CE", "+ FAB-T", "+ Square, no APGD-T"]
+    assert set(names["wide"].columns) > set(names["order"])
+    verdicts = pd.read_csv(study.runs / "results/battery.csv")
+    assert set(verdicts.verdict) >= {battery_verdicts.TOO_FEW, battery_verdicts.NOT_RUN}

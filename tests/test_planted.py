@@ -1,14 +1,16 @@
-"""Two planted cases that were not used in building the battery, nor in choosing its thresholds.
+"""Planted cases that were not used in building the battery, nor in choosing its thresholds.
 
-They stand for the two ways of hiding a gradient that the battery's own tests leave out (Athalye et
-al. 2018): chance, and shattering.
+They stand for ways of hiding a gradient beside the zeros and the saturation that the battery was
+tried on (Athalye et al. 2018): chance, shattering, and a gradient that is plainly wrong. For chance
+the battery has a test, ``deterministic``, that alarms at any random layer: in each case another
+test must alarm as well.
 """
 
 import math
 
 import pytest
 import torch
-from test_battery import images, judged, networks  # noqa: F401
+from test_battery import judged
 from torch import nn
 
 from advlib import battery_verdicts
@@ -31,13 +33,30 @@ class Shatter(nn.Module):
         return x + 0.05 * torch.sin(2 * math.pi * 64 * x)
 
 
+class WrongSign(nn.Module):
+    """The image as it is, but a gradient that has the wrong sign on every other pixel."""
+
+    def forward(self, x):
+        rows, columns = (torch.arange(n, device=x.device) for n in x.shape[-2:])
+        sign = 1.0 - 2.0 * ((rows[:, None] + columns) % 2)
+        return sign * x + (x - sign * x).detach()
+
+
 # A random network gives other logits when it is compared with its folded copy.
 @pytest.mark.filterwarnings("ignore:batch norm stays unfolded")
-@pytest.mark.parametrize("layer", [Noise(), Shatter()], ids=["chance", "shattering"])
-def test_a_hidden_gradient_that_the_battery_was_not_built_for_alarms(networks, images, layer):  # noqa: F811
+@pytest.mark.parametrize(
+    "layer", [Noise(), Shatter(), WrongSign()], ids=["chance", "shattering", "wrong sign"]
+)
+def test_a_hidden_gradient_that_the_battery_was_not_built_for_alarms(
+    digit_networks, digit_images, layer
+):
     torch.manual_seed(0)
-    masked = nn.Sequential(layer, *networks["adv"])
-    found, (verdict, words), table, _ = judged(masked, images, {"std": networks["std"]})
+    masked = nn.Sequential(layer, *digit_networks["adv"])
+    sources = {"std": digit_networks["std"]}
+    found, (verdict, _), table, _ = judged(masked, digit_images, sources)
     broken = battery_verdicts.broken_images(table)
     assert broken.clean.mean() < 0.3  # it still classifies
-    assert verdict == battery_verdicts.ALARMING, found[["measured", "verdict"]].to_string()
+    shown = found[["measured", "verdict"]].to_string()
+    assert verdict == battery_verdicts.ALARMING, shown
+    others = found.drop("deterministic")
+    assert (others.verdict == battery_verdicts.ALARMING).any(), shown

@@ -181,7 +181,8 @@ def test_an_ablation_of_another_recipe_is_refused(small_audit):
 
 
 NO_STUDIES = ("benchmark", "paper", "plan")
-PUBLISHED = sorted(p.name for p in (ROOT / "results").iterdir() if p.name not in NO_STUDIES)
+RESULTS = sorted(p.name for p in (ROOT / "results").iterdir() if p.name not in NO_STUDIES)
+PUBLISHED = [name for name in RESULTS if (ROOT / "results" / name / "predictions").is_dir()]
 
 
 @pytest.mark.parametrize("study_id", PUBLISHED)
@@ -196,8 +197,24 @@ def test_committed_tables_are_those_of_the_study_file(study_id):
         assert len(table) == 75 * (study.corruption_images or n_images)
 
 
-def test_the_default_study_is_published():
+@pytest.mark.parametrize("study_id", RESULTS)
+def test_a_committed_audit_is_that_of_the_study_file(study_id):
+    study = load_study(study_id)
+    folder = ROOT / "results" / study_id
+    found = [part for part in study.audits if (folder / "audit" / part).is_dir()]
+    if any((folder / "train" / f"{name}-seed0.json").is_file() for name in study.ablations):
+        found.append("ablations")
+    assert found or study_id in PUBLISHED
+    for part in found:
+        attacked = read_audit(study, "committed", part)
+        assert len(attacked) and set(attacked.method) >= set(study.methods)
+
+
+def test_the_default_study_and_its_audit_are_published():
     assert "fashion_mnist_quick" in PUBLISHED
+    study = load_study("fashion_mnist_quick")
+    for part in study.audits:
+        read_audit(study, "committed", part)
 
 
 def test_a_value_is_shown_with_its_interval():
