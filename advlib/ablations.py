@@ -305,8 +305,8 @@ def findings(
             many = f" in {len(rows)} of {sizes[words]}" if sizes[words] > 1 else ""
             told.append(f"{words}{many} ({' to '.join(ends)})")
         lines.append(
-            f"PGD-40 error clearly {title} in {chosen.sum()} of {len(robust)} comparisons (points): "
-            f"{'; '.join(told) or 'none'}."
+            f"PGD-40 error clearly {title} in {chosen.sum()} of {len(robust)} comparisons "
+            f"(points): {'; '.join(told) or 'none'}."
         )
     told = []
     for family, part in sweep.groupby("family", sort=False):

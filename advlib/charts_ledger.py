@@ -93,7 +93,7 @@ def switch_changes(table: pd.DataFrame) -> alt.Chart:
     )
 
 
-def gaps(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
+def gap_intervals(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
     """Masking gap and label gap of each model, with intervals, by any and by the last iterate.
 
     Parameters
@@ -132,7 +132,7 @@ def gaps(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
     return chart.facet(alt.Facet("panel:N", title=None, sort=panels), columns=2)
 
 
-def combinations(table: pd.DataFrame, pattern: dict) -> alt.Chart:
+def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     """Attacked error of Adv⁺ against that of Adv, for every combination, and the paper's point.
 
     Parameters

@@ -5,7 +5,8 @@ import pandas as pd
 
 from advlib.charts import ERROR_AXIS, METHOD_COLOURS, method_colour
 
-POINTS = "format(100 * datum.value, '+.3~g')"  # labels of an axis in points, of fractions
+# Labels of an axis in points, of fractions.
+POINTS = "abs(datum.value) > 1e-9 ? format(100 * datum.value, '+.3~g') : '0'"
 TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
 
 

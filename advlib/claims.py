@@ -548,8 +548,10 @@ def conclusion(judged: pd.DataFrame, studies: Mapping) -> str:
 def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
     """How many verdicts and intervals the page holds, and what chance alone does to as many."""
     n = int((judged.verdict != ABSENT).sum())
-    known = comparisons[comparisons.low.notna()]  # two claims share one of them
-    intervals = len(known.drop_duplicates(["study", "before", "after", "part", "value"]))
+    known = comparisons[comparisons.low.notna()]
+    of = [(CLAIMS[name].benchmark, CLAIMS[name].statistic) for name in known.claim]
+    # Two claims share a comparison.
+    intervals = len(known.assign(of=of).drop_duplicates(["study", "of", "before", "after", "part"]))
     return (
         f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
         f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "

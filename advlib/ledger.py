@@ -276,27 +276,8 @@ def read_ledger(study: Study, source: str) -> pd.DataFrame:
         As `advlib.tables.read_audit`, and if a switch was run under another threat model.
     """
     table = tables.read_audit(study, source, "ledger")
-    for facts in table.attrs["facts"].values():
-        check_switches(study, facts)
     table.attrs["same"] = {f["method"]: f["same"] for f in table.attrs["facts"].values()}
     return table
-
-
-def check_switches(study: Study, facts: dict) -> None:
-    """Refuse a table whose switches are not those of the ledger at the study's ε.
-
-    Raises
-    ------
-    ValueError
-        Naming the switches that differ.
-    """
-    wanted = {k: t.to_dict() for k, t in ledger_threats(study, facts["method"]).items()}
-    found = facts.get("threats", {})
-    if odd := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
-        raise ValueError(
-            f"the ledger of {facts['method']} was made under other threat models "
-            f"({', '.join(odd)}): run `make audit STUDY={study.study}`"
-        )
 
 
 def switch_errors(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
@@ -458,8 +439,7 @@ def trained_pairs(study: Study) -> dict[str, tuple[str, str]]:
         equal = [other for other, recipe in recipes.items() if recipe == (plain, changes)]
         partner = equal[0] if changes and equal else plain
         if partner in study.methods or partner in study.ablations:
-            title = f"{names[name]} beside {names[partner]}"
-            found[f"{title} ({name})" if title in found else title] = partner, name
+            found[f"{names[name]} beside {names[partner]}"] = partner, name
     return found
 
 

@@ -27,7 +27,7 @@ CHAPTERS = {  # of a study, by the notebook that makes it
 }
 AUDIT_CODE = {  # modules that one chapter uses beside those of every chapter
     "ablations": ["ablations", "charts_verdict", "claims"],
-    "ledger": ["charts_ledger", "ledger"],
+    "ledger": ["charts_ledger", "charts_verdict", "ledger"],
     "battery": ["battery_verdicts", "charts_battery"],
 }
 

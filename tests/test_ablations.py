@@ -270,6 +270,8 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
         for cell in notebook.cells
         if cell.cell_type == "code"
     }
+    for name in ("fig-switch-changes", "fig-gaps"):  # points, not per cent
+        assert "labelExpr" in figures[name] and '"+.0%"' not in figures[name]
     kinds = set(re.findall(r'"method": "([^"]*)"', figures["fig-combinations"]))
     assert kinds == {"with an ablation"}
     assert "100 test images, as many of each class" in str(notebook.cells)

@@ -391,6 +391,7 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
 
     svg = vl_convert.vegalite_to_svg(charts_verdict.effects_beside_paper(effects).to_dict())
     assert svg.count('aria-roledescription="point"') == len(effects)
+    assert ">0<" in svg and ">+0<" not in svg and "%<" not in svg  # points, not per cent
 
 
 def test_no_claim_needs_torch():

@@ -207,7 +207,7 @@ def test_what_is_no_other_attack_is_not_run_and_tables_are_read(study, attacked,
     assert set(gaps[gaps.gap == "masking"].method) == {"adv_plus", "plus_delta"}
     changed = dataclasses.replace(ledger.LEDGER["unclipped"], changes={"n_restarts": 2})
     monkeypatch.setitem(ledger.LEDGER, "unclipped", changed)
-    with pytest.raises(ValueError, match=r"other threat models \(unclipped\): run `make audit"):
+    with pytest.raises(ValueError, match="another threat model under unclipped: run `make audit"):
         ledger.read_ledger(study, "fresh")
     with pytest.raises(ValueError, match="another threat"):
         ledger.read_ledger(dataclasses.replace(study, eps=0.05), "fresh")
@@ -284,8 +284,8 @@ def test_pairs_differ_in_label_augmentation_alone():
     assert ledger.trained_pairs(study) == {
         "Adv⁺ beside Adv": ("adv", "adv_plus"),
         "Adv⁺ mixed beside Adv mixed": ("adv_mix", "adv_plus_mix"),
-        "Adv⁺ beside Adv (plus_delta)": ("adv", "plus_delta"),
-        "Adv⁺ beside Adv (plus_predicted)": ("predicted", "plus_predicted"),
+        "plus_delta beside Adv": ("adv", "plus_delta"),
+        "plus_predicted beside predicted": ("predicted", "plus_predicted"),
         "Mixed, 2 steps beside Adv mixed": ("adv_mix", "mix_steps"),
     }
 
@@ -321,11 +321,11 @@ def test_charts_hold_what_they_are_given():
     changes = charts_ledger.switch_changes(errors.dropna(subset="change")).to_dict()
     assert changes["facet"]["sort"] == ["adv_plus"]
     gaps = ledger.gaps(table, n_resamples=50)
-    gaps = charts_ledger.gaps(gaps.assign(panel=gaps.gap), ["masking", "label"]).to_dict()
+    gaps = charts_ledger.gap_intervals(gaps.assign(panel=gaps.gap), ["masking", "label"]).to_dict()
     assert gaps["facet"]["sort"] == ["masking", "label"]
     cells = {f"{b}_{m}": value for (b, m), value in PAPER.items()}
     tried = pd.DataFrame([{"pair": "p", "switch": "s", "method": "own", "distance": 0.0, **cells}])
-    drawn = charts_ledger.combinations(tried, PAPER).to_dict()
+    drawn = charts_ledger.adv_plus_against_adv(tried, PAPER).to_dict()
     shown = [row for rows in drawn["datasets"].values() for row in rows]
     assert {"x": 0.7032, "y": 0.327, "text": "paper"} in shown
 
