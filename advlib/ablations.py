@@ -212,7 +212,8 @@ def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     DataFrame
         run, benchmark, statistic, value, low, high.
     """
-    parts = []
+    tables, parts = tables.copy(deep=False), []
+    tables.attrs = {}
     for (benchmark, run), table in tables.groupby(["benchmark", "method"], sort=False):
         found = metrics.summarise(table, n_resamples=n_resamples)
         parts.append(found.assign(benchmark=benchmark, run=run))
@@ -234,6 +235,8 @@ def differences(tables: pd.DataFrame, pairs: pd.DataFrame, n_resamples: int) -> 
     DataFrame
         The columns of ``pairs``, benchmark, statistic, value, low, high.
     """
+    tables = tables.copy(deep=False)
+    tables.attrs = {}  # pandas copies them, facts and all, at every step
     by_run = dict(list(tables.groupby(["benchmark", "method"], sort=False)))
     parts = []
     for pair in pairs.to_dict("records"):

@@ -346,6 +346,8 @@ def one_image_a_class(table: pd.DataFrame) -> bool:
 
 def _resampled(table: pd.DataFrame) -> pd.DataFrame:
     """The table as it is resampled: within classes or, with one image a class, across them."""
+    table = table.copy(deep=False)
+    table.attrs = {}  # pandas copies them, facts and all, at every step
     if not one_image_a_class(table):
         return table
     return table.assign(multilabel_correct=table.label == table.predicted_class, label=0)
