@@ -41,7 +41,7 @@ def switch_grid(table: pd.DataFrame) -> alt.Chart:
             "value:Q",
             title="Error",
             scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-            legend=alt.Legend(format=".0%"),
+            legend=alt.Legend(format=".0%", orient="bottom", gradientLength=240),
         )
     )
     dark = "isValid(datum.value) && datum.value < 0.65"
