@@ -418,6 +418,7 @@ rule analyse:
         source=lambda wildcards: source_of(wildcards.study, wildcards.chapter),
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
         folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
+    retries: 1  # two kernels that start at once may take the same port
     threads: cores("analyse") if CLUSTER else 1
     resources:
         **needs("analyse", "mem_mb", "runtime"),
