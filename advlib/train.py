@@ -248,7 +248,9 @@ def _train(
                 # Only at a log row, so that no part of an open window is lost with the process.
                 due = end_of_epoch or time.monotonic() - saved > checkpoint_seconds
                 if due and rank == 0:
-                    save_checkpoint(folder / CHECKPOINT, model, optimizer, done, log, settings, how)
+                    # A finished run needs no momentum: its file is small, as it is published.
+                    momentum = optimizer if done < total else None
+                    save_checkpoint(folder / CHECKPOINT, model, momentum, done, log, settings, how)
                     with replacing(folder / "log.csv") as path:
                         pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
                     saved = time.monotonic()
