@@ -10,7 +10,7 @@ WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
 SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
 
 .DEFAULT_GOAL := help
-.PHONY: help book audit read test bench lint lab setup plan publish lock clean
+.PHONY: help book audit read test bench lint lab setup plan publish restore lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -70,8 +70,11 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 plan: setup  ## predict hours, memory and disk of a study on this machine, by a probe of a minute
 	@python -m advlib.plan "$(STUDY)"
 
-publish: setup  ## copy a study's fresh tables to results/, to be committed
-	@python book/pages.py $(STUDY)
+publish: setup  ## copy a study's fresh tables and small weights to results/, to be committed
+	@python book/pages.py publish "$(STUDY)"
+
+restore: setup  ## put a study's published weights among its runs, as if trained here
+	@python book/pages.py restore "$(STUDY)"
 
 lock: setup  ## compile the pinned requirements from the *.in files
 	@pip install -q uv

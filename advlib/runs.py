@@ -238,18 +238,33 @@ def _preparation(images, model) -> str:
     return f"Images: {size}; mean {mean} and SD {std} of the normalisation"
 
 
-def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
+def load_run(
+    study: Study, method: str, seed: int, source: str = "fresh"
+) -> tuple[nn.Module, dict]:
     """The trained network of one method and the facts of its run.
+
+    Parameters
+    ----------
+    study : Study
+    method : str
+    seed : int
+    source : {"fresh", "committed"}
+        A network of this machine's run, or the published one.
 
     Raises
     ------
     FileNotFoundError
-        If it has not been trained yet; the message gives the command.
+        If it has not been trained yet, or is not published; the message gives the command.
     RuntimeError
         If the checkpoint is not the one the facts were written for.
     """
-    run = read_run(study, method, seed)
-    path = study.runs / "models" / run["folder"] / CHECKPOINT
+    run = read_run(study, method, seed, source)
+    path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
+    if source == "committed" and not path.is_file():
+        raise FileNotFoundError(
+            f"the weights of {method} (seed {seed}) of {study.study} are not published: train them "
+            f"with `make book STUDY={study.study}`"
+        )
     if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
         raise RuntimeError(
             f"the checkpoint {path} is missing or has changed since training ended: train again"
@@ -262,9 +277,10 @@ def load_run(study: Study, method: str, seed: int) -> tuple[nn.Module, dict]:
     return load_weights(model, path), run
 
 
-def read_run(study: Study, method: str, seed: int) -> dict:
+def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dict:
     """The facts of a finished run, from ``train/<method>-seed<seed>.json``."""
-    path = study.runs / "train" / f"{method}-seed{seed}.json"
+    folder = study.runs if source == "fresh" else study.tables(source)
+    path = folder / "train" / f"{method}-seed{seed}.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "

@@ -1,5 +1,6 @@
 """Which studies the book shows, from which tables, and what the first page of each says."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ CHAPTERS = {  # of a study, by the notebook that makes it
     "ledger": "how much depends on the threat model",
     "battery": "is it really robust",
 }
+LARGE = 5_000_000  # bytes of a checkpoint: larger ones are not published
 AUDIT_CODE = {  # modules that one chapter uses beside those of every chapter
     "ablations": ["ablations", "charts_verdict", "claims"],
     "ledger": ["charts_ledger", "charts_verdict", "ledger"],
@@ -243,7 +245,8 @@ def report(start: float, folders: list[Path], environment: str) -> None:
 def publish(name: str) -> None:
     """Copy a study's fresh tables to ``results/<study>``: those of its run, its audit, or both.
 
-    Each of these is published whole or not at all, and none that is published is lost.
+    Each of these is published whole or not at all, and none that is published is lost. The weights
+    of the methods' first seed go with them, if they are small.
     """
     study = load_study(name)
     paths, missing = [], []
@@ -266,6 +269,7 @@ def publish(name: str) -> None:
     # Which network each table is of is checked against the facts of its training.
     runs = {path.stem for path in paths if path.suffix == ".parquet"}
     paths += [study.runs / "train" / f"{run}.json" for run in runs]
+    paths += [path for path in _weights(study, study.runs) if path.stat().st_size < LARGE]
     for path in dict.fromkeys(path for path in paths if path.is_file()):
         target = partial / path.relative_to(study.runs)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,5 +280,33 @@ def publish(name: str) -> None:
     print(f"{study.published}: {size / 1e6:.1f} MB, to be committed")
 
 
+def restore(name: str) -> None:
+    """Put a study's published weights among its runs, as if they had been trained here.
+
+    Notebooks then evaluate and attack them, and the pipeline trains only what is not published.
+    """
+    study = load_study(name)
+    weights = _weights(study, study.published)
+    if not weights:
+        sys.exit(f"No weights of {study.study} are published: `make book STUDY={study.study}`")
+    for path in weights:
+        method = path.parent.name.rpartition("-")[0]
+        for source in (path, study.published / "train" / f"{method}.json"):
+            target = study.runs / source.relative_to(study.published)
+            if target.exists() and target.read_bytes() != source.read_bytes():
+                sys.exit(f"{target} is of a run of your own: move {study.runs} away first")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    print(f"{study.runs}: {len(weights)} networks of {study.study}, as they were published")
+
+
+def _weights(study: Study, folder: Path) -> list[Path]:
+    """The checkpoints of the methods' first seed in ``runs/<study>`` or ``results/<study>``."""
+    runs = [folder / "train" / f"{method}-seed{study.seeds[0]}.json" for method in study.trained]
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in runs if path.is_file()]
+    paths = [folder / "models" / run["folder"] / "checkpoint.safetensors" for run in facts]
+    return [path for path in paths if path.is_file()]
+
+
 if __name__ == "__main__":
-    publish(sys.argv[1])
+    {"publish": publish, "restore": restore}[sys.argv[1]](sys.argv[2])
