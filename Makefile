@@ -29,9 +29,9 @@ read:  ## build the book from the committed tables, without torch
 	@$(MAKE) --no-print-directory $(READ)/installed
 	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
-test: setup  ## run the whole test suite
+test: setup  ## run the whole test suite (two processes side by side)
 	@$(MAKE) --no-print-directory .venv/bench-installed
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)
 	@$(MAKE) --no-print-directory .venv/bench-installed

@@ -9,6 +9,7 @@ where it stopped and only what changed is computed again.
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
 
+import json
 import shlex
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from advlib.tables import AUDIT, audit_paths, table_paths
+from advlib.tables import AUDIT, SAMPLES, audit_paths, table_paths
 from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
 
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
@@ -44,13 +45,18 @@ AUDITS = {
     s.study: pages.audit_sources(s, None if MODE == "read" else MODE == "audit" and s == STUDY)
     for s in BY_ID.values()
 }
+GALLERIES = {
+    s.study: pages.gallery_source(s, source, MODE != "read" and s == STUDY)
+    for s, _, source in STUDIES
+}
 if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
     raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
 if MODE == "audit" and not STUDY.audits:
     raise WorkflowError(f"{NAME} holds predictions: an audit attacks networks, bring checkpoints")
 
 PYTHON = shlex.quote(sys.executable)
-PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --kernel python3"
+# A kernel may be slow to start on a busy machine.
+PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeout 300 --kernel python3"
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
@@ -73,6 +79,9 @@ localrules:
     claims,
     table_check,
     verdict,
+    cover,
+    study_index,
+    not_run,
     speed,
     bring_example,
     cost,
@@ -133,6 +142,8 @@ def weights_of(wildcards):
 
 def source_of(study_id, chapter=None):
     """Fresh or committed: which tables a chapter of a study reads; None: there are none."""
+    if chapter == "gallery":
+        return GALLERIES[study_id]
     return AUDITS[study_id].get(chapter) if chapter in AUDIT else SOURCES[study_id]
 
 
@@ -140,6 +151,8 @@ def tables_of(study_id, chapter=None):
     """Every table that a chapter of a study reads."""
     study, source = BY_ID[study_id], source_of(study_id, chapter)
     folder = study.tables(source) if source == "committed" else study.runs
+    if chapter == "gallery":
+        return [folder / "data.json", folder / SAMPLES]
     if chapter in AUDIT:
         paths = [folder / "data.json", *audit_paths(study, folder, chapter)]
         if chapter != "ablations" or len(study.seeds) < 2:
@@ -164,6 +177,7 @@ def appendix_of(wildcards):
     names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
     names += ["evaluate_corruptions"] if study.corruptions != "none" else []
+    names += ["evaluate_samples"]
     if "fresh" in AUDITS[study.study].values():
         names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
@@ -305,6 +319,29 @@ else:
             "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
+    rule evaluate_samples:
+        input:
+            notebook="notebooks/evaluate_samples.ipynb",
+            data=RUNS / "data.json",
+            facts=expand(RUNS / "train/{m}-seed{seed}.json", m=STUDY.methods, seed=STUDY.seeds[0]),
+        output:
+            table=RUNS / SAMPLES,
+            executed=RUNS / "executed/evaluate_samples.ipynb",
+        params:
+            settings=STUDY.data_settings(),
+            threat=STUDY.threat("pgd40_last").to_dict(),
+        threads: cores("evaluate_samples")
+        resources:
+            **needs("evaluate_samples", "gpu", "mem_mb", "runtime"),
+        log:
+            RUNS / "logs/evaluate_samples.ipynb",
+        benchmark:
+            RUNS / "benchmarks/evaluate_samples.tsv"
+        shell:
+            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+            "{AS_STATED} && cp {log:q} {output.executed:q}"
+
+
     if ABLATION_IDS:
 
         rule evaluate_ablations:
@@ -409,7 +446,7 @@ rule analyse:
             name=["annotations", "charts", "metrics", "predictions", "seeds", "tables"],
         ),
         audit=lambda wildcards: expand(
-            "advlib/{name}.py", name=pages.AUDIT_CODE.get(wildcards.chapter, [])
+            "advlib/{name}.py", name=pages.CHAPTER_CODE.get(wildcards.chapter, [])
         ),
     output:
         executed="_build/studies/{study}/{chapter}.ipynb",
@@ -440,7 +477,7 @@ rule place_study:
         ),
         appendix=appendix_of,
         file=lambda wildcards: FILES[wildcards.study],
-        code=["book/place.py", "book/pages.py"],
+        code=["book/place.py", "book/pages.py", "advlib/overview.py", "advlib/__init__.py"],
     output:
         "book/generated/{study}/index.md",
     params:
@@ -448,7 +485,13 @@ rule place_study:
         audit=lambda wildcards: AUDITS[wildcards.study],
     run:
         pages.place_pages(
-            BY_ID[wildcards.study], params.source, params.audit, input.chapters, input.appendix
+            BY_ID[wildcards.study],
+            params.source,
+            params.audit,
+            input.chapters,
+            input.appendix,
+            FILES[wildcards.study],
+            {c: pages.read_by(c, tables_of(wildcards.study, c)) for c in chapters_of(wildcards.study)},
         )
 
 
@@ -459,6 +502,7 @@ rule claims:
         code=["book/place.py", "advlib/charts.py"],
     output:
         "book/generated/claims.ipynb",
+    retries: 1
     log:
         "_build/logs/claims.ipynb",
     benchmark:
@@ -479,6 +523,7 @@ rule table_check:
         code=["book/place.py", "advlib/table_check.py", "advlib/charts.py", "advlib/metrics.py"],
     output:
         "book/generated/table_check.ipynb",
+    retries: 1
     log:
         "_build/logs/table_check.ipynb",
     benchmark:
@@ -502,6 +547,7 @@ rule verdict:
         "book/generated/verdict.ipynb",
     params:
         studies="studies: " + str([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN]),
+    retries: 1
     log:
         "_build/logs/verdict.ipynb",
     benchmark:
@@ -510,7 +556,87 @@ rule verdict:
         "{PAPERMILL} {input.notebook:q} {log:q} -y {params.studies:q} "
         "-p output _build/verdict && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
-        "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv"
+        "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv "
+        "--read {input.tables:q}"
+
+
+# The pages about all studies: what each part of each study shows.
+BOOK = "book: " + json.dumps(
+    {FILES[name]: {"study": SOURCES[name], **AUDITS[name]} for name in SOURCES}
+)
+
+
+rule cover:
+    input:
+        notebook="notebooks/cover.ipynb",
+        verdict="book/generated/verdict.ipynb",
+        chapters=expand(
+            "_build/studies/{study}/{chapter}.ipynb",
+            study=SHOWN,
+            chapter=["average_error", "classwise_error"],
+        ),
+        tables=[tables_of(name) for name in SHOWN],
+        code=["book/place.py", *expand("advlib/{name}.py", name=["charts_cover", "overview"])],
+    output:
+        "book/generated/index.ipynb",
+    params:
+        book=BOOK,
+    retries: 1
+    log:
+        "_build/logs/cover.ipynb",
+    benchmark:
+        "_build/benchmarks/cover.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} && "
+        "{PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The tables of the studies that the page names, and the verdict page.' "
+        "--tables _build/verdict/verdict.csv --read {input.tables:q}"
+
+
+rule study_index:
+    input:
+        notebook="notebooks/study_index.ipynb",
+        chapters=expand("_build/studies/{study}/average_error.ipynb", study=SHOWN),
+        tables=[tables_of(name) for name in SHOWN],
+        files=list(FILES.values()),
+        code=["book/place.py", "advlib/overview.py"],
+    output:
+        "book/generated/study_index.ipynb",
+    params:
+        book=BOOK,
+        chapters="chapters: "
+        + json.dumps({name: {c: pages.CHAPTERS[c] for c in chapters_of(name)} for name in FILES}),
+    retries: 1
+    log:
+        "_build/logs/study_index.ipynb",
+    benchmark:
+        "_build/benchmarks/study_index.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
+        "{PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The study files, and the tables of the studies, fresh or committed as the page says.' "
+        "--read {input.tables:q}"
+
+
+rule not_run:
+    input:
+        notebook="notebooks/not_run.ipynb",
+        tables=[tables_of(name) for name in SHOWN],
+        files=list(FILES.values()),
+        code=["book/place.py", "jobs.py", "advlib/overview.py"],
+    output:
+        "book/generated/not_run.ipynb",
+    params:
+        book=BOOK,
+    retries: 1
+    log:
+        "_build/logs/not_run.ipynb",
+    benchmark:
+        "_build/benchmarks/not_run.tsv"
+    shell:
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} && "
+        "{PYTHON} book/place.py notebook {log} {output} "
+        "--source 'The study files, and which of their tables there are.' --read {input.tables:q}"
 
 
 rule speed:
@@ -524,6 +650,7 @@ rule speed:
         code=["book/place.py", "advlib/charts.py"],
     output:
         "book/generated/benchmark.ipynb",
+    retries: 1
     log:
         "_build/logs/benchmark.ipynb",
     benchmark:
@@ -531,7 +658,8 @@ rule speed:
     shell:
         "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The committed tables of one run of the benchmark, on the machine that the page "
-        "names; `make bench` makes them afresh on yours.' --tables {input.tables}"
+        "names; `make bench` makes them afresh on yours.' --tables {input.tables} "
+        "--read {input.facts}"
 
 
 rule cost:
@@ -548,6 +676,7 @@ rule cost:
         code=["book/place.py", "advlib/charts.py", "advlib/cost.py"],
     output:
         "book/generated/cost.ipynb",
+    retries: 1
     log:
         "_build/logs/cost.ipynb",
     benchmark:
@@ -556,7 +685,7 @@ rule cost:
         "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'Predictions on paper, from committed tables of FLOPs, GPUs and published speeds; "
         "nothing was run on a GPU. The last section: one run on two CPU cores.' "
-        "--tables {input.tables}"
+        "--tables {input.tables} --read {input.quick}"
 
 
 rule bring_example:
@@ -569,6 +698,7 @@ rule bring_example:
         code=expand("advlib/{name}.py", name=["brought", "charts", "metrics", "predictions"]),
     output:
         "book/generated/bring_your_own.ipynb",
+    retries: 1
     log:
         "_build/logs/bring_your_own.ipynb",
     benchmark:
@@ -577,7 +707,7 @@ rule bring_example:
         "{PAPERMILL} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The published clean predictions of Std and Adv (quick Fashion-MNIST study), read "
-        "as if they were your files.' --tables _build/brought/*.csv"
+        "as if they were your files.' --tables _build/brought/*.csv --read {input.tables}"
 
 
 rule toc:
@@ -585,6 +715,9 @@ rule toc:
         claims="book/generated/claims.ipynb",
         table_check="book/generated/table_check.ipynb",
         verdict="book/generated/verdict.ipynb",
+        cover="book/generated/index.ipynb",
+        study_index="book/generated/study_index.ipynb",
+        not_run="book/generated/not_run.ipynb",
         bring="book/generated/bring_your_own.ipynb",
         benchmark="book/generated/benchmark.ipynb",
         cost="book/generated/cost.ipynb",
@@ -599,7 +732,7 @@ rule toc:
 rule book:
     input:
         toc="_build/toc.yml",
-        pages=[*Path("book").glob("*.md"), "book/references.bib"],
+        pages=[*Path("book").glob("*.md"), "book/references.bib", "CHANGELOG.md"],
         code=[*Path("advlib").glob("*.py"), *Path("book/_ext").glob("*.py")],
         config=["_config.yml", *Path("book/_static").glob("*")],
     output:

@@ -16,9 +16,10 @@ from advlib.study import METHODS, Study, load_study, refuse_unknown
 
 HEAVY = (
     *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
-    *("evaluate_ledger", "evaluate_battery"),
+    *("evaluate_samples", "evaluate_ledger", "evaluate_battery"),
 )
-ALONE = ("evaluate_ledger", "evaluate_battery")  # on one process
+ALONE = ("evaluate_samples", "evaluate_ledger", "evaluate_battery")  # on one process
+SAMPLE_PASSES = 30 * 43  # a network: at most so many images, each under PGD-40 and judged twice
 LEDGER_PASSES = 41 * 25  # an image: some twenty switches, one of them with five starts
 BATTERY_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
 DEFAULTS = {
@@ -70,6 +71,8 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     if rule == "evaluate_attack":
         threat = study.threat(attack)
         return test * (1 + threat.steps) * threat.n_restarts
+    if rule == "evaluate_samples":
+        return len(study.methods) * SAMPLE_PASSES
     if rule == "evaluate_ledger":
         return min(test, study.ledger_images or test) * LEDGER_PASSES
     if rule == "evaluate_battery":

@@ -1,10 +1,11 @@
 """PGD, and what it does to a data set: worst case per image, restarts, a batch that stays full."""
 
+import collections
 import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
@@ -63,16 +64,52 @@ def pgd_attack(
     ValueError
         For images outside [0, 1] or labels out of range.
     """
+    iterates = pgd_iterates(
+        model,
+        x,
+        y,
+        threat,
+        num_classes=num_classes,
+        generator=generator,
+        noise=noise,
+        objective=objective,
+        check=check,
+    )
+    return collections.deque(iterates, maxlen=1).pop()
+
+
+def pgd_iterates(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    threat: ThreatModel,
+    *,
+    num_classes: int | None = None,
+    generator: torch.Generator | None = None,
+    noise: torch.Tensor | None = None,
+    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    check: bool = True,
+) -> Iterator[torch.Tensor]:
+    """The iterates of `pgd_attack` one by one: the start, then one after each step.
+
+    Takes what `pgd_attack` takes. Until it ends or is closed the model stays in the attack's mode,
+    its parameters frozen.
+
+    Yields
+    ------
+    float tensor (N, C, H, W)
+    """
     with attack_mode(model, threat.model_mode):
         y = _attacked_label(model, x, y, threat, num_classes, check)
         if noise is None:
             noise = start_noise(x.shape, threat, generator, x.device)
         eps, step = _radius(model, x, threat)
         x_adv = _start(x, noise, eps, threat)
+        yield x_adv
         for _ in range(threat.steps if threat.eps else 0):
             _, gradient = logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
             x_adv = _step(x, x_adv, gradient, eps, step, threat)
-    return x_adv
+            yield x_adv
 
 
 def evaluate_attack(

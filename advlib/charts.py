@@ -33,9 +33,10 @@ def theme() -> alt.theme.ThemeConfig:
         "config": {
             "background": "transparent",
             "font": "system-ui, sans-serif",
-            "axis": size,
-            "legend": size,
-            "header": size,
+            # Three dicts: what a chart adds to one of them must not show in the others.
+            "axis": {**size},
+            "legend": {**size},
+            "header": {**size},
             "view": {"stroke": None},
         }
     }
@@ -73,7 +74,7 @@ def method_colour(
 
 
 def pick_methods() -> alt.Parameter:
-    """Click a method in the legend to see it alone; shift-click adds, a double click resets."""
+    """Click a method in the legend to see it alone; shift-click adds, a click beside resets."""
     return alt.selection_point(fields=["method"], bind="legend")
 
 
@@ -84,6 +85,11 @@ def drop_down(field: str, options: list[str]) -> alt.Parameter:
         bind=alt.binding_select(options=options, name=f"{field.capitalize()} "),
         value=[{field: options[-1]}],
     )
+
+
+def ink_on_viridis(field: str) -> dict:
+    """The colour of a text on a cell coloured by a fraction: a contrast of 4.5 or more on each."""
+    return alt.condition(f"datum.{field} > 0.43", alt.value("#000"), alt.value("#fff"))
 
 
 def average_error(table: pd.DataFrame) -> alt.Chart:
@@ -334,10 +340,10 @@ def rank_correlation(table: pd.DataFrame, order: list[str]) -> alt.Chart:
             alt.Tooltip("value:Q", title="ρ", format=".2f"),
         ],
     )
-    strong = "abs(datum.value) > 0.6"
+    dark = "datum.value > 0.92"  # below that black has more contrast, on orange throughout
     text = base.mark_text(fontSize=11).encode(
         text=alt.Text("value:Q", format=".2f"),
-        color=alt.condition(strong, alt.value("#fff"), alt.value("#111")),
+        color=alt.condition(dark, alt.value("#fff"), alt.value("#000")),
     )
     panels = alt.Facet("method:N", title=None, sort=table.method.unique().tolist())
     return (

@@ -3,7 +3,13 @@
 import altair as alt
 import pandas as pd
 
-from advlib.charts import ERROR_AXIS, method_colour, method_order, pick_methods
+from advlib.charts import (
+    ERROR_AXIS,
+    ink_on_viridis,
+    method_colour,
+    method_order,
+    pick_methods,
+)
 
 # Of Okabe and Ito's colours: PGD in grey, then the components of AutoAttack.
 ATTACK_COLOURS = ["#999999", "#56B4E9", "#0072B2", "#E69F00", "#D55E00"]
@@ -81,8 +87,9 @@ def transfer_matrix(table: pd.DataFrame) -> alt.Chart:
             alt.Tooltip("value:Q", title="Error", format=".1%"),
         ],
     )
-    bright = alt.condition("datum.value > 0.6", alt.value("#111"), alt.value("#fff"))
-    text = base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".0%"), color=bright)
+    text = base.mark_text(fontSize=11).encode(
+        text=alt.Text("value:Q", format=".0%"), color=ink_on_viridis("value")
+    )
     return (cells + text).properties(width=alt.Step(60), height=alt.Step(32))
 
 

@@ -3,7 +3,13 @@
 import altair as alt
 import pandas as pd
 
-from advlib.charts import ERROR_AXIS, method_colour, method_order, pick_methods
+from advlib.charts import (
+    ERROR_AXIS,
+    ink_on_viridis,
+    method_colour,
+    method_order,
+    pick_methods,
+)
 from advlib.charts_verdict import POINTS
 
 WIDE_LABELS = alt.Axis(labelLimit=280)
@@ -44,11 +50,9 @@ def switch_grid(table: pd.DataFrame) -> alt.Chart:
             legend=alt.Legend(format=".0%", orient="bottom", gradientLength=240),
         )
     )
-    dark = "isValid(datum.value) && datum.value < 0.65"
-    ink = alt.condition(dark, alt.value("#fff"), alt.value("#111"))
     same = "!isValid(datum.value)"
-    text = base.mark_text(fontSize=11).encode(text="shown:N", color=ink)
-    grey = base.mark_text(fontSize=11, color="#888888").encode(text="shown:N")
+    text = base.mark_text(fontSize=11).encode(text="shown:N", color=ink_on_viridis("value"))
+    grey = base.mark_text(fontSize=11, color="black", opacity=0.7).encode(text="shown:N")
     layers = (
         cells.transform_filter("isValid(datum.value)")
         + text.transform_filter("isValid(datum.value)")
@@ -182,5 +186,5 @@ def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     line = alt.Chart(ends).mark_line(color="#888888", strokeDash=[4, 4]).encode(x=x, y=y)
     mark = alt.Chart(paper).encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale))
     diamond = mark.mark_point(shape="diamond", size=160, filled=True, color="#CC79A7")
-    label = mark.mark_text(dy=-14, fontSize=12, color="#CC79A7").encode(text="text:N")
+    label = mark.mark_text(dy=-14, fontSize=12, color="black").encode(text="text:N")
     return (line + points + diamond + label).properties(width=440, height=380)

@@ -65,6 +65,20 @@ def _list(by: By, *more: str) -> list[str]:
     return list(dict.fromkeys([*([by] if isinstance(by, str) else by or []), *more]))
 
 
+def _sorted_values(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """The values that occur, sorted as they are (not as categories), and each row's among them."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, values = column.cat.codes.to_numpy(), column.cat.categories
+    else:
+        codes, values = pd.factorize(column)
+        values = pd.Index(values)
+    occurs = np.bincount(codes, minlength=len(values)) > 0
+    order, values = values[occurs].argsort(), values[occurs]
+    place = np.zeros(len(occurs), np.int64)
+    place[np.flatnonzero(occurs)[order]] = np.arange(len(order))
+    return place[codes], values[order]
+
+
 def _codes(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """The combinations of ``columns`` that occur, sorted, and the number of each row's own.
 
@@ -72,11 +86,8 @@ def _codes(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, pd.
     """
     codes, keys = np.zeros(len(table), np.int64), pd.DataFrame(index=[0])
     for column in columns:
-        own, values = pd.factorize(table[column])
-        if isinstance(values, pd.CategoricalIndex):  # plain values, whatever the categories' order
-            values = values.astype(values.categories.dtype)
-        order, values = pd.factorize(values, sort=True)
-        codes, found = pd.factorize(codes * len(values) + order[own], sort=True)
+        own, values = _sorted_values(table[column])
+        codes, found = pd.factorize(codes * len(values) + own, sort=True)
         keys = keys.iloc[found // max(1, len(values))].reset_index(drop=True)
         keys[column] = values[found % max(1, len(values))]
     return codes, keys
@@ -121,12 +132,15 @@ def _groups(frame: pd.DataFrame, by: By) -> Iterator[tuple[dict, pd.DataFrame]]:
     return ((dict(zip(columns, key, strict=True)), group) for key, group in groups)
 
 
-def _same_images(a: pd.DataFrame, b: pd.DataFrame) -> None:
-    odd = pd.concat([a, b])[["file_name", "label"]].drop_duplicates(keep=False)
+def _same_images(a: pd.DataFrame, b: pd.DataFrame, by: Sequence[str] = ()) -> None:
+    columns = [*by, "file_name", "label"]
+    if all(np.array_equal(a[column], b[column]) for column in columns):
+        return
+    odd = pd.concat([a, b])[columns].drop_duplicates(keep=False)
     if len(odd):
         raise ValueError(
             "a paired comparison needs the same images with the same labels: "
-            f"{len(odd)} have no partner, such as (image, label) {(*odd.iloc[0],)}."
+            f"{len(odd)} have no partner, such as ({', '.join(columns)}) {(*odd.iloc[0],)}."
         )
 
 
@@ -250,7 +264,7 @@ def factor_summary(
     factor fare (or differ) alike, or more than 5 % of the classes have one image.
     Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
     """
-    images, wrong = _images([table, paired_with], n_resamples)
+    images, wrong, _ = _images([table, paired_with], n_resamples)
     labels, position = images["label"].to_numpy(), images.reset_index(names="position")
     rows, factors = _annotated(position, annotations)
     member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
@@ -385,32 +399,30 @@ def class_summary(table: pd.DataFrame, by: By = None) -> pd.Series | pd.DataFram
     return pd.DataFrame(rows) if _list(by) else pd.Series(rows[0])
 
 
-def class_changes(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def class_changes(table: pd.DataFrame, other: pd.DataFrame, by: By = None) -> pd.DataFrame:
     """Which classes gain or lose from one condition to another, on the same images.
 
-    Returns ``label``, ``error``, ``error_other``, ``difference`` (other - table), ``p_value``
-    (exact McNemar test), ``q_value`` (Benjamini-Hochberg) and ``change``: "gains" (lower error in
-    ``other``) or "loses" at a false discovery rate of 5 %, else "no change". In its ``attrs``:
-    ``n_raw`` classes have p < 0.05; if no class differed, ``expected_by_chance`` of them would
-    (exact, given the numbers of images that changed), at most ``expected_at_most`` = 0.05 K.
+    Returns the columns of ``by``, ``label``, ``error``, ``error_other``, ``difference`` (other -
+    table), ``p_value`` (exact McNemar test), ``q_value`` (Benjamini-Hochberg, over the classes of
+    one condition) and ``change``: "gains" (lower error in ``other``) or "loses" at a false
+    discovery rate of 5 %, else "no change". In its ``attrs``: ``n_raw`` classes have p < 0.05; if
+    no class differed, ``expected_by_chance`` of them would (exact, given the numbers of images that
+    changed), at most ``expected_at_most`` = 0.05 K.
     """
-    a, b = (_averages(_checked(t), ["file_name", "label"]) for t in (table, other))
-    _same_images(a, b)
-    grouped = pd.DataFrame(
-        {
-            "label": a["label"],
-            "error": a["error"],
-            "error_other": b["error"],
-            "fixed": a["error"] > b["error"],
-            "broken": a["error"] < b["error"],
-        }
-    ).groupby("label")
+    images = [*(columns := _list(by)), "file_name", "label"]
+    a, b = (_averages(_checked(t, by), images) for t in (table, other))
+    _same_images(a, b, columns)
+    grouped = a[[*columns, "label", "error"]].assign(
+        error_other=b["error"], fixed=a["error"] > b["error"], broken=a["error"] < b["error"]
+    )
+    grouped = grouped.groupby([*columns, "label"], observed=True)
     result = grouped[["error", "error_other"]].mean().reset_index()
     fixed, broken = grouped[["fixed", "broken"]].sum().to_numpy().T
     n = fixed + broken
     result["difference"] = result["error_other"] - result["error"]
     result["p_value"] = np.minimum(2 * stats.binom.cdf(np.minimum(fixed, broken), n, 0.5), 1)
-    result["q_value"] = stats.false_discovery_control(result["p_value"])
+    condition = result.groupby(columns or np.zeros(len(result)), observed=True)
+    result["q_value"] = condition["p_value"].transform(stats.false_discovery_control)
     found = result["q_value"] <= 0.05
     result["change"] = np.select(
         [found & (fixed > broken), found & (fixed < broken)], ["gains", "loses"], "no change"
@@ -537,10 +549,11 @@ def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.Dat
 
 def _images(
     tables: Sequence[Other], n_resamples: int, reference: Mapping[str, float] | None = None
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The images, and each one's mean over its rows in the one or two ``tables``, (N, 1) or (N, 2).
+) -> tuple[pd.DataFrame, np.ndarray, int | None]:
+    """The images; each one's mean over its rows in the one or two ``tables``, (N, 1) or (N, 2); q.
 
-    ``reference``: a row counts with 1 / that of its corruption.
+    All means are multiples of 1 / q. ``reference``: a row counts with 1 / that of its corruption,
+    and there is no q.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
@@ -558,7 +571,9 @@ def _images(
             )
     if len(parts) == 2:
         _same_images(*parts)
-    return parts[0][["file_name", "label"]], np.column_stack([part["error"] for part in parts])
+    q = None if reference else int(np.lcm.reduce([part["n_images"].iloc[0] for part in parts]))
+    wrong = np.column_stack([part["error"] for part in parts])
+    return parts[0][["file_name", "label"]], wrong, q
 
 
 def _varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -605,8 +620,44 @@ def _replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: 
     return errors, means, squares / k - (kept_means / k) ** 2 - (k - 1) / k * noise / k
 
 
+def _error_ends(labels: np.ndarray, values: np.ndarray, q: int) -> np.ndarray:
+    """The 2.5 and 97.5 % quantiles of the mean of values (N,), all of them multiples of 1 / q.
+
+    Exact: what `_replicates` would give with infinitely many resamples. Images are drawn apart, so
+    that the characteristic function of their sum is the product of their classes' powers.
+    """
+    units = np.rint(values * q).astype(np.int64)
+    lowest, ordered = units.min(), units[np.argsort(labels, kind="stable")]
+    sizes = np.unique(labels, return_counts=True)[1]
+    classes = np.split(ordered - lowest, np.cumsum(sizes)[:-1])
+    sd = np.sqrt(sum(len(one) * one.var() for one in classes))
+    # The transform is periodic; a period of 16 SDs holds all but 1e-15 of the sums.
+    period = 1 << int(16 * sd + ordered.max() - lowest + 2).bit_length()
+    products = dict.fromkeys(sizes.tolist(), 1.0)
+    for one in classes:
+        products[len(one)] *= np.fft.rfft(np.bincount(one) / len(one), period)
+    function = np.prod([product**n for n, product in products.items()], axis=0)
+    first = round((ordered - lowest).sum()) - period // 2
+    shares = np.roll(np.fft.irfft(function, period), -first)
+    ends = first + np.searchsorted(np.cumsum(shares), [0.025, 0.975])
+    return (ends + lowest * len(units)) / (q * len(units))
+
+
+def _error(
+    images: pd.DataFrame, wrong: np.ndarray, q: int | None, n_resamples: int, seed: int
+) -> BootstrapInterval:
+    """The first row of `_summarise`, where there is a q without any draw."""
+    if q is None:
+        rows = _summarise(images, wrong, q, n_resamples, seed)
+        return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])
+    labels, sign = images["label"].to_numpy(), SIGN[: wrong.shape[1]]
+    varied = _varied(labels, (wrong @ sign)[:, None]).any()
+    ends = _error_ends(labels, wrong @ sign, q) if varied else (np.nan, np.nan)
+    return BootstrapInterval(sign @ [column.mean() for column in wrong.T], *ends)
+
+
 def _summarise(
-    images: pd.DataFrame, wrong: np.ndarray, n_resamples: int, seed: int
+    images: pd.DataFrame, wrong: np.ndarray, q: int | None, n_resamples: int, seed: int
 ) -> pd.DataFrame:
     labels, sign = images["label"].to_numpy(), SIGN[: wrong.shape[1]]
     classes = [_averages(images.assign(wrong=column), ["label"]) for column in wrong.T]
@@ -629,11 +680,13 @@ def _summarise(
     else:
         deviations = (_root(variances) - _root(observed)) @ sign
         sd = _root(corrected) @ sign - np.quantile(deviations, [0.975, 0.025])
+    ends = [np.quantile(drawn @ sign, [0.025, 0.975]) for drawn in (errors, means)]
+    if q is not None:
+        ends[0] = _error_ends(labels, wrong @ sign, q)
+        if classes[0]["n_images"].nunique() == 1:  # then the mean over the classes is the error
+            ends[1] = ends[0]
     rows = result["statistic"].isin(["error", "mean", "sd_noise_corrected"])
-    result.loc[rows, ["low", "high"]] = [
-        *(np.quantile(replicates @ sign, [0.025, 0.975]) for replicates in (errors, means)),
-        sd,
-    ]
+    result.loc[rows, ["low", "high"]] = [*ends, sd]
     if not _varied(labels, (wrong @ sign)[:, None]).any():  # each class differs by the same for all
         result.loc[result["statistic"].isin(["error", "mean"]), ["low", "high"]] = np.nan
     return result
@@ -659,7 +712,9 @@ def bootstrap(
     Images are resampled within their class: the classes are fixed. In a table of several conditions
     an image counts with its mean error over all its rows, and carries them all.
 
-    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class).
+    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class). Those
+      of the error, and of the mean where all classes have as many images, are exact, as with
+      infinitely many resamples.
     * ``sd_noise_corrected``: centred intervals. Resampling adds the sampling noise a second time,
       so that a percentile interval can miss even its own estimate.
     * All others: the value alone, low and high are nan. Noise biases them; simulated at K = 1000,
@@ -672,8 +727,11 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
-    rows = summarise(table, paired_with=paired_with, n_resamples=n_resamples, seed=seed)
-    return BootstrapInterval(*rows.set_index("statistic").loc[statistic, ["value", "low", "high"]])
+    parts = (*_images([table, paired_with], n_resamples), n_resamples, seed)
+    if statistic == "error":
+        return _error(*parts)
+    rows = _summarise(*parts).set_index("statistic")
+    return BootstrapInterval(*rows.loc[statistic, ["value", "low", "high"]])
 
 
 def corruption_summary(
@@ -692,5 +750,4 @@ def corruption_summary(
     for one in tables:
         mean_corruption_error(one, reference)  # names what is missing
     kept = [one[one["corruption"].isin(CORRUPTIONS)] for one in tables]
-    rows = _summarise(*_images(kept, n_resamples, reference), n_resamples, seed)
-    return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])  # the first is the error
+    return _error(*_images(kept, n_resamples, reference), n_resamples, seed)

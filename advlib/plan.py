@@ -586,6 +586,13 @@ class _Costs:
         disk += n * self.sizes["channels"] * self.sizes["image_size"] ** 2 / 1e9
         return self._row(seconds, f"{basis}, made on {usable_cores()} cores", "corrupt", disk=disk)
 
+    def evaluate_samples(self, row):
+        n, steps = 30 * len(self.study.methods), self.study.threat("pgd40_last").steps
+        seconds = self.seconds["start evaluation"]
+        seconds += self._read(n, steps * self.seconds["attack"] + 2 * self.seconds["forward"])
+        basis = f"at most {n} images, {steps} passes each"
+        return self._row(seconds, basis, "attack", disk=1e-3)
+
     def analyse(self, row, study, chapter):
         """What starting takes, and what grows with the rows, both as in the quick study."""
         ratio, start, larger = self.ratio.get(chapter, 1.0), self.ratio["training"], 1.0

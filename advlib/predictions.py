@@ -20,6 +20,7 @@ from advlib.files import replacing
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
 MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
+DECIMALS = 3  # of the probabilities in the tables that are written
 
 
 def predict(
@@ -419,6 +420,9 @@ def write_predictions(
 ) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
+    Tables are kept in a repository, so that they are written small: ``predicted_probability`` has
+    `DECIMALS` decimals, which no error depends on.
+
     Parameters
     ----------
     table : DataFrame
@@ -432,13 +436,17 @@ def write_predictions(
     """
     path = Path(path)
     check_predictions(table, num_classes=num_classes, n_images=n_images)
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    table = table.round({"predicted_probability": DECIMALS})
     facts = {**facts, "n_images": int(table.file_name.nunique()), **environment()}
-    arrow = arrow.replace_schema_metadata(
-        {**(arrow.schema.metadata or {}), "advlib": json.dumps(facts)}
-    )
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
+    # One page a column, so that what conditions have in common is stored once; and no Arrow schema,
+    # which would hold the facts a second time.
+    how = {"data_page_size": 1 << 30, "max_rows_per_page": len(table), "store_schema": False}
     with replacing(path) as partial:
-        pq.write_table(arrow, partial, compression="zstd")
+        how |= {"compression": "zstd", "compression_level": 19}
+        with pq.ParquetWriter(partial, arrow.schema, **how) as file:
+            file.write_table(arrow)
+            file.add_key_value_metadata({"advlib": json.dumps(facts)})
     return path
 
 

@@ -238,9 +238,7 @@ def _preparation(images, model) -> str:
     return f"Images: {size}; mean {mean} and SD {std} of the normalisation"
 
 
-def load_run(
-    study: Study, method: str, seed: int, source: str = "fresh"
-) -> tuple[nn.Module, dict]:
+def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tuple[nn.Module, dict]:
     """The trained network of one method and the facts of its run.
 
     Parameters

@@ -336,6 +336,8 @@ class Study:
         reasons = {}
         if not self.trained:
             reasons["training"] = "the models were trained elsewhere"
+        if self.predictions:
+            reasons["gallery"] = "pictures are made by attacking networks: bring checkpoints"
         if self.corruptions == "none":
             reasons["corruptions"] = (
                 "there are no predictions of corrupted images: bring rows with corruption and "

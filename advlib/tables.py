@@ -12,6 +12,7 @@ from advlib.predictions import check_predictions, read_facts, read_predictions
 from advlib.study import check_choice
 
 AUDIT = ("ablations", "ledger", "battery")  # the parts of what `make audit` makes
+SAMPLES = "samples.parquet"  # made by `advlib.samples.make_samples`, in the study's folder
 RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", "statistic"]
 RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
 
@@ -31,6 +32,24 @@ def in_per_cent(row, digits: int = 2) -> str:
         return value
     # A line may break before the interval, not in it.
     return f"{value} [{100 * row.low:.2f},\N{NO-BREAK SPACE}{100 * row.high:.2f}]"
+
+
+def in_words(frame: pd.DataFrame):
+    """A table of words as pages show it: left-aligned, where numbers are right-aligned.
+
+    Returns
+    -------
+    pandas Styler
+    """
+    left = {"selector": "th, td", "props": "text-align: left"}
+    return frame.style.set_table_styles([left]).hide(axis="index")
+
+
+class _Facts(dict):
+    """The facts of tables. pandas copies a table's attrs at every step; these stay as they are."""
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd.DataFrame, dict]]:
@@ -81,7 +100,7 @@ def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
     """
     if benchmarks is None:
         benchmarks = [name for name in study.benchmarks if name != "corruptions"]
-    tables, facts = [], {}
+    tables, facts = [], _Facts()
     for (benchmark, method, seed), table, known in read_tables(study, source, benchmarks):
         tables.append(table.assign(benchmark=benchmark, method=method, seed=seed))
         facts[benchmark, method, seed] = known
@@ -117,7 +136,7 @@ def read_audit(study, source: str, part: str) -> pd.DataFrame:
     """
     folder = study.tables(source)
     class_names = read_data(folder)["class_names"]
-    tables, facts = [], {}
+    tables, facts = [], _Facts()
     for (name, method, seed), (path, known) in audit_tables(study, folder, part).items():
         table = read_predictions(path)
         check_predictions(table, num_classes=len(class_names), n_images=known["n_images"])
@@ -151,7 +170,7 @@ def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
     tables = tables.assign(multilabel_correct=tables.label == tables.predicted_class)
     whole = pd.concat([tables, judged.assign(benchmark="real")], ignore_index=True)
     facts = {("real", *key[1:]): known for key, known in tables.attrs["facts"].items()}
-    whole.attrs = {**tables.attrs, "facts": {**facts, **tables.attrs["facts"]}}
+    whole.attrs = {**tables.attrs, "facts": _Facts({**facts, **tables.attrs["facts"]})}
     return whole
 
 
@@ -202,6 +221,25 @@ def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict
     return _checked(study, folder, audit_paths(study, folder, part), command)
 
 
+def samples_table(study, folder: Path) -> tuple[Path, dict]:
+    """As `study_tables`, for the samples table (`advlib.samples`): its path and its facts.
+
+    It is no part of `study_tables`: a study is shown without it where images may not be published.
+    """
+    if study.predictions:
+        raise ValueError(f"{study.study} holds predictions: there is no image to attack")
+    path, command = folder / SAMPLES, f"`make book STUDY={study.study}`"
+    _checked(study, folder, {path: None}, command)
+    data, facts, again = read_data(folder), read_facts(path), f"run {command}"
+    of = facts["seed"], sorted(facts["networks"])
+    if of != (study.seeds[0], sorted(study.methods)):
+        raise ValueError(f"{path} is of other methods or another seed than the study's: {again}")
+    for method, network in facts["networks"].items():
+        key = ("samples", method, facts["seed"])
+        _check_facts(study, folder, path, facts | network, data, key, again)
+    return path, facts
+
+
 def _checked(study, folder: Path, paths: dict[Path, tuple | None], command: str) -> dict:
     """The facts of the tables at these paths, if all are there and belong to the study."""
     again = f"run {command}"
@@ -215,15 +253,20 @@ def _checked(study, folder: Path, paths: dict[Path, tuple | None], command: str)
     for path, key in paths.items():
         if key is not None:
             facts = read_facts(path)
-            if changed := _changed(study, facts, data, *key[:2]):
-                raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
-            run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
-            if not study.predictions and run.is_file():
-                trained = json.loads(run.read_text(encoding="utf-8"))["checkpoint_hash"]
-                if facts["checkpoint_hash"] != trained:
-                    raise ValueError(f"{path} is of a network trained before this one: {again}")
+            _check_facts(study, folder, path, facts, data, key, again)
             found[key] = path, facts
     return found
+
+
+def _check_facts(study, folder: Path, path: Path, facts: dict, data: dict, key, again: str) -> None:
+    """Refuse a table of other images, settings or networks than the study's."""
+    if changed := _changed(study, facts, data, *key[:2]):
+        raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
+    run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
+    if not study.predictions and run.is_file():
+        trained = json.loads(run.read_text(encoding="utf-8"))["checkpoint_hash"]
+        if facts["checkpoint_hash"] != trained:
+            raise ValueError(f"{path} is of a network trained before this one: {again}")
 
 
 def table_paths(study, folder: Path) -> dict[Path, tuple | None]:
@@ -269,6 +312,9 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     if study.predictions:
         expected = {"brought": study.predictions[method]}
         n_images = facts["n_images"] if benchmark == "corruptions" else n_images
+    elif benchmark == "samples":
+        expected["threat"] = study.threat("pgd40_last").to_dict()
+        n_images = facts["n_images"]
     elif benchmark in AUDIT:
         subset = {"ledger": study.ledger_images, "battery": study.battery_images}[benchmark]
         expected |= {"threat": study.threat("pgd40").to_dict(), "subset": subset}

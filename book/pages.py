@@ -8,13 +8,23 @@ from pathlib import Path
 import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
+from advlib.overview import given_name, titled
 from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
-from advlib.tables import audit_paths, audit_tables, study_tables, table_paths
+from advlib.tables import (
+    AUDIT,
+    SAMPLES,
+    audit_paths,
+    audit_tables,
+    samples_table,
+    study_tables,
+    table_paths,
+)
 
 DEFAULT = "fashion_mnist_quick"
 CHAPTERS = {  # of a study, by the notebook that makes it
     "training": "training",
     "average_error": "average error (Table 1)",
+    "gallery": "what an attack looks like",
     "classwise_error": "class-wise error (Table 2, Figure 1)",
     "corruptions": "corruptions (Figure 2)",
     "factors": "factors (Figures 3 and 4)",
@@ -22,12 +32,23 @@ CHAPTERS = {  # of a study, by the notebook that makes it
     "evaluate_imagenet_x": "ImageNet-X",
     "hard_classes": "hard classes",
     "groups": "groups of classes",
+    "class_explorer": "one class at a time",
     "ablations": "controls and ablations",
     "ledger": "how much depends on the threat model",
     "battery": "is it really robust",
 }
-LARGE = 5_000_000  # bytes of a checkpoint: larger ones are not published
-AUDIT_CODE = {  # modules that one chapter uses beside those of every chapter
+READS = {  # the benchmarks whose predictions a chapter reads; all of them if it is not named here
+    "training": (),
+    "gallery": (),
+    "corruptions": ("clean", "corruptions"),
+    **dict.fromkeys(("factors", "evaluate_real", "evaluate_imagenet_x"), ("clean",)),
+}
+SPLITS = ("train", "test", "holdout")
+LARGE = 5_000_000  # bytes: larger checkpoints are not published, larger tables not offered
+NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to be published
+CHAPTER_CODE = {  # modules that one chapter uses beside those of every chapter
+    "gallery": ["charts_gallery", "samples"],
+    "class_explorer": ["charts_class"],
     "ablations": ["ablations", "charts_verdict", "claims"],
     "ledger": ["charts_ledger", "charts_verdict", "ledger"],
     "battery": ["battery_verdicts", "charts_battery"],
@@ -43,11 +64,13 @@ def from_root(path: Path) -> str:
 def is_current(study: Study, folder: Path, part: str | None = None) -> bool:
     """Whether a folder holds every table of a study, made with the study's present settings.
 
-    With `part`, those of a part of its audit.
+    With `part`, those of a part of its audit, or its "samples".
     """
     try:
         if part is None:
             study_tables(study, folder)
+        elif part == "samples":
+            samples_table(study, folder)
         else:
             audit_tables(study, folder, part)
     except (FileNotFoundError, ValueError):
@@ -110,25 +133,76 @@ def audit_sources(study: Study, running: bool | None) -> dict[str, str | None]:
     return sources
 
 
+def gallery_source(study: Study, source: str | None, running: bool) -> str | None:
+    """The tables that the study's gallery reads: those of its other chapters, or None.
+
+    Apart from these: a study is shown without a gallery where there are no samples, since images
+    may not be published (`NOT_OURS`) or were not kept.
+
+    Parameters
+    ----------
+    study : Study
+    source : "fresh", "committed" or None
+        Of the other chapters.
+    running : bool
+        Whether the study is being run: its samples are made.
+    """
+    if source is None or study.predictions:
+        return None
+    return source if running or is_current(study, study.tables(source), "samples") else None
+
+
 def place_pages(
-    study: Study, source: str | None, audit: dict, chapters: list, appendix: list
+    study: Study,
+    source: str | None,
+    audit: dict,
+    chapters: list,
+    appendix: list,
+    file: str,
+    read: dict[str, list[Path]],
 ) -> None:
-    """Place a study's pages under ``book/generated``; `audit` as `audit_sources` returns it."""
-    own = {name: _audit_text(study, known, source) for name, known in audit.items() if known}
+    """Place a study's pages under ``book/generated``.
+
+    Parameters
+    ----------
+    study, file
+        The study and the file it comes from.
+    source, audit
+        As `studies_of_book` and `audit_sources` return them.
+    chapters, appendix
+        Executed notebooks.
+    read
+        The tables that each chapter depends on, by its name.
+    """
+    study, name = titled(study, source), given_name(study, file)
+    pictures = source is None or any(Path(path).stem == "gallery" for path in chapters)
+    own = {part: _audit_text(name, known, source) for part, known in audit.items() if known}
     place_study(
         chapters,
         appendix=appendix,
         study_id=study.study,
         study_title=study.title,
-        source=_source_text(study, source, bool(own)),
+        source=_source_text(study, name, source, bool(own)),
         sources=own,
-        summary=_summary(study, source, audit),
+        read=read,
+        made_by={part: _made_by(study, file, part) for part in read},
+        seeds=len(study.seeds),
+        summary=_summary(study, name, source, audit, pictures),
+        files=_tables(study, read),
         tables=ROOT / "_build/studies" / study.study / "results",
     )
 
 
-def _source_text(study: Study, source: str | None, audited: bool) -> str:
-    command = f"`make book STUDY={study.study}`"
+def _source_text(study: Study, name: str, source: str | None, audited: bool) -> str:
+    return _source_sentence(name, source, audited) + (
+        f" **The images are a copy of the official ones: {study.title}.**"
+        if study.title.endswith("copy)")
+        else ""
+    )
+
+
+def _source_sentence(name: str, source: str | None, audited: bool) -> str:
+    command = f"`make book STUDY={name}`"
     if source == "fresh":
         return f"A fresh run of this study on the machine that built this book ({command})."
     if source == "committed":
@@ -146,8 +220,95 @@ def _source_text(study: Study, source: str | None, audited: bool) -> str:
     )
 
 
-def _audit_text(study: Study, source: str, others: str | None) -> str:
-    command = f"`make audit STUDY={study.study}`"
+def read_by(chapter: str, tables: list[Path]) -> list[Path]:
+    """Of the tables that a chapter depends on, those that it reads."""
+    if chapter not in READS:
+        return list(tables)
+    kept = [
+        p
+        for p in tables
+        if p.parent.parent.name != "predictions" or p.parent.name in READS[chapter]
+    ]
+    return [p for p in kept if p.parent.name != "train" or chapter == "training"]
+
+
+def _tables(study: Study, read: dict[str, list[Path]]) -> str:
+    """The tables that the study's pages read, as Markdown: each once, to be downloaded."""
+    groups = {}
+    for path in dict.fromkeys(path for paths in read.values() for path in paths):
+        folder = study.runs if path.is_relative_to(study.runs) else study.published
+        name = path.relative_to(folder)
+        link = f"`{name.name}`"
+        if path.is_relative_to(ROOT) and path.is_file() and path.stat().st_size < LARGE:
+            link = f"{{download}}`{name.name} </{path.relative_to(ROOT)}>`"
+        groups.setdefault(str(name.parent), []).append(link)
+    if not groups:
+        return ""
+    rows = [
+        f"| {'' if group == '.' else group} | {' · '.join(groups[group])} |" for group in groups
+    ]
+    return "\n".join(
+        [
+            f"({study.study}-sec-tables)=\n## The tables behind these pages\n",
+            "One row an image and condition (Parquet); training logs are CSV, and what the "
+            "images are is JSON. The file's own facts name its network, images, threat model and "
+            "versions.\n",
+            ":::{admonition} Show the files",
+            ":class: dropdown run-yourself\n",
+            "| folder | tables |",
+            "|---|---|",
+            *rows,
+            ":::",
+        ]
+    )
+
+
+def _made_by(study: Study, file: str, chapter: str) -> str:
+    """What makes the tables that a chapter reads, command by command, as Markdown."""
+    which = f"{{ref}}`the tables that it reads <{study.study}-sec-tables>`"
+    if study.predictions:
+        command = f"papermill notebooks/bring_your_own.ipynb out.ipynb -f {file}"
+        return f"This makes {which}:\n\n```bash\n{command}\n```"
+
+    def run(notebook, *options):
+        return " ".join(
+            [f"papermill notebooks/{notebook}.ipynb out.ipynb -p study {file}", *options]
+        )
+
+    def each(names, seeds, *lines):
+        head = f"for method in {' '.join(names)}; do for seed in {' '.join(map(str, seeds))}; do"
+        return [head, *(f"  {line}" for line in lines), "done; done"] if names and lines else []
+
+    one, first = ("-p method $method", "-p seed $seed"), study.seeds[:1]
+    lines = [run("data"), *each(study.methods, study.seeds, run("train", *one))]
+    if chapter == "ablations":
+        lines += each(study.ablations, first, run("train", *one))
+        lines += [run("evaluate_clean"), run("evaluate_clean", "-p ablations_only True")]
+        attack = run("evaluate_pgd", *one, "-p attack pgd40")
+        lines += each([*study.methods, *study.ablations], first, attack)
+    elif chapter in AUDIT:
+        more = study.ablations if chapter == "ledger" else {}
+        lines += each(more, first, run("train", *one))
+        lines += each([*study.methods, *more], first, run(f"evaluate_{chapter}", *one))
+    else:
+        benchmarks = READS.get(chapter, study.benchmarks)
+        lines += [run("evaluate_clean")] if "clean" in benchmarks else []
+        attacks = [name for name in study.attacks if name in benchmarks]
+        attack = [run("evaluate_pgd", *one, f"-p attack {name}") for name in attacks]
+        lines += each(study.methods, study.seeds, *attack)
+        corrupted = "corruptions" in benchmarks and study.corruptions != "none"
+        lines += [run("evaluate_corruptions")] if corrupted else []
+        lines += [run("evaluate_samples")] if chapter == "gallery" else []
+    command = f"make {'audit' if chapter in AUDIT else 'book'} STUDY={given_name(study, file)}"
+    text = "\n".join(lines)
+    return (
+        f"`{command}` makes {which} and this book. One by one, with torch (`.venv`):\n\n"
+        f"```bash\n{text}\n```"
+    )
+
+
+def _audit_text(name: str, source: str, others: str | None) -> str:
+    command = f"`make audit STUDY={name}`"
     if source == "fresh":
         return f"A fresh audit on the machine that built this book ({command})."
     text = f"Committed tables of an audit that was not run on this machine; {command} runs it."
@@ -159,13 +320,18 @@ def _audit_text(study: Study, source: str, others: str | None) -> str:
     return text
 
 
-def _summary(study: Study, source: str | None, audit: dict) -> str:
-    """The study's settings and its cost, as Markdown."""
+def _summary(study: Study, name: str, source: str | None, audit: dict, pictures: bool) -> str:
+    """The study's settings and its cost, as Markdown; `pictures`: its gallery is not missing."""
     names = ", ".join(study.names.values())
-    absent = [f"* {CHAPTERS[name]}: {reason}" for name, reason in study.unavailable.items()]
+    absent = [f"* {CHAPTERS[part]}: {reason}" for part, reason in study.unavailable.items()]
+    if not pictures and "gallery" not in study.unavailable:
+        absent.append(
+            f"* {CHAPTERS['gallery']}: no samples are published; `make book STUDY={name}` "
+            "makes them, with a run of your own"
+        )
     absent += [
-        f"* {CHAPTERS[name]}: not run; `make audit STUDY={study.study}` runs it"
-        for name, known in audit.items()
+        f"* {CHAPTERS[part]}: not run; `make audit STUDY={name}` runs it"
+        for part, known in audit.items()
         if known is None
     ]
     absent = "\n\n**Chapters that are not here**\n\n" + "\n".join(absent) if absent else ""
@@ -173,11 +339,10 @@ def _summary(study: Study, source: str | None, audit: dict) -> str:
         files = ", ".join(Path(path).name for path in study.predictions.values())
         conditions = [study.condition(benchmark) for benchmark in study.benchmarks]
         rows = {"Models": names, "Predictions": files, "Benchmarks": ", ".join(conditions)}
-        lines = [f"| {key} | {value} |" for key, value in rows.items()]
-        return "\n".join(["| setting | value |", "|---|---|", *lines]) + absent
+        return _opening(study, rows) + absent
+    images = {key: f"{n:,}" if (n := getattr(study, f"{key}_images")) else "all" for key in SPLITS}
     rows = {
-        "Data": f"{study.dataset}, {study.train_images or 'all'} training and "
-        f"{study.test_images or 'all'} test images",
+        "Data": f"{study.dataset}, {images['train']} training and {images['test']} test images",
         "Network": f"{study.model}"
         + (f", pretrained weights {study.weights}" if study.weights else "")
         + (f", {study.pretrain_epochs} clean epochs first" if study.pretrain_epochs else ""),
@@ -191,27 +356,30 @@ def _summary(study: Study, source: str | None, audit: dict) -> str:
     if not study.trained:
         for key in ("Fine-tuning", "Attack in training", "Label augmentation", "Seeds"):
             del rows[key]
-        rows["Data"] = f"{study.dataset}, {study.test_images or 'all'} test images"
+        held_out = study.evaluation_split == "holdout"
+        rows["Data"] = f"{study.dataset}, {images['holdout' if held_out else 'test']} " + (
+            "training images" if held_out else "test images"
+        )
         rows["Weights"] = ", ".join(Path(path).name for path in study.checkpoints.values())
     rows |= {f"Attack {attack}": study.condition(attack) for attack in study.attacks}
     if study.corruptions != "none":
         rows["Corruptions"] = f"15 at 5 severities, {study.corruptions}, of " + (
-            f"{study.corruption_images} of these images"
+            f"{study.corruption_images:,} of these images"
             if study.corruption_images
             else "all images"
         )
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    text = "\n".join(["| setting | value |", "|---|---|", *lines])
+    text = _opening(study, rows)
     if not study.trained:
         return text + absent
+    seeds = "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     attacked = sum(METHODS[m].adversarial for m in study.methods if m in METHODS)
     text += (
         "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
         f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
         f"epoch ({study.train_steps + 2} with mixed batches), Std one. {attacked} of the "
-        f"{len(study.methods)} methods here are adversarial, each with {len(study.seeds)} seed(s). "
+        f"{len(study.methods)} methods here are adversarial, each with {seeds}. "
         "PGD-40 takes at most 41 passes a test image and method. "
-        f"`make plan STUDY={study.study}` predicts the time on your machine."
+        f"`make plan STUDY={name}` predicts the time on your machine."
     )
     if source is None and study.dataset == "imagenet":
         text += (
@@ -219,6 +387,26 @@ def _summary(study: Study, source: str | None, audit: dict) -> str:
             "{doc}`../claims`."
         )
     return text + absent
+
+
+def _opening(study: Study, rows: dict[str, str]) -> str:
+    """The question of a study's first page, where its answer is, and its settings as a table."""
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    question = (
+        f"**The question.** What do {len(study.methods)} networks make of the same images"
+        if len(study.methods) > 1
+        else "**The question.** What does this network make of these images"
+    )
+    return "\n".join(
+        [
+            f"{question}, on average and class by class, clean, attacked and corrupted? "
+            "{doc}`../study_index` has the errors of all studies in one table, {doc}`../verdict` "
+            "what they say of the paper's claims.\n",
+            "| setting | value |",
+            "|---|---|",
+            *lines,
+        ]
+    )
 
 
 def write_toc(studies: list[str]) -> None:
@@ -246,15 +434,23 @@ def publish(name: str) -> None:
     """Copy a study's fresh tables to ``results/<study>``: those of its run, its audit, or both.
 
     Each of these is published whole or not at all, and none that is published is lost. The weights
-    of the methods' first seed go with them, if they are small.
+    of the methods' first seed go with them, if they are small; so do samples of images that may be
+    published (those of `NOT_OURS` stay).
     """
     study = load_study(name)
-    paths, missing = [], []
-    for part in (None, *study.audits):
+    paths, missing, parts = [], [], [None, *study.audits]
+    if study.dataset in NOT_OURS:
+        print(f"{SAMPLES} stays here: images of {study.dataset} may not be free to be published")
+    elif not study.predictions:
+        parts.append("samples")
+    for part in parts:
         try:
             if part is None:
                 study_tables(study, study.runs)
                 paths += table_paths(study, study.runs)
+            elif part == "samples":
+                path, _ = samples_table(study, study.runs)
+                paths += [study.runs / "data.json", path]
             else:
                 audit_tables(study, study.runs, part)
                 paths += [study.runs / "data.json", *audit_paths(study, study.runs, part)]

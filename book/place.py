@@ -8,7 +8,9 @@ copies. One notebook may serve several studies, so its title and its labels get 
 """
 
 import argparse
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,18 +20,22 @@ import nbformat
 import pandas as pd
 import yaml
 
+from advlib import __version__
+from advlib.overview import results_date
+
 BOOK = Path(__file__).resolve().parent
 GENERATED = BOOK / "generated"
 
 # The reading order of a study's pages; others follow by name.
 CHAPTERS = (
-    "data", "training", "average_error", "classwise_error", "corruptions", "factors",
+    "data", "training", "average_error", "gallery", "classwise_error", "corruptions", "factors",
     "evaluate_real", "evaluate_imagenet_x", "hard_classes", "groups",
-    "ablations", "ledger", "battery",
+    "class_explorer", "ablations", "ledger", "battery",
 )  # fmt: skip
 
 # Labels that belong to one page of one study. Others (of the method page, say) stay as they are.
 LOCAL = r"(?:fig|tab|sec)-"
+PROVENANCE = "{{ provenance }}"  # where a notebook's text wants its box, if not under the heading
 
 
 class PlacementError(ValueError):
@@ -45,6 +51,9 @@ def place_notebook(
     source: str = "",
     tables: Iterable[Path | str] = (),
     title: str | None = None,
+    read: Iterable[Path | str] = (),
+    made_by: str = "",
+    seeds: int = 1,
 ) -> Path:
     """Make a page of the book from an executed notebook.
 
@@ -61,13 +70,21 @@ def place_notebook(
         Ends the page's heading: "Average error: CIFAR-10"; it also replaces ``{{ study_title }}``
         in Markdown and captions.
     source
-        Where the page's numbers come from, one or two sentences of Markdown; shown under the
-        heading with the download links.
+        Where the page's numbers come from, one or two sentences of Markdown. They are shown with
+        the download links, the project's version, the date of the tables, and the command that
+        makes the page again: under the heading, or where the text says ``{{ provenance }}``.
     tables
         CSV files that the page offers for download, each also as LaTeX. They are copied into
         ``tables/`` beside the page.
     title
         Takes the place of the notebook's own heading.
+    read
+        The tables that the page reads: the newest of them dates it.
+    made_by
+        How these are made, Markdown for the folded block *Run this yourself*.
+    seeds
+        How many training seeds the study has. Charts and most tables show the first: it takes the
+        place of ``{{ seeds }}`` in Markdown and captions, as "one seed" or "the first of 3 seeds".
 
     Returns
     -------
@@ -85,21 +102,27 @@ def place_notebook(
     _check_complete(notebook, executed)
     own_title = _own_title(notebook, executed)
     title = title or own_title
+    bare = any({"parameters", "remove-cell"} <= set(_tags(cell)) for cell in notebook.cells)
     for cell in notebook.cells:
         _tidy_cell(cell)
-        _fold_parameters(cell)
-        _localise_cell(cell, executed, study_id, study_title)
+        _fold_parameters(cell, bare)
+        _localise_cell(cell, executed, study_id, study_title, seeds)
 
     links = [f"{{download}}`notebook <{target.name}>`"]
     links += [_place_table(Path(table), target.parent / "tables") for table in tables]
     full_title = f"{title}: {study_title}" if study_title else title
     body = notebook.cells[0].source.strip().partition("\n")[2]
-    notebook.cells[0].source = f"# {full_title}\n\n{_provenance(source, links)}\n\n{body}"
+    date = results_date(read)
+    box = f"{_provenance(source, links, date)}\n\n{_run_yourself(notebook, made_by)}"
+    marked = [cell for cell in notebook.cells if PROVENANCE in cell.source]
+    for cell in marked:
+        cell.source = cell.source.replace(PROVENANCE, box)
+    notebook.cells[0].source = "\n\n".join([f"# {full_title}", *([] if marked else [box]), body])
 
     # Widget state needs scripts from the network; papermill's record holds paths of this machine.
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
-    notebook.metadata["advbook"] = {"title": title}
+    notebook.metadata["advbook"] = {"title": title, "date": date}
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
     return target
@@ -112,7 +135,11 @@ def place_study(
     study_title: str,
     source: str,
     sources: Mapping[str, str] = MappingProxyType({}),
+    read: Mapping[str, Iterable[Path | str]] = MappingProxyType({}),
+    made_by: Mapping[str, str] = MappingProxyType({}),
+    seeds: int = 1,
     summary: str = "",
+    files: str = "",
     appendix: Sequence[Path | str] = (),
     tables: Path | str | None = None,
     generated: Path | str = GENERATED,
@@ -128,8 +155,12 @@ def place_study(
         As for :func:`place_notebook`.
     sources
         Another source for single chapters, by name.
-    summary
-        Markdown under the heading of the study's first page.
+    read, made_by
+        As for :func:`place_notebook`, by chapter.
+    seeds
+        As for :func:`place_notebook`.
+    summary, files
+        Markdown of the study's first page, before and after the list of its chapters.
     tables
         A folder; a chapter offers its ``<name>.csv`` and ``<name>-*.csv`` for download.
     generated
@@ -142,21 +173,27 @@ def place_study(
     """
     folder = Path(generated) / study_id
     shutil.rmtree(folder, ignore_errors=True)
-    common = {"study_id": study_id, "study_title": study_title, "source": source}
+    common = {"study_id": study_id, "study_title": study_title, "source": source, "seeds": seeds}
+    every = [path for paths in read.values() for path in paths]
     for path in map(Path, chapters):
         found = sorted(Path(tables).glob("*.csv")) if tables is not None else []
         found = [t for t in found if t.stem == path.stem or t.stem.startswith(f"{path.stem}-")]
         own = common | {"source": sources.get(path.stem, source)}
+        # Logs do not say when they were written: such a page has the date of the study.
+        dated = results_date(read.get(path.stem, ()))
+        own |= {"read": read[path.stem] if dated else every}
+        own |= {"made_by": made_by.get(path.stem, "")}
         place_notebook(path, folder / path.name, tables=found, **own)
     for path in map(Path, appendix):
-        own = common | {"study_id": f"{study_id}-{path.stem}"}
+        own = common | {"study_id": f"{study_id}-{path.stem}", "read": every}
         title = f"{_own_title(_read(path), path)} ({path.stem})"
         place_notebook(path, folder / "appendix" / path.name, title=title, **own)
 
     contents = "```{tableofcontents}\n```\n" if chapters or appendix else ""
     index = folder / "index.md"
     index.parent.mkdir(parents=True, exist_ok=True)
-    text = f"# {study_title}\n\n{_provenance(source)}\n\n{summary}\n\n{contents}"
+    box = _provenance(source, date=results_date(every))
+    text = f"# {study_title}\n\n{box}\n\n{summary}\n\n{contents}\n{files}\n"
     index.write_text(text, encoding="utf-8")
     if appendix:
         (folder / "appendix" / "index.md").write_text(
@@ -254,9 +291,21 @@ def _toc_title(path: Path) -> str:
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
-    """The notebook; paths of this machine that lie in the project become relative to it."""
+    """The notebook, as any run on the same tables leaves it.
+
+    Paths of this machine that lie in the project become relative to it; the random ids of Altair's
+    charts, pandas' tables and papermill's cell are numbered, and addresses in memory are dropped.
+    """
     text = path.read_text(encoding="utf-8").replace(f"{BOOK.parent}/", "")
-    return nbformat.reads(text, as_version=4)
+    charts = re.findall(r"altair-viz-[0-9a-f]{32}", text)
+    tables = re.findall(r'<table id=\\"(T_[0-9a-f]{5})\b', text)
+    for number, name in enumerate(dict.fromkeys([*charts, *tables]), 1):
+        text = text.replace(name, f"{name.rpartition('-')[0] or 'styled-table'}-{number}")
+    notebook = nbformat.reads(re.sub(r" at 0x[0-9a-f]{8,}", "", text), as_version=4)
+    for cell in notebook.cells:
+        if "injected-parameters" in _tags(cell):
+            cell["id"] = "injected-parameters"
+    return notebook
 
 
 def _own_title(notebook: nbformat.NotebookNode, path: Path) -> str:
@@ -295,8 +344,15 @@ def _tidy_cell(cell: nbformat.NotebookNode) -> None:
         cell.outputs = [o for o in kept if widget not in o.get("data", {})]
 
 
-def _fold_parameters(cell: nbformat.NotebookNode) -> None:
-    tags = cell.metadata.get("tags", [])
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _fold_parameters(cell: nbformat.NotebookNode, bare: bool) -> None:
+    """Fold the cells with parameters; a `bare` page, whose own are removed, shows no code."""
+    tags = _tags(cell)
+    if bare and "injected-parameters" in tags:
+        tags = [*tags, "remove-cell"]
     for tag, prompt in (
         ("parameters", "Show the parameters' defaults"),
         ("injected-parameters", "Show this run's parameters"),
@@ -307,12 +363,16 @@ def _fold_parameters(cell: nbformat.NotebookNode) -> None:
 
 
 def _localise_cell(
-    cell: nbformat.NotebookNode, path: Path, study_id: str | None, study_title: str | None
+    cell: nbformat.NotebookNode,
+    path: Path,
+    study_id: str | None,
+    study_title: str | None,
+    seeds: int,
 ) -> None:
     """Give the cell's text, outputs, figure name and caption to the study."""
 
     def text(source: str) -> str:
-        return _localise_text(source, path, study_id, study_title)
+        return _localise_text(source, path, study_id, study_title, seeds)
 
     if cell.cell_type == "markdown":
         cell.source = text(cell.source)
@@ -332,11 +392,15 @@ def _localise_cell(
             data["text/markdown"] = text(data["text/markdown"])
 
 
-def _localise_text(text: str, path: Path, study_id: str | None, study_title: str | None) -> str:
-    """Prefix labels and references in MyST text, and fill in the study's title."""
+def _localise_text(
+    text: str, path: Path, study_id: str | None, study_title: str | None, seeds: int
+) -> str:
+    """Prefix labels and references in MyST text, and fill in the study's title and seeds."""
     for label in re.findall(r"^\(([\w-]+)\)=", text, flags=re.M):
         _check_label(label, path)
     text = re.sub(r"\{\{ *study_title *\}\}", study_title or "", text)
+    known = "one seed" if seeds == 1 else f"the first of {seeds} seeds"
+    text = re.sub(r"\{\{ *seeds *\}\}", known, text)
     if not study_id:
         return text
     for pattern in (
@@ -357,12 +421,41 @@ def _check_label(label: str, path: Path) -> None:
         )
 
 
-def _provenance(source: str, links: Sequence[str] = ()) -> str:
+def _provenance(source: str, links: Sequence[str] = (), date: str = "") -> str:
     """The box under a page's heading."""
     lines = [":::{admonition} Where these numbers come from", ":class: provenance", "", source]
+    tables = f", newest table of {date}" if date else ""
+    lines += ["", f"Version {__version__}{tables} ({{doc}}`changelog </book/changelog>`)."]
     if links:
         lines += ["", "Download: " + " · ".join(links)]
     return "\n".join([*lines, ":::"])
+
+
+def _run_yourself(notebook: nbformat.NotebookNode, made_by: str) -> str:
+    """The folded block with the command that papermill was given; "" without papermill's record."""
+    record = notebook.metadata.get("papermill", {})
+    if not record.get("input_path"):
+        return ""
+    words = ["papermill", record["input_path"], "out.ipynb"]
+    for name, value in record.get("parameters", {}).items():
+        plain = isinstance(value, str | int | float)
+        words += ["-p", name, str(value)] if plain else ["-y", json.dumps({name: value})]
+    command = shlex.join(words)
+    return "\n".join(
+        [
+            "::::{admonition} Run this yourself",
+            ":class: dropdown run-yourself",
+            "",
+            "This page, from the project's folder and with its environment active (`source "
+            ".venv/bin/activate` after `make setup`; `.venv-read` after `make read` has no torch, "
+            "which chapters do not need):",
+            "",
+            f"```bash\n{command}\n```",
+            "",
+            made_by,
+            "::::",
+        ]
+    )
 
 
 def _place_table(table: Path, folder: Path) -> str:
@@ -390,6 +483,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("--title", dest="study_title")
     one.add_argument("--source", default="")
     one.add_argument("--tables", type=Path, nargs="*", default=[])
+    one.add_argument("--read", type=Path, nargs="*", default=[])
+    one.add_argument("--made-by", default="")
 
     toc = commands.add_parser("toc", help="write the toc of what is there")
     toc.add_argument("--studies", nargs="*", default=[], help="ids that come first, in this order")

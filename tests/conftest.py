@@ -40,18 +40,58 @@ groups:
 """
 
 
+def on_path(folder: Path) -> dict[str, str]:
+    """The environment of a process that imports from this folder first."""
+    found = os.environ.get("PYTHONPATH", "")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [found])])}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Several workers share no fixture: tests of one file stay together, and those of the book.
+
+    These come first, since they take longest.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    book = {"project", "built_book"}
+    items.sort(key=lambda item: not book & set(item.fixturenames))
+    for item in items:
+        group = "book" if book & set(item.fixturenames) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_start(tmp_path_factory):
+    """Processes that the tests start do without a package that JupyterLab brings.
+
+    With it, whatever imports jsonschema (papermill, every kernel that draws a chart) first builds
+    grammars for more than a second, to check the format of addresses.
+    """
+    folder = tmp_path_factory.mktemp("path")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError('not needed here')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", on_path(folder)["PYTHONPATH"])
+        yield
+
+
 def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
     """Run the pipeline of a copy of the project on its own study file."""
-    env = os.environ | {"PYTHONPATH": str(folder), "ADVLIB_RUNS": str(folder / "runs")}
+    env = on_path(folder) | {"ADVLIB_RUNS": str(folder / "runs")}
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "study=my_study.yaml"]
     return subprocess.run([*command, *options], cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
-    """A copy of the project in which a user's own study file has been run and the book built."""
+    """A copy of the project in which a user's own study file has been run and the book built.
+
+    Of the published studies with chapters of their own it has the default alone.
+    """
     copy = tmp_path_factory.mktemp("project") / "copy"
-    left_out = (".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info")
+    left_out = [".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info"]
+    published = {path.parent.name for path in ROOT.glob("results/*/predictions")}
+    left_out += published - {"fashion_mnist_quick"}
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
     (copy / "my_study.yaml").write_text(OWN_STUDY)
     done = snakemake(copy)
@@ -65,7 +105,7 @@ def own_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path / "runs"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_study():
     """The digits study cut to seconds."""
     study = load_study("digits")

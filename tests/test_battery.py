@@ -3,8 +3,7 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
+import shutil
 
 import nbformat
 import numpy as np
@@ -394,13 +393,6 @@ def test_the_chapter_names_the_components_that_ran(digit_images, num_classes):
         assert "not among them, since it needs four classes" in words
 
 
-def test_verdicts_and_charts_need_no_torch():
-    modules = "advlib.battery_verdicts, advlib.charts_battery"
-    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_charts_hold_what_the_table_says(adv):
     _, _, table, facts = adv
     errors = battery_verdicts.attack_errors(table).assign(method="Adv")
@@ -429,10 +421,26 @@ def test_charts_hold_what_the_table_says(adv):
     assert numbers["encoding"]["text"]["field"] == "value"
 
 
-def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(tiny_study, tmp_path):
-    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=20)
-    for method in study.methods:
-        train_method(study, method, 0)
+@pytest.fixture(scope="module")
+def networks(tiny_study, tmp_path_factory):
+    """The folder of the runs of three trained networks."""
+    folder = tmp_path_factory.mktemp("networks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVLIB_RUNS", str(folder))
+        for method in ("pretrained", "std", "adv"):
+            train_method(tiny_study, method, 0)
+    return folder
+
+
+@pytest.fixture
+def trained(networks, tiny_study):
+    """A study whose runs are a copy of them."""
+    shutil.copytree(networks, tiny_study.runs.parent)
+    return tiny_study
+
+
+def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(trained):
+    study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=20)
     path = battery_predictions(study, "std", 0, strength="quick")
     table, facts = read_predictions(path), read_facts(path)
     assert path == study.runs / "audit/battery/std-seed0.parquet"
@@ -441,13 +449,11 @@ def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(tiny_stud
     found = battery_verdicts.battery_verdicts(table, facts).set_index("test")
     assert found.verdict["transfer"] != battery_verdicts.NOT_RUN
     with pytest.raises(FileNotFoundError, match="not trained yet"):
-        battery_predictions(dataclasses.replace(study, methods=["std", "adv"]), "std", 0)
+        battery_predictions(dataclasses.replace(study, methods=["std", "adv_plus"]), "std", 0)
 
 
-def test_what_is_kept_is_made_anew_only_where_it_would_differ(tiny_study, monkeypatch):
-    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=10)
-    for method in ("pretrained", "std", "adv"):
-        train_method(study, method, 0)
+def test_what_is_kept_is_made_anew_only_where_it_would_differ(trained, monkeypatch):
+    study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=10)
     made = []
 
     def evaluate(study):
@@ -484,10 +490,8 @@ def test_what_is_kept_is_made_anew_only_where_it_would_differ(tiny_study, monkey
     assert evaluate(study) == set()
 
 
-def test_the_study_says_how_many_images_are_attacked_at_once(tiny_study, monkeypatch):
-    study = dataclasses.replace(tiny_study, methods=["pretrained", "std"], battery_images=10)
-    for method in study.methods:
-        train_method(study, method, 0)
+def test_the_study_says_how_many_images_are_attacked_at_once(trained, monkeypatch):
+    study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=10)
     sizes = set()
 
     def spy(function):

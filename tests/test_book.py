@@ -1,18 +1,11 @@
-"""The pages as a reader meets them, in a browser without a network; and how they are placed.
-
-The browser tests open a built book: that of ADVLIB_BOOK, the folder with its first index.html, or
-else the one of the fixture `project`.
-"""
+"""How executed notebooks become pages; test_site.py opens the pages."""
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
@@ -20,10 +13,6 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 
 _spec = importlib.util.spec_from_file_location("place", ROOT / "book" / "place.py")
 place = importlib.util.module_from_spec(_spec)
@@ -132,6 +121,21 @@ def test_paths_of_this_machine_become_relative(executed):
     assert cells[2].source == "output = 'runs/toy'"
 
 
+def test_random_ids_are_numbered(executed):
+    chart, table = f"altair-viz-{'0a' * 16}", "T_b4d1d"
+    shown = f'<table id="{table}"><td id="{table}_row0"></table><div id="{chart}">#{chart} {{}}'
+    rewrite(executed, lambda n: n.cells[2].update(id="random"))
+    output = nbformat.v4.new_output(
+        "display_data", {"text/html": shown, "text/plain": "A at 0x7f0a12b4c3d2"}
+    )
+    rewrite(executed, lambda n: n.cells[3].update(outputs=[output]))
+    cells, _ = placed(executed)
+    html = cells[3].outputs[0].data["text/html"]
+    assert html.count("altair-viz-1") == 2 and html.count('"styled-table-2') == 2
+    assert cells[3].outputs[0].data["text/plain"] == "A"
+    assert cells[2].id == "injected-parameters"
+
+
 def test_tables_are_offered_as_csv_and_latex(executed):
     table = executed.parent / "error.csv"
     table.write_text("method,value\nadv_plus,0.5\n")
@@ -232,237 +236,6 @@ def test_published_tables():
     assert len(table) == 9 + 18 and values.between(0, 1).all()
     assert values["pgd40", "error", "adv_plus"] == 0.3270
     assert values["clean", "sd", "adv"] == 0.1778
-
-
-# ---------------------------------------------------------------- the built book
-
-
-@pytest.fixture(scope="session")
-def built_book(request):
-    """The folder of a built book."""
-    if given := os.environ.get("ADVLIB_BOOK"):
-        return Path(given).resolve()
-    return request.getfixturevalue("project") / "_build" / "html"
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, driven by Playwright."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="session")
-def visits(built_book, browser):
-    """What happened when each page was opened from disk, 400 px wide and in dark mode."""
-    context = browser.new_context(
-        viewport={"width": 400, "height": 800}, color_scheme="dark", offline=True
-    )
-    found = {}
-    for path in sorted(built_book.rglob("*.html")):
-        if "_static" in path.parts or 'http-equiv="Refresh"' in path.read_text(encoding="utf-8"):
-            continue  # a forward to another page, which is opened itself
-        page = context.new_page()
-        seen = {"requests": [], "errors": [], "failed": []}
-        page.on("request", lambda r, s=seen: s["requests"].append(r.url))
-        page.on("requestfailed", lambda r, s=seen: s["failed"].append(r.url))
-        page.on("pageerror", lambda e, s=seen: s["errors"].append(str(e)))
-        page.on("console", lambda m, s=seen: m.type == "error" and s["errors"].append(m.text))
-        page.goto(path.as_uri())
-        drawn_or_late(page)
-        page.wait_for_timeout(200)
-        seen |= page.evaluate(OBSERVE)
-        found[str(path.relative_to(built_book))] = seen
-        page.close()
-    context.close()
-    return found
-
-
-# Brightness of the text of charts; width of the page; charts, and those without a mark.
-OBSERVE = """() => {
-  const bright = (element) => {
-    const parts = getComputedStyle(element).fill.match(/[0-9.]+/g).slice(0, 3).map(Number);
-    return Math.max(...parts);
-  };
-  const charts = [...document.querySelectorAll("[id^=altair-viz]")];
-  const roles = ["axis-label", "axis-title", "legend-label", "legend-title", "title-text"];
-  const texts = roles.map((role) => `.vega-embed .role-${role} text`).join();
-  return {
-    scroll: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
-    charts: charts.length,
-    empty: charts.filter((c) => !c.querySelector("svg.marks .role-mark > *")).length,
-    texts: [...document.querySelectorAll(texts)].map(bright),
-    formulas: document.querySelectorAll(".math").length,
-    unset: [...document.querySelectorAll(".math")]
-      .filter((formula) => !formula.querySelector("mjx-container svg")).map((f) => f.textContent),
-    dark: document.documentElement.dataset.theme === "dark",
-  };
-}"""
-
-
-def drawn_or_late(page):
-    """Wait until every chart has marks and formulas are set, for at most five seconds."""
-    from playwright.sync_api import TimeoutError as Late
-
-    ready = """() => [...document.querySelectorAll("[id^=altair-viz]")].every(
-        (chart) => chart.querySelector("svg.marks .role-mark > *"))
-        && [...document.querySelectorAll(".math")].every(
-        (formula) => formula.querySelector("mjx-container svg"))"""
-    try:
-        page.wait_for_function(ready, timeout=5_000)
-    except Late:
-        pass  # the tests below name what is missing
-
-
-def offenders(visits, wrong):
-    """The pages for which `wrong` returns something, with that."""
-    return {name: found for name, seen in visits.items() if (found := wrong(seen))}
-
-
-def test_no_page_asks_the_network(visits):
-    local = ("file:", "data:", "blob:")
-    assert not offenders(visits, lambda s: [u for u in s["requests"] if not u.startswith(local)])
-
-
-def test_no_page_fails_to_load_a_file(visits):
-    assert not offenders(visits, lambda s: s["failed"])
-
-
-def test_no_console_error(visits):
-    assert not offenders(visits, lambda s: s["errors"])
-
-
-def test_every_chart_is_drawn(visits):
-    assert sum(seen["charts"] for seen in visits.values()) > 0
-    assert not offenders(visits, lambda s: s["empty"])
-
-
-def test_every_formula_is_set(visits):
-    assert sum(seen["formulas"] for seen in visits.values()) > 0
-    assert not offenders(visits, lambda s: s["unset"])
-
-
-def test_no_page_scrolls_sideways_on_a_telephone(visits):
-    assert not offenders(visits, lambda s: s["scroll"] if s["scroll"] > 400 else None)
-
-
-def test_charts_are_readable_in_the_dark(visits):
-    assert all(seen["dark"] for seen in visits.values() if seen["charts"])
-    assert not offenders(visits, lambda s: [t for t in s["texts"] if t < 150])
-
-
-@pytest.fixture
-def open_page(built_book, browser):
-    """Open a page of the book at the width of a desk, and close it after the test."""
-    context = browser.new_context(viewport={"width": 1300, "height": 900}, color_scheme="light")
-
-    def opened(name):
-        page = context.new_page()
-        page.goto((built_book / name).as_uri())
-        drawn_or_late(page)
-        return page
-
-    yield opened
-    context.close()
-
-
-CLAIMS = "book/generated/claims.html"
-CHART = ".vega-embed svg.marks"
-
-
-def test_charts_follow_the_theme_button(open_page):
-    page = open_page(CLAIMS)
-    fill = f"getComputedStyle(document.querySelector('{CHART} .role-axis-label text')).fill"
-    light = page.evaluate(fill)
-    for _ in range(3):  # the button goes round auto, light and dark
-        page.locator(".theme-switch-button").first.click()
-        if page.evaluate("document.documentElement.dataset.theme") == "dark":
-            break
-    assert page.evaluate(fill) != light
-
-
-def test_a_click_in_the_legend_singles_out_a_method(open_page):
-    page = open_page(CLAIMS)
-    faint = f"""() => [...document.querySelectorAll("{CHART} .mark-rect.role-mark path")]
-        .filter((bar) => Number(bar.getAttribute("opacity") ?? 1) < 0.5).length"""
-    assert page.evaluate(faint) == 0
-    page.locator(f"{CHART} .role-legend-symbol path").first.click(force=True)
-    page.wait_for_function(f"({faint})() === 6", timeout=5_000)
-
-
-def test_a_drop_down_changes_its_chart(open_page, visits):
-    for name, seen in visits.items():
-        if not seen["charts"]:
-            continue
-        page = open_page(name)
-        menus = page.locator(".vega-bind select")
-        if menus.count():
-            chart = page.locator(".vega-embed", has=menus).first.locator("svg.marks")
-            before = chart.inner_html()
-            menus.first.select_option(index=0)
-            if chart.inner_html() == before:  # it was the first option already
-                menus.first.select_option(index=1)
-            page.wait_for_timeout(500)
-            assert chart.inner_html() != before, f"{name}: the drop-down changes nothing"
-            return
-        page.close()
-    pytest.fail("no page of this book has a chart with a drop-down")
-
-
-def test_search_works_from_disk(built_book, open_page):
-    page = open_page("search.html")
-    errors = []
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.goto(f"{(built_book / 'search.html').as_uri()}?q=corruption")
-    page.wait_for_selector("#search-results li a")
-    page.wait_for_timeout(500)
-    assert not errors
-
-
-class Links(HTMLParser):
-    """The addresses that a page names, and its anchors."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.addresses, self.anchors = [], set()
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.anchors |= {attrs[key] for key in ("id", "name") if attrs.get(key)}
-        self.addresses += [attrs[key] for key in ("href", "src") if attrs.get(key)]
-        if tag == "meta" and attrs.get("http-equiv") == "Refresh":
-            self.addresses.append(attrs["content"].partition("url=")[2])
-
-
-def test_internal_links_resolve(built_book):
-    pages = {
-        path: Links(path.read_text(encoding="utf-8"))
-        for path in built_book.rglob("*.html")
-        if "_static" not in path.parts
-    }
-    broken = []
-    for path, links in pages.items():
-        for address in links.addresses:
-            parts = urlsplit(address)
-            if parts.scheme or parts.netloc:
-                continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            anchors = pages[target].anchors if target in pages else None
-            if not target.is_file():
-                broken.append(f"{path.relative_to(built_book)}: {address}")
-            elif parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors:
-                broken.append(f"{path.relative_to(built_book)}: {address} (no such anchor)")
-    assert not broken
 
 
 def test_the_reference_is_made_without_torch():

@@ -1,5 +1,6 @@
 """metrics: the formulas by hand, the paper's arithmetic, and the coverage of the intervals."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -673,6 +674,26 @@ def test_class_changes_by_hand():
     assert (same["p_value"] == 1).all() and (same["change"] == "no change").all()
 
 
+def test_class_changes_of_several_conditions_are_those_of_each():
+    rng, labels = np.random.default_rng(0), np.repeat(np.arange(6), 30)
+    a, b = (
+        pd.concat(
+            make_table(labels, np.where(rng.random(180) < p, -1, labels)).assign(attack=f"x{i}")
+            for i, p in enumerate(shares)
+        )
+        for shares in ([0.1, 0.5, 0.9], [0.6, 0.5, 0.2])
+    )
+    found = metrics.class_changes(a, b.sample(frac=1, random_state=0), "attack")
+    assert set(found.change) == {"gains", "loses", "no change"}
+    for name, part in found.groupby("attack"):
+        alone = metrics.class_changes(a[a.attack == name], b[b.attack == name])
+        pd.testing.assert_frame_equal(part.drop(columns="attack").reset_index(drop=True), alone)
+    with pytest.raises(
+        ValueError, match=r"1 have no partner, such as \(attack, file_name, label\)"
+    ):
+        metrics.class_changes(a, b.iloc[1:], "attack")
+
+
 def test_class_changes_finds_little_where_nothing_differs():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(300), 50)
@@ -861,6 +882,33 @@ def test_intervals_agree_with_a_plain_bootstrap():
         )
 
 
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("conditions", [1, 3])
+def test_ends_of_the_error_are_those_of_all_resamples(conditions, paired):
+    rng = np.random.default_rng(conditions)
+    labels = np.repeat([0, 4, 7], [2, 3, 4])
+    parts = [make_table(labels, rng.integers(0, 2, 9) * labels) for _ in range(2 * conditions)]
+    a, b = (
+        pd.concat([t.assign(attack=str(i)) for i, t in enumerate(parts[half::2])])
+        for half in (0, 1)
+    )
+    wrong = [
+        t.assign(wrong=t.label != t.predicted_class).groupby("file_name").wrong.mean()
+        for t in (a, b)
+    ]
+    values = (wrong[0] - wrong[1] if paired else wrong[0]).to_numpy()
+    drawn = [
+        itertools.product(np.flatnonzero(labels == c), repeat=n)
+        for c, n in {0: 2, 4: 3, 7: 4}.items()
+    ]
+    every = [values[np.concatenate(images)].mean() for images in itertools.product(*drawn)]
+    expected = np.quantile(np.round(every, 9), [0.025, 0.975], method="inverted_cdf")
+    found = metrics.bootstrap(a, "error", paired_with=b if paired else None, n_resamples=1)
+    np.testing.assert_allclose(found, [values.mean(), *expected], atol=1e-8)
+    rows = metrics.summarise(a, paired_with=b if paired else None, n_resamples=50)
+    assert tuple(rows.loc[0, ["value", "low", "high"]]) == found
+
+
 def test_replicates_of_the_corrected_variance_lie_around_the_observed_variance():
     """Resampling adds noise, the correction takes off as much: without bias, at any class size."""
     rng = np.random.default_rng(0)
@@ -914,16 +962,18 @@ def test_an_image_carries_all_its_rows():
 
 def test_bootstrap_is_reproducible_and_ignores_the_order_of_rows():
     a, b = table_of([3, 8, 15], 20), table_of([5, 5, 10], 20)
-    first = metrics.bootstrap(a, "mean", paired_with=b, n_resamples=300, seed=7)
+    first = metrics.bootstrap(a, "sd_noise_corrected", paired_with=b, n_resamples=300, seed=7)
     shuffled = metrics.bootstrap(
         a.sample(frac=1, random_state=0),
-        "mean",
+        "sd_noise_corrected",
         paired_with=b.sample(frac=1, random_state=1),
         n_resamples=300,
         seed=7,
     )
     assert first == shuffled
-    assert first != metrics.bootstrap(a, "mean", paired_with=b, n_resamples=300, seed=8)
+    assert first != metrics.bootstrap(
+        a, "sd_noise_corrected", paired_with=b, n_resamples=300, seed=8
+    )
 
 
 def test_pairing_uses_the_images():
@@ -981,7 +1031,7 @@ def correlated_classes(rng, n_classes):
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "n", "repeats", "n_resamples"), [(1000, 50, 60, 100), (10, 1000, 150, 200)]
+    ("n_classes", "n", "repeats", "n_resamples"), [(1000, 50, 40, 100), (10, 1000, 120, 200)]
 )
 def test_coverage(n_classes, n, repeats, n_resamples):
     """The 95 % intervals hold the truth; the naive percentile interval of the SD does not."""

@@ -1,8 +1,10 @@
 """The pipeline on a user's own study file: what it makes, and what it makes again."""
 
+import dataclasses
 import json
 import re
 import shutil
+import sys
 
 import pandas as pd
 import pytest
@@ -10,10 +12,14 @@ from conftest import OWN_STUDY, snakemake
 
 from advlib import metrics
 from advlib.predictions import read_facts, read_predictions
-from advlib.study import METHODS
+from advlib.study import METHODS, ROOT, load_study
 from advlib.threat import ThreatModel
 
+sys.path.insert(0, str(ROOT / "book"))
+import pages  # noqa: E402
+
 RUN = "runs/mine"
+PLACED = {"cover", "study_index", "not_run", "place_study", "toc", "book", "all"}  # pages, no study
 
 
 def planned(folder, *config) -> list[tuple[str, str]]:
@@ -60,8 +66,8 @@ def test_result_tables_hold_what_the_predictions_say(project):
 
 def test_every_chapter_that_the_data_allow_is_there(project):
     pages = {path.stem for path in (project / "_build/html/book/generated/mine").glob("*.html")}
-    chapters = ["training", "average_error", "classwise_error", "corruptions", "factors"]
-    assert pages == {"index", *chapters, "hard_classes", "groups"}
+    chapters = ["training", "average_error", "gallery", "classwise_error", "corruptions"]
+    assert pages == {"index", *chapters, "factors", "hard_classes", "groups", "class_explorer"}
     index = (project / "_build/html/book/generated/mine/index.html").read_text()
     assert "ReaL’s labels exist for ImageNet" in index.replace("'", "’")
 
@@ -85,7 +91,7 @@ def test_corruption_tables_say_how_they_were_made(project):
 
 
 def test_the_own_study_is_in_the_contents_and_the_others_say_they_were_not_run(project):
-    home = (project / "_build/html/book/index.html").read_text()
+    home = (project / "_build/html/book/generated/index.html").read_text()
     assert "My own study" in home
     own = (project / "_build/html/book/generated/mine/average_error.html").read_text()
     assert "A fresh run of this study" in own
@@ -120,7 +126,7 @@ def test_eps_leaves_the_clean_methods_weights_alone(edited):
 
 def test_more_resamples_redo_the_analyses_alone(edited):
     (edited / "my_study.yaml").write_text(OWN_STUDY.replace("500", "600"))
-    assert {rule for rule, _ in planned(edited)} <= {"analyse", "place_study", "toc", "book", "all"}
+    assert {rule for rule, _ in planned(edited)} <= {"analyse", *PLACED}
     assert ("analyse", "study=mine, chapter=classwise_error") in planned(edited)
 
 
@@ -143,7 +149,7 @@ def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     ablation = "ablations: {new: {method: adv_plus, delta: 0.2}}\n"
     (edited / "my_study.yaml").write_text(OWN_STUDY + ablation)
     # Without the audit there is nothing to train: the study's first page says so.
-    assert {rule for rule, _ in planned(edited)} <= {"place_study", "toc", "book", "all"}
+    assert {rule for rule, _ in planned(edited)} <= PLACED
     plan = planned(edited, "mode=audit")
     own = "method=new, seed=0"
     assert [w for rule, w in plan if rule == "train"] == [own]
@@ -153,6 +159,21 @@ def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     assert {w for rule, w in plan if rule == "evaluate_ledger"} == {*methods, own}
     chapters = {w for rule, w in plan if rule == "analyse"}
     assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "battery", "ledger")}
+
+
+def test_a_book_that_is_only_read_shows_no_fresh_audit():
+    study = load_study("fashion_mnist_quick")
+    committed = dict.fromkeys(study.audits, "committed")
+    assert pages.audit_sources(study, None) == pages.audit_sources(study, False) == committed
+    shutil.copytree(study.published, study.runs, ignore=shutil.ignore_patterns("models"))
+    assert pages.audit_sources(study, None) == committed
+    assert set(pages.audit_sources(study, False).values()) == {"fresh"}
+    # An audit of other settings is not the study's, whichever of the two it is.
+    other = dataclasses.replace(study, ledger_images=500)
+    assert pages.audit_sources(other, None) == committed | {"ledger": None}
+    # Of a study that only its audit shows, each part stands for itself.
+    sample = load_study("imagenet_sample")
+    assert pages.audit_sources(sample, None) == {"ledger": "committed", "battery": None}
 
 
 def test_a_bad_study_file_stops_before_any_work(edited):

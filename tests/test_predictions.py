@@ -1,3 +1,5 @@
+import secrets
+
 import pandas as pd
 import pytest
 import torch
@@ -52,6 +54,18 @@ def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
 def test_broken_tables_are_refused(table, change, said):
     with pytest.raises(ValueError, match=said):
         check_predictions(change(table), num_classes=3)
+
+
+def test_tables_are_written_small_and_no_error_changes(table, tmp_path):
+    table["predicted_probability"] = [0.98765, 1 / 3, 0.9999]
+    secret = secrets.token_hex(20_000)
+    path = write_predictions(table, tmp_path / "t.parquet", note=secret)
+    again = read_predictions(path)
+    assert again.predicted_probability.tolist() == pytest.approx([0.988, 0.333, 1.0])
+    assert again.predicted_class.tolist() == table.predicted_class.tolist()
+    assert read_facts(path)["note"] == secret
+    # The facts of a network and its attacks are longer than some tables: they are stored once.
+    assert path.stat().st_size < 1.2 * len(secret)
 
 
 def test_missing_images_are_counted(table):

@@ -92,7 +92,7 @@ def test_what_a_study_compares():
     files = {"adv": "a.csv", "adv_plus": "b.csv"}
     read = make_study({"study": "s", "dataset": "imagenet", "predictions": files})
     assert read.benchmarks == ("clean",) and read.names == {"adv": "Adv", "adv_plus": "Adv⁺"}
-    assert set(read.unavailable) == {"training", "corruptions"}
+    assert set(read.unavailable) == {"training", "corruptions", "gallery"}
     read = make_study({"study": "s", "dataset": "none", "predictions": "some/net.csv.gz"})
     assert read.predictions == {"net": "some/net.csv.gz"} and read.pairs == []
     assert {"factors", "evaluate_real", "evaluate_imagenet_x", "groups"} <= set(read.unavailable)

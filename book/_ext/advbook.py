@@ -6,6 +6,8 @@
   the others are figures, as myst-nb makes them.
 * The style sheet and the script of ``book/_static`` are copied at every build, also where Sphinx
   finds no page to write.
+* Tables say what their headers head, which neither pandas nor docutils does.
+* Every page ends with the project's version and the date of the newest table in the book.
 * autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
 """
 
@@ -27,20 +29,13 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent.parent / "_static"
+sys.path.insert(0, str(STATIC.parent.parent))
+import advlib  # noqa: E402 (its version; it need not be installed)
 
-# Wrapped in a function: the bundle's own names would clash with Sphinx's as globals. The second
-# function sets what Altair leaves open: SVG (which the style sheet can colour), and a menu without
-# the editor on the network.
+# Wrapped in a function: the bundle's own names would clash with Sphinx's as globals. How charts are
+# drawn with it is in book.js.
 VEGA = """(function () {
 %s
-})();
-(function () {
-  const embed = window.vegaEmbed;
-  const defaults = {
-    renderer: "svg",
-    actions: {export: true, source: true, compiled: false, editor: false},
-  };
-  window.vegaEmbed = (element, spec, options) => embed(element, spec, {...options, ...defaults});
 })();
 """
 
@@ -115,6 +110,42 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
     app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=400)
 
 
+def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Make a page's text say to a screen reader what it shows to the eye.
+
+    Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain cell. The list
+    of references, a list of ``doc-biblioentry`` (a role that ARIA dropped), becomes one of items.
+    """
+    if "body" not in context:
+        return
+
+    def headed(part):
+        scope = "col" if part[1] == "thead" else "row"
+        cells = re.sub(
+            r"<th(?P<attributes>(?: [^>]*)?)>(?:<p></p>|&nbsp;|\s)*</th>",
+            r"<td\g<attributes>></td>",
+            part[0],
+        )
+        cells = re.sub(r"<th(?=[ >])(?![^>]*\bscope=)", f'<th scope="{scope}"', cells)
+        return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
+
+    body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
+
+
+def stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Put version and date under the page: those of the results, never today's."""
+    cover = Path(app.srcdir) / f"{app.config.root_doc}.ipynb"
+    date = ""
+    if cover.is_file():
+        date = json.loads(cover.read_text(encoding="utf-8"))["metadata"]["advbook"]["date"]
+    results = f", results of {date}" if date else ""
+    changelog = context["pathto"]("book/changelog")
+    context["theme_extra_footer"] = (
+        f'<p>Version {advlib.__version__}{results} · <a href="{changelog}">Changelog</a></p>'
+    )
+
+
 def _mocked_union(left, right):
     """``left | right`` in an annotation where one of them is a mocked type: its text."""
 
@@ -126,7 +157,6 @@ def _mocked_union(left, right):
 
 def setup(app: Sphinx) -> dict:
     """Register the parts above."""
-    sys.path.insert(0, str(STATIC.parent.parent))
     _MockObject.__or__ = _mocked_union
     _MockObject.__ror__ = lambda right, left: _mocked_union(left, right)
     app.add_enumerable_node(
@@ -142,4 +172,6 @@ def setup(app: Sphinx) -> dict:
     app.add_js_file("book.js")
     app.connect("builder-inited", write_scripts)
     app.connect("html-page-context", load_vega)
+    app.connect("html-page-context", stamp)
+    app.connect("html-page-context", mend_markup)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

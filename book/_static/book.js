@@ -17,3 +17,99 @@ document.addEventListener("DOMContentLoaded", () => {
     timer = setTimeout(() => window.dispatchEvent(new Event("resize")), 150);
   }).observe(article);
 });
+
+/* Charts: in SVG, which the style sheet can colour, and with a menu that asks no network. They are
+   drawn once the whole page is there, since only then are its width and their captions known. */
+if (window.vegaEmbed) {
+  const embed = window.vegaEmbed;
+  const fixed = {
+    renderer: "svg",
+    actions: {export: true, source: true, compiled: false, editor: false},
+  };
+  const whole = new Promise((go) => document.addEventListener("DOMContentLoaded", go));
+  window.vegaEmbed = async (element, spec, options) => {
+    await whole;
+    const caption = element.closest("figure")?.querySelector(".caption-text")?.textContent.trim();
+    const described = caption ? {description: caption, ...spec} : spec;
+    const drawn = await embed(element, described, {...options, ...fixed});
+    element.querySelector("summary")?.setAttribute("aria-label", "Save this chart, or its source");
+    element.addEventListener("keydown", pressed);
+    const chart = element.querySelector(".chart-wrapper");
+    new MutationObserver(() => tend(chart)).observe(chart, {subtree: true, attributeFilter: ["role"]});
+    tend(chart);
+    watchBoxes(element);
+    openClassSearch(element, drawn.view);
+    return drawn;
+  };
+}
+
+/* The class explorer: its search suggests the names, and shows the class that the address names,
+   class_explorer.html?class=Shirt */
+function openClassSearch(element, view) {
+  const box = element.querySelector("input[name=pick_class_name]");
+  if (!box) return;
+  const list = document.createElement("datalist");
+  list.id = `${element.id}-names`;
+  list.append(...view.signal("names").map((name) => new Option(name)));
+  element.append(list);
+  box.setAttribute("list", list.id);
+  const name = new URLSearchParams(location.search).get("class");
+  if (!name) return;
+  box.value = name;
+  box.dispatchEvent(new Event("input"));
+}
+
+/* What Vega leaves out, again whenever it writes its own: the entries of a legend that listens to
+   clicks become buttons, and marks of which nothing can be said (a line at zero, a layer still
+   empty) are for the eye alone. */
+function tend(chart) {
+  for (const symbols of chart.querySelectorAll(".role-legend-symbol[class*=_legend_symbols]")) {
+    const entry = symbols.parentElement.parentElement;
+    const label = entry.querySelector(".role-legend-label text")?.textContent;
+    entry.setAttribute("tabindex", "0");
+    entry.setAttribute("aria-label", `Show ${label} alone`);
+    for (const [part, role] of [[entry, "button"], [entry.closest(".role-legend"), "group"]]) {
+      if (part.getAttribute("role") !== role) part.setAttribute("role", role);
+    }
+  }
+  const silent = chart.querySelectorAll(".role-mark[role=graphics-symbol]:not([aria-label])");
+  silent.forEach((marks) => marks.setAttribute("aria-hidden", "true"));
+}
+
+/* Enter or the space bar on an entry of a legend is a click, with the shift key as well; Escape is
+   a click beside it, which shows everything again. */
+function pressed(event) {
+  const entry = event.target.closest(".role-legend [role=button]");
+  const symbol = entry?.querySelector(".role-legend-symbol path");
+  const svg = event.target.closest("svg");
+  const target = {Enter: symbol, " ": symbol, Escape: svg}[event.key];
+  if (!entry || !target) return;
+  event.preventDefault();
+  target.dispatchEvent(new MouseEvent("click", {bubbles: true, shiftKey: event.shiftKey}));
+}
+
+/* A box that scrolls sideways can be reached, and so scrolled, by keyboard. */
+const boxes = ".chart-wrapper, .cell_output .output, .pst-scrollable-table-container, mjx-container";
+const sizes = new ResizeObserver((changed) => changed.forEach(({target}) => reach(target)));
+
+function reach(box) {
+  const wide = box.scrollWidth > box.clientWidth;
+  if (wide) box.setAttribute("tabindex", "0");
+  else if (!box.matches("mjx-container")) box.removeAttribute("tabindex");
+}
+
+function watchBoxes(part) {
+  part.querySelectorAll(boxes).forEach((box) => sizes.observe(box));
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  watchBoxes(document);
+  /* What the theme leaves without a name. */
+  for (const summary of document.querySelectorAll(".bd-links summary")) {
+    const title = summary.closest("li").querySelector("a").textContent;
+    summary.setAttribute("aria-label", `Pages of ${title}`);
+  }
+  const sidebar = document.querySelector(".bd-sidebar-primary");
+  sidebar?.setAttribute("role", "region");
+  sidebar?.setAttribute("aria-label", "The book");
+});

@@ -1,0 +1,299 @@
+"""The book as a whole: its studies, their headline errors, the answer, and what was not run."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from advlib import claims
+from advlib.predictions import read_facts
+from advlib.seeds import over_seeds, with_spread
+from advlib.study import ROOT, STUDIES, Study, load_study
+from advlib.tables import audit_paths, in_per_cent, read_data, table_paths
+
+HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
+PARTS = {  # of a study, as `book` is given them, and what pages call them
+    "study": "training, evaluation and their chapters",
+    "ablations": "controls and ablations",
+    "ledger": "how much depends on the threat model",
+    "battery": "is it really robust",
+}
+
+
+def titled(study: Study, source: str | None) -> Study:
+    """The study under the title that pages show: it says where the images are a copy.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    source : {"fresh", "committed"} or None
+        Whose ``data.json`` says what the images are; None: the committed one, if there is one.
+    """
+    folder = study.runs if source == "fresh" else study.published
+    if not (folder / "data.json").is_file():
+        return study
+    known = read_data(folder)[study.evaluation_split]["title"]
+    copy = re.search(r"\([^()]*copy\)$", known)
+    if copy is None or copy[0] in study.title:
+        return study
+    return dataclasses.replace(study, title=f"{study.title} {copy[0]}")
+
+
+def book_studies(book: Mapping[str, Mapping]) -> dict[str, tuple[Study, dict]]:
+    """The studies of the book by id, and the tables that each part of them shows.
+
+    Parameters
+    ----------
+    book : mapping
+        Study file -> {part of `PARTS`: "fresh", "committed" or None}. Null means: not run.
+    """
+    found = {}
+    for file, sources in book.items():
+        study = titled(load_study(file), sources.get("study"))
+        found[study.study] = study, dict(sources)
+    return found
+
+
+def given_name(study: Study, file: Path | str) -> str:
+    """What commands call a study: its id, or the path of its file if it lies elsewhere."""
+    own = STUDIES / f"{study.study}.yaml"
+    return study.study if own.resolve() == (ROOT / file).resolve() else str(file)
+
+
+def results_date(paths: Iterable[Path | str]) -> str:
+    """The day on which the newest of these tables was made, "" if none says it.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Prediction tables (Parquet) and files of facts (JSON); others are passed over.
+    """
+    days = [""]
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            try:
+                days.append(read_facts(path).get("time", "")[:10])
+            except (KeyError, TypeError):
+                continue  # a table without facts, such as the measured pixels
+        elif path.suffix == ".json":
+            text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+            days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
+    return max(days)
+
+
+def read_result(path: Path) -> pd.DataFrame:
+    """A result table that a chapter has written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the chapter has not been run.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: `make read` or `make book` runs the chapter that writes it"
+        )
+    return pd.read_csv(path)
+
+
+def headline(study: Study, errors: pd.DataFrame) -> pd.DataFrame:
+    """Errors of each method as text: of the first seed with intervals, and over the seeds.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    errors : DataFrame
+        The result table of the chapter on the average error, ``average_error.csv``.
+
+    Returns
+    -------
+    DataFrame
+        study, method, seeds ("seed 0", or "mean ± SD of 3 seeds"), and a column a benchmark.
+    """
+    known = [name for name in HEADLINE if name in study.benchmarks]
+    errors = errors[errors.benchmark.isin(known)]
+    one = errors[errors.seed == study.seeds[0]]
+    one = one.assign(seeds=f"seed {study.seeds[0]}", cell=one.apply(in_per_cent, axis=1))
+    parts = [one]
+    if len(study.seeds) > 1:
+        many = over_seeds(errors, ["method", "benchmark"])
+        cells = [with_spread(*pair) for pair in zip(many["mean"], many["sd"], strict=True)]
+        parts.append(many.assign(cell=cells, seeds=f"mean ± SD of {len(study.seeds)} seeds"))
+    rows = []
+    for method, name in study.names.items():
+        for part in parts:
+            own = part[part.method == method].set_index("benchmark")
+            row = {"study": study.title, "method": name, "seeds": own.seeds.iloc[0]}
+            rows.append(row | {HEADLINE[key]: own.cell.get(key, "–") for key in known})
+    return pd.DataFrame(rows)
+
+
+def lead(shown: Mapping[str, tuple[Study, str, int]]) -> str:
+    """The study that stands for the book on its cover.
+
+    One with all three methods of the paper before any other, then the reader's own run, then the
+    one with the most evaluated images, then the most seeds.
+
+    Parameters
+    ----------
+    shown : mapping
+        id -> study, "fresh" or "committed", number of evaluated images.
+    """
+
+    def rank(name):
+        study, source, n_images = shown[name]
+        whole = set(claims.COMPARED) <= set(study.methods) and "pgd40" in study.attacks
+        return whole, source == "fresh", n_images, len(study.seeds)
+
+    return max(shown, key=rank)
+
+
+def class_errors(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """Class errors of the paper's methods, clean and attacked, for the cover's picture.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    rows : DataFrame
+        The result table of the chapter on class-wise error, ``classwise_error.csv``.
+
+    Returns
+    -------
+    DataFrame
+        method and benchmark (their names), class_name, error; of the first seed.
+    """
+    methods = [name for name in claims.COMPARED if name in study.methods] or study.methods
+    attack = "pgd40" if "pgd40" in study.attacks else next(iter(study.attacks), None)
+    benchmarks = {"clean": "Clean images"}
+    if attack is not None:
+        benchmarks[attack] = f"Attacked images ({HEADLINE.get(attack, attack)})"
+    chosen = rows[(rows.statistic == "error") & (rows.group != "all classes")]
+    chosen = chosen[chosen.method.isin(methods) & chosen.benchmark.isin(benchmarks)]
+    chosen = chosen[chosen.seed == study.seeds[0]]
+    return pd.DataFrame(
+        {
+            "method": chosen.method.map(study.names),
+            "benchmark": chosen.benchmark.map(benchmarks),
+            "class_name": chosen.group,
+            "error": chosen.value,
+        }
+    ).reset_index(drop=True)
+
+
+def read_verdicts(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The comparisons and the verdicts that the verdict page has written."""
+    comparisons = read_result(folder / "verdict-comparisons.csv")
+    comparisons[["absent", "part"]] = comparisons[["absent", "part"]].fillna("")
+    return comparisons, read_result(folder / "verdict.csv")
+
+
+def answer(comparisons: pd.DataFrame, judged: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:
+    """What came of the paper's headline and of its claims: a sentence, and a line a study.
+
+    Parameters
+    ----------
+    comparisons, judged : DataFrame
+        As `read_verdicts` returns them.
+    titles : mapping
+        id -> title of the studies that were judged.
+    """
+    default = next(iter(claims.VARIANTS))
+    rows = comparisons[(comparisons.claim == "pgd40") & (comparisons.variant == default)]
+    rows = rows[rows.absent == ""].set_index("study")
+    verdict = judged[judged.variant == default].set_index(["study", "claim"]).verdict
+    if rows.empty:
+        return ["No study here attacks both Adv and Adv⁺, so the headline was not measured."]
+    paper = 100 * rows.paper.iloc[0]
+    within = rows[(rows.low <= rows.paper) & (rows.paper <= rows.high)].index
+    where = " and ".join(titles[name] for name in within)
+    size = f"an effect of the paper's size (−{-paper:.2f} points)"
+    kept = (
+        f"{size} is within the interval on {where}"
+        if len(within)
+        else f"{size} lies outside {'its interval' if len(rows) == 1 else 'every interval'}"
+    )
+    ends = [f"{100 * value:+.2f}" for value in (rows.value.min(), rows.value.max())]
+    moved = f"by {' to '.join(dict.fromkeys(ends))} points"
+    n = len(rows)
+    lines = [
+        f"Going from Adv to Adv⁺ changes the error under PGD-40 {moved} on the "
+        f"{f'{n} data sets' if n > 1 else 'data set'} tried here; {kept}."
+    ]
+    for name, row in rows.iterrows():
+        own = judged[(judged.variant == default) & (judged.study == name)].verdict
+        lines.append(
+            f"**{titles[name]}**: from Adv to Adv⁺ the PGD-40 error changes by {in_per_cent(row)} "
+            f"points: *{verdict[name, 'pgd40']}*. Of the paper's {len(claims.CLAIMS)} claims, "
+            f"{claims.counted(own)}."
+        )
+    return lines
+
+
+def not_run(book: Mapping[str, Mapping]) -> pd.DataFrame:
+    """The parts of the book's studies that no table here is of, and the command that runs each.
+
+    Parameters
+    ----------
+    book : mapping
+        As `book_studies` takes it.
+
+    Returns
+    -------
+    DataFrame
+        study (id), title, part (a key of `PARTS`), command.
+    """
+    rows = []
+    for file, (study, sources) in zip(book, book_studies(book).values(), strict=True):
+        for part, source in sources.items():
+            if source is None:
+                what = "book" if part == "study" else "audit"
+                command = f"make {what} STUDY={given_name(study, file)}"
+                rows.append((study.study, study.title, part, command))
+    return pd.DataFrame(rows, columns=["study", "title", "part", "command"])
+
+
+def tables_shown(study: Study, sources: Mapping[str, str | None]) -> list[Path]:
+    """The prediction tables behind a study's pages, its audit's among them.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    sources : mapping
+        Part -> "fresh", "committed" or None, as in `book_studies`.
+    """
+    paths = {}
+    for part, source in sources.items():
+        if source is not None:
+            folder = study.tables(source)
+            paths |= (
+                table_paths(study, folder) if part == "study" else audit_paths(study, folder, part)
+            )
+    return [path for path, key in paths.items() if key]
+
+
+def devices(studies: Mapping[str, tuple[Study, dict]]) -> pd.DataFrame:
+    """How many prediction tables were made on which device, in which arithmetic.
+
+    Parameters
+    ----------
+    studies : mapping
+        As `book_studies` returns it.
+    """
+    facts = [
+        read_facts(path)
+        for study, sources in studies.values()
+        for path in tables_shown(study, sources)
+    ]
+    table = pd.DataFrame(
+        {key: [str(f.get(key, "not known")) for f in facts] for key in ("device", "dtype")}
+    )
+    table["dtype"] = table["dtype"].str.removeprefix("torch.")
+    return (
+        table.value_counts(sort=False)
+        .rename("tables")
+        .reset_index()
+        .rename(columns={"dtype": "arithmetic"})
+    )

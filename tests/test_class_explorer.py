@@ -1,0 +1,379 @@
+"""The class explorer: its figures, as Vega unpacks them, and the reader's search and clicks."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import vl_convert
+from sklearn.metrics import confusion_matrix
+
+from advlib import metrics
+from advlib.charts_class import (
+    SCALE,
+    class_explorer,
+    corruption_class_error,
+    distinct,
+    extreme_change,
+    top_confusions,
+)
+from advlib.study import ROOT
+
+NAMES = ["T-shirt/top", "Coat (long)", "Crêpe", "crane", "Shirt", "[a+b]*?", "crane", "Dress"]
+METHODS = ["Std", "Adv", "Adv⁺"]
+BENCHMARKS = ["Clean", "PGD-40"]
+
+
+def predictions(names=NAMES, per_class=12, seeds=(0, 1), methods=METHODS, benchmarks=BENCHMARKS):
+    """Made-up predictions: the later a class, the harder; wrong ones fall on near classes."""
+    rng, k = np.random.default_rng(0), len(names)
+    label = np.repeat(np.arange(k), per_class)
+    tables = []
+    for benchmark in benchmarks:
+        for method in methods:
+            for seed in seeds:
+                wrong = rng.random(len(label)) < 0.1 + 0.5 * label / k
+                other = (label + rng.integers(1, min(k, 9), len(label))) % k
+                table = {"label": label, "predicted_class": np.where(wrong, other, label)}
+                table |= {"benchmark": benchmark, "method": method, "seed": seed}
+                tables.append(pd.DataFrame(table).assign(file_name=lambda t: t.index.astype(str)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def figures(tables, names=NAMES):
+    """What the chart is made of: errors, confusions, single corruptions, order of the classes."""
+    errors = metrics.class_error(tables, ["benchmark", "method", "seed"])
+    first = tables[tables.seed == 0]
+    rng = np.random.default_rng(1)
+    corruptions = pd.MultiIndex.from_product(
+        [tables.method.unique(), metrics.CORRUPTIONS, range(len(names))],
+        names=["method", "corruption", "label"],
+    ).to_frame(index=False)
+    corruptions["error"] = rng.random(len(corruptions))
+    clean = errors[(errors.benchmark == "Clean") & (errors.seed == 0)]
+    clean = clean.pivot(index="label", columns="method", values="error")
+    confusions = top_confusions(first, ["benchmark"])
+    return errors, confusions, corruptions, clean["Adv"] - clean["Std"]
+
+
+def explorer(tables, names=NAMES):
+    return class_explorer(*figures(tables, names), names, title="Change from Std to Adv")
+
+
+def rows_of(chart) -> pd.DataFrame:
+    return pd.DataFrame(next(iter(chart.to_dict()["datasets"].values()))).set_index("label")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return predictions()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium for this file alone: Playwright allows one at a time, and test_site has its own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((path for name in names if (path := shutil.which(name))), None)
+    if program is None:
+        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        chromium = playwright.chromium.launch(executable_path=program, args=args)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page(tables, browser, tmp_path_factory):
+    """The chart alone, drawn by the book's own script, in a page of the width of a desk."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "vega.js").write_text(f"(function () {{{vl_convert.javascript_bundle()}}})();")
+    for name in ("book.js", "book.css"):
+        shutil.copy(ROOT / "book/_static" / name, folder)
+    spec = json.dumps(explorer(tables).to_dict())
+    (folder / "page.html").write_text(
+        '<!doctype html><html><head><meta charset="utf-8">'
+        '<link rel="stylesheet" href="book.css">'
+        "<style>.vega-embed { width: 100%; display: flex; }</style>"
+        '<script src="vega.js"></script><script src="book.js"></script></head><body>'
+        '<article class="bd-article"><div id="altair-viz-1"></div></article><script>'
+        "const element = document.getElementById('altair-viz-1');"
+        f"vegaEmbed(element, {spec}, {{mode: 'vega-lite'}}).then((r) => {{ window.drawn = r; }})"
+        "</script></body></html>"
+    )
+    context = browser.new_context(viewport={"width": 1000, "height": 900}, offline=True)
+    page = context.new_page()
+
+    def opened(query="", width=1000):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto((folder / "page.html").as_uri() + query)
+        page.wait_for_function("window.drawn !== undefined")
+        return page
+
+    yield opened
+    context.close()
+
+
+BOX = "input[type=search]"
+
+
+def shown(page, name):
+    """Wait until the heading names the class."""
+    titles = "[...document.querySelectorAll('svg.marks .role-title-text text')]"
+    says = f"{titles}.some((title) => title.textContent === {json.dumps(name)})"
+    page.wait_for_function(says, timeout=5_000)
+
+
+def drawn(page, role, title):
+    """The `title` of every mark's description, such as "Error: 12.00%", of marks of this role."""
+    texts = page.evaluate(
+        f"[...document.querySelectorAll('svg.marks [aria-roledescription=\"{role}\"]')]"
+        ".map((mark) => mark.getAttribute('aria-label'))"
+    )
+    found = [dict(part.split(": ", 1) for part in text.split("; ")) for text in texts if text]
+    return [parts for parts in found if title in parts]
+
+
+# ---------------------------------------------------------------- its figures
+
+
+def test_packed_figures_are_those_of_the_metrics(tables):
+    found = rows_of(explorer(tables))
+    for seed in (0, 1):
+        cells = [(b, m) for b in BENCHMARKS for m in METHODS]
+        for place, (benchmark, method) in enumerate(cells):
+            part = tables[(tables.benchmark == benchmark) & (tables.method == method)]
+            expected = metrics.class_error(part[part.seed == seed]).set_index("label")
+            packed = found["error" if seed == 0 else "seeds"].str.split().str[place]
+            assert (packed.astype(int) / SCALE - expected.error).abs().max() <= 0.5 / SCALE
+            if seed == 0:
+                low = found.low.str.split().str[place].astype(int) / SCALE
+                assert (low - expected.low).abs().max() <= 0.5 / SCALE
+                ranks = expected.error.rank(method="min")
+                packed = found["first"].str.split().str[place].astype(int)
+                assert packed.sort_index().tolist() == ranks.astype(int).tolist()
+    clean = found.error.str.split()
+    change = (clean.str[1].astype(int) - clean.str[0].astype(int)) / SCALE
+    assert (found.value - change).abs().max() <= 1.5 / SCALE
+    assert found.value.is_monotonic_decreasing and found.place.tolist() == list(range(1, 9))
+
+
+def test_confusions_are_scikit_learns(tables):
+    found = top_confusions(tables[tables.seed == 0], ["benchmark"], top=len(NAMES))
+    for benchmark in BENCHMARKS:
+        for method in METHODS:
+            part = tables[(tables.seed == 0) & (tables.benchmark == benchmark)]
+            part = part[part.method == method]
+            matrix = confusion_matrix(part.label, part.predicted_class, normalize="true")
+            ours = found[found.benchmark == benchmark]
+            for row in ours.to_dict("records"):
+                pair = row["label"], row["other"]
+                pair = pair if row["direction"] == "out" else pair[::-1]
+                assert pair[0] != pair[1] and row[method] == pytest.approx(matrix[pair])
+            np.fill_diagonal(matrix, 0)
+            out = ours[ours.direction == "out"]
+            assert out[method].sum() == pytest.approx(matrix.sum())
+
+
+def test_the_largest_share_of_any_method_is_never_left_out():
+    tables = predictions(names=["x"] * 30, seeds=(0,), benchmarks=["Clean"])
+    every = top_confusions(tables, ["benchmark"], top=30)
+    few = top_confusions(tables, ["benchmark"], top=2)
+    kept = few.groupby(["direction", "label"])[METHODS].max().max(axis=1)
+    assert (kept == every.groupby(["direction", "label"])[METHODS].max().max(axis=1)).all()
+    assert few.groupby(["direction", "label"]).size().max() == 2
+
+
+def test_error_under_corruption_counts_an_image_once():
+    images = predictions(seeds=(0,), methods=["Std"], benchmarks=["Clean"], per_class=40)
+    rng = np.random.default_rng(0)
+    hard = rng.random(len(images))  # the same images are hard in every condition
+    parts = []
+    for corruption in ("fog", "snow"):
+        for severity in (1, 2, 3):
+            wrong = rng.random(len(images)) < hard
+            predicted = np.where(wrong, (images.label + 1) % 8, images.label)
+            part = images.assign(predicted_class=predicted, corruption=corruption)
+            parts.append(part.assign(severity=severity))
+    table = pd.concat(parts, ignore_index=True)
+    found = corruption_class_error(table).set_index("label")
+    assert (found.n_images == 40).all()
+    for label, row in found.iterrows():
+        expected = metrics.bootstrap(table[table.label == label], "error")
+        assert row.error == pytest.approx(expected.value)
+        width = (row.high - row.low) / (expected.high - expected.low)
+        assert 0.95 < width < 1.2  # Wilson's over all rows as if independent: some 0.6
+    never = corruption_class_error(table.assign(predicted_class=table.label))
+    assert (never.error == 0).all() and never[["low", "high"]].isna().all(axis=None)
+
+
+def test_the_extreme_class_is_measured_again_on_images_that_did_not_choose_it():
+    """Two methods of equal quality: the choice makes a change that the other half does not show."""
+    rng = np.random.default_rng(0)
+    chosen, again = [], []
+    label = np.repeat(np.arange(50), 20)
+    for _ in range(20):
+        before, after = (
+            pd.DataFrame({"label": label, "predicted_class": (label + wrong) % 50}).assign(
+                file_name=lambda t: t.index.astype(str)
+            )
+            for wrong in rng.random((2, len(label))) < 0.5
+        )
+        found = extreme_change(before, after, gains=True, n_resamples=50)
+        errors = [metrics.class_error(t).set_index("label").error for t in (before, after)]
+        assert found["value"] == pytest.approx((errors[1] - errors[0]).min())
+        assert found["low"] <= found["value"] <= found["high"]
+        chosen.append(found["value"])
+        again.append(found["half_value"])
+    assert np.mean(chosen) < -0.25 and abs(np.mean(again)) < 0.1
+
+
+def test_one_image_a_class_has_no_other_half():
+    before = pd.DataFrame({"file_name": list("abc"), "label": [0, 1, 2], "predicted_class": 0})
+    found = extreme_change(before, before.assign(predicted_class=[0, 1, 1]), gains=True)
+    assert (found["label"], found["value"], found["half_label"]) == (1, -1.0, None)
+
+
+def test_classes_of_one_name_are_told_apart():
+    assert distinct(["crane", "Dress", "Crane"]) == ["crane (0)", "Dress", "Crane (2)"]
+
+
+def test_a_thousand_classes_stay_small():
+    names = [f"a class with a long name, number {i}" for i in range(1000)]
+    tables = predictions(names, per_class=50, seeds=(0,), methods=["Pretrained", *METHODS])
+    assert len(explorer(tables, names).to_json(indent=None)) < 1_500_000
+
+
+def test_a_class_without_images_does_not_shift_the_others(tables):
+    rest = tables[tables.label != 3]
+    found, whole = rows_of(explorer(rest)), rows_of(explorer(tables))
+    assert 3 not in found.index
+    assert (found.error == whole.error[found.index]).all()
+
+
+def test_a_class_without_corrupted_images_has_no_mark_there(tables):
+    errors, confusions, corruptions, ranking = figures(tables)
+    shown = int(ranking.idxmax())
+    corrupted = errors[(errors.benchmark == "Clean") & (errors.label != shown)]
+    errors = pd.concat([errors, corrupted.assign(benchmark="Corruptions")])
+    rest = corruptions[corruptions.label != shown]
+    chart = class_explorer(errors, confusions, rest, ranking, NAMES, title="Change")
+    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    assert "Benchmark: PGD-40; Method: Adv" in svg and "Benchmark: Corruptions" not in svg
+    assert "null" not in svg and "Corruption: fog" not in svg
+
+
+def test_models_without_a_mistake_have_a_chart_too(tables):
+    right = tables.assign(predicted_class=tables.label)
+    chart = explorer(right)
+    assert (rows_of(chart)["out"] == "").all()
+    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    assert "Its images are taken for" in svg
+    one = right.where(right.method != "Std", tables)  # and where one method alone makes some
+    shares = top_confusions(one[one.seed == 0], ["benchmark"])
+    assert (shares[["Adv", "Adv⁺"]] == 0).all(axis=None) and (shares.Std > 0).all()
+
+
+# ---------------------------------------------------------------- in the page
+
+
+def test_it_opens_with_the_class_that_changes_most(page, tables):
+    label = int(figures(tables)[3].idxmax())
+    shown(opened := page(), distinct(NAMES)[label])
+    assert opened.input_value(BOX) == distinct(NAMES)[label]
+
+
+@pytest.mark.parametrize(
+    "typed, name",
+    [
+        ("[a+b]*?", "[a+b]*?"),  # not as a regular expression
+        ("+B", "[a+b]*?"),
+        ("(LO", "Coat (long)"),
+        ("crepe", "Crêpe"),
+        ("CRÊ", "Crêpe"),
+        ("shirt", "Shirt"),  # the whole name goes before a part of another
+        ("shirt/", "T-shirt/top"),
+        ("dre", "Dress"),
+        ("crane (6)", "crane (6)"),
+        ("zebra", "No class has “zebra” in its name"),
+    ],
+)
+def test_search_by_a_part_of_the_name(page, typed, name):
+    opened = page()
+    opened.fill(BOX, typed)
+    shown(opened, name)
+
+
+def test_all_panels_follow_the_search_and_hold_the_metrics(page, tables):
+    opened = page()
+    opened.fill(BOX, "dress")
+    shown(opened, "Dress")
+    errors, confusions, corruptions, _ = figures(tables)
+    own = errors[(errors.label == 7) & (errors.seed == 0)]
+    marks = drawn(opened, "circle", "Rank")
+    found = {(m["Benchmark"], m["Method"]): m["Error"] for m in marks}
+    expected = own.set_index(["benchmark", "method"]).error.map(lambda e: f"{100 * e:.2f}%")
+    assert found == expected.to_dict()
+    bars = drawn(opened, "bar", "Share of this class")
+    found = {(m["Other class"], m["Method"]): m["Share of this class"] for m in bars}
+    out = confusions.query("label == 7 and direction == 'out' and benchmark == 'Clean'")
+    assert found == {
+        (distinct(NAMES)[row["other"]], method): f"{100 * row[method]:.2f}%"
+        for row in out.to_dict("records")
+        for method in METHODS
+    }
+    marks = drawn(opened, "circle", "Corruption")
+    assert len(marks) == 15 * len(METHODS)
+    fog = next(m for m in marks if (m["Corruption"], m["Method"]) == ("fog", "Adv"))
+    value = corruptions.query("corruption == 'fog' and method == 'Adv' and label == 7").error
+    assert fog["Error"] == f"{100 * value.item():.2f}%"
+    others = drawn(opened, "point", "Another seed")
+    assert len(others) == len(BENCHMARKS) * len(METHODS)
+
+
+def test_a_click_picks_a_class_and_names_it_in_the_box(page):
+    opened = page()
+    opened.fill(BOX, "shirt")
+    shown(opened, "Shirt")
+    mark = opened.locator("svg.marks [aria-label*='Class: Dress'][aria-roledescription=circle]")
+    place = mark.first.bounding_box()
+    opened.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    shown(opened, "Dress")
+    assert opened.input_value(BOX) == "Dress"
+
+
+def test_the_drop_down_changes_the_confusions_alone(page):
+    opened = page("?class=Dress")
+    shown(opened, "Dress")
+    before = drawn(opened, "bar", "Method"), drawn(opened, "circle", "Rank")
+    opened.select_option(".vega-bind select", label="PGD-40")
+    opened.wait_for_timeout(300)
+    assert drawn(opened, "bar", "Method") != before[0]
+    assert drawn(opened, "circle", "Rank") == before[1]
+
+
+def test_the_address_may_name_the_class(page):
+    shown(page("?class=T-shirt%2Ftop"), "T-shirt/top")
+
+
+def test_the_box_has_a_name_and_suggests_the_classes(page):
+    opened = page()
+    assert opened.get_by_label("Class", exact=True).get_attribute("type") == "search"
+    options = opened.evaluate(
+        f"[...document.querySelector('{BOX}').list.options].map(o => o.value)"
+    )
+    assert options == distinct(NAMES)
+
+
+def test_one_column_on_a_telephone_and_two_on_a_desk(page):
+    opened = page(width=400)
+    width = "Number(document.querySelector('svg.marks').getAttribute('width'))"
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 400
+    assert opened.evaluate(width) < 370
+    opened.set_viewport_size({"width": 1000, "height": 900})
+    opened.wait_for_function(f"{width} > 500", timeout=5_000)

@@ -1,0 +1,362 @@
+"""The explorer: its attack is the library's, and whatever is moved, the page says what happens."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from advlib import explorer
+from advlib.attacks import pgd_attack
+from advlib.charts_explorer import class_panel, probability_chart, verdict
+from advlib.explorer import Background, Explorer, attack_steps, class_errors, own_image
+from advlib.runs import load_run
+from advlib.samples import decode_png, read_samples
+from advlib.study import ROOT, load_study
+from advlib.threat import ThreatModel
+
+STUDY = load_study("fashion_mnist_quick")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return read_samples(STUDY, "committed")
+
+
+@pytest.fixture(scope="module")
+def widened():
+    """Adv⁺'s network: ten classes, eleven logits."""
+    return load_run(STUDY, "adv_plus", 0, "committed")[0]
+
+
+@pytest.fixture
+def make():
+    """A function that opens an explorer of one method; all are closed at the end."""
+    made = []
+
+    def open_explorer(**options):
+        made.append(Explorer(**{"methods": ["adv"], "delay": 0.0} | options))
+        return made[-1]
+
+    yield open_explorer
+    for one in made:
+        one.close()
+        one.background.wait()
+
+
+def pixels(samples, row=0):
+    return torch.tensor(decode_png(samples.image.iloc[row]))[None] / 255
+
+
+def until(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"random_start": False, "label_source": "predicted"},
+        {"attack_logits": "all", "loss": "margin", "step_size": 0.02},
+        {"norm": "L2", "eps": 1.0},
+        {"eps": 0.0},
+    ],
+)
+def test_the_last_iterate_is_that_of_pgd_attack(samples, widened, change):
+    threat, x, label = ThreatModel(**{"eps": 0.1, "steps": 4} | change), pixels(samples), 6
+    found = list(attack_steps(widened, x, label, threat, num_classes=10, seed=3))
+    generator = torch.Generator().manual_seed(3)
+    y = torch.tensor([label])
+    expected = pgd_attack(widened, x, y, threat, num_classes=10, generator=generator)
+    assert torch.equal(found[-1][1], expected)
+    assert [row["step"] for row, _ in found] == [-1, *range(5 if threat.eps else 1)]
+    with torch.no_grad():
+        logits = widened.eval()(expected)
+    assert logits.shape[1] == 11  # probabilities are over the ten classes alone
+    probabilities, last = logits[0, :10].softmax(0), found[-1][0]
+    assert last["probability"] == pytest.approx(float(probabilities[label]))
+    assert last["predicted_class"] == int(probabilities.argmax())
+    probabilities[label] = 0
+    assert last["other_class"] == int(probabilities.argmax())
+    assert last["other_probability"] == pytest.approx(float(probabilities.max()))
+
+
+def test_an_attack_that_is_left_gives_the_model_back(samples, widened):
+    widened.train()
+    steps = attack_steps(widened, pixels(samples), 0, ThreatModel(), num_classes=10)
+    for _ in range(4):
+        next(steps)
+    assert not widened.training
+    steps.close()
+    assert widened.training and all(p.requires_grad for p in widened.parameters())
+
+
+def test_at_first_it_shows_what_the_samples_table_holds(make, samples):
+    """Another program made that table, image by image in a batch."""
+    image = samples.file_name.iloc[4]
+    shown = make(methods=["std", "adv_plus"], image=image)
+    shown.background.wait()
+    assert shown.controls["label"].value == samples.label.iloc[4] == 1
+    for method in ("std", "adv_plus"):
+        known = samples[(samples.method == method) & (samples.file_name == image)].iloc[0]
+        rows = shown.steps[shown.steps.method == STUDY.names[method]]
+        assert len(rows) == 42  # clean, start, 40 steps
+        for row, kind in ((rows.iloc[0], "predicted"), (rows.iloc[-1], "adversarial")):
+            assert row.predicted_class == known[f"{kind}_class"]
+            assert row.predicted_probability == pytest.approx(
+                known[f"{kind}_probability"], abs=0.01
+            )
+    assert shown.pictures.value.count("<img") == 1 + 2 * 2
+    with pytest.raises(ValueError, match="image is one of test-"):
+        Explorer(image="test-99999")
+
+
+def test_cancel_ends_a_job_where_it_yields_next():
+    taken = []
+
+    def job():
+        while True:
+            taken.append(threading.get_ident())
+            yield
+
+    background = Background(lambda error: taken.append(error))
+    background.start(job())
+    until(lambda: len(taken) > 5)
+    background.cancel()
+    at_most = len(taken) + 1
+    background.wait()
+    assert len(taken) <= at_most and set(taken).isdisjoint({threading.get_ident()})
+
+
+def test_a_new_job_waits_until_the_one_before_is_over():
+    running, together = [], []
+
+    def job(name):
+        running.append(name)
+        together.append(len(running))
+        try:
+            while name < 3:
+                yield
+        finally:
+            running.remove(name)
+
+    background = Background(together.append)
+    for name in range(4):
+        background.start(job(name))
+        until(lambda name=name: background.stop.is_set() or name in running or name == 3)
+    background.wait()
+    assert together == [1, 1, 1, 1] and not running
+
+
+def test_the_cancel_button(make):
+    shown = make(methods=STUDY.methods)
+    shown.controls["steps"].value = 100
+    until(lambda: shown.progress.value > 5 and "PGD-100" in shown.status.value)
+    assert not shown.cancel.disabled
+    shown.cancel.click()
+    done = shown.progress.value
+    shown.background.wait()
+    assert shown.progress.value <= done + 2 < shown.progress.max
+    last = shown.steps.iloc[-1]
+    assert f"Cancelled at step {last.step} of {last.method}." in shown.status.value
+    assert shown.cancel.disabled and len(shown.steps) == shown.progress.value
+    shown.controls["steps"].value = 2  # and it can be used again
+    shown.background.wait()
+    assert "Done." in shown.status.value
+
+
+def test_a_burst_of_changes_runs_one_attack_with_the_last_values(make, monkeypatch):
+    shown, seen = make(delay=0.2), []
+    shown.background.wait()
+    real = explorer.attack_steps
+
+    def spy(model, x, label, threat, **rest):
+        seen.append(threat)
+        yield from real(model, x, label, threat, **rest)
+
+    monkeypatch.setattr(explorer, "attack_steps", spy)
+    for steps in (30, 20, 3):
+        shown.controls["steps"].value = steps
+    shown.controls["automatic"].value = False
+    for name, value in {"eps": 0.05, "step_size": 0.03, "label_source": "predicted"}.items():
+        shown.controls[name].value = value
+    shown.controls["attack_logits"].value = "all"
+    shown.background.wait()
+    expected = {"eps": 0.05, "steps": 3, "step_size": 0.03, "attack_logits": "all"}
+    assert [{key: getattr(threat, key) for key in expected} for threat in seen] == [expected]
+    assert seen[0].label_source == "predicted" and shown.steps.step.max() == 3
+    assert "PGD-3," in shown.status.value
+
+
+def test_the_class_panel_follows_the_image(make):
+    shown = make()
+    shown.background.wait()
+    assert "datum.label === 0" in str(shown.classes.chart.to_dict())
+    shown.controls["steps"].value, shown.controls["label"].value = 1, 6
+    shown.background.wait()
+    assert "datum.label === 6" in str(shown.classes.chart.to_dict())
+    table = pd.read_parquet(STUDY.published / "predictions/pgd40/adv-seed0.parquet")
+    wrong = (table.label != table.predicted_class).groupby(table.label).mean()
+    errors = class_errors(STUDY, "committed")
+    row = errors[(errors.method == "Adv") & (errors.benchmark == "PGD-40") & (errors.label == 6)]
+    assert row.error.item() == pytest.approx(wrong[6]) and row.class_name.item() == "Shirt"
+    assert row["rank"].item() == 1 + (wrong > wrong[6]).sum()
+    assert len(errors) == 2 * 6 * 10
+
+
+def test_the_pictures_hold_what_the_attack_changed(make, samples):
+    known = samples[samples.method == "adv"].iloc[0]
+    shown = make()
+    shown.background.wait()
+    assert explorer.picture(decode_png(known.image), "The clean image") in shown.pictures.value
+    png = re.search(r'alt="Change of Adv, magnified".*?base64,([^"]+)', shown.pictures.value)[1]
+    change, expected = decode_png(base64.b64decode(png)), decode_png(known.perturbation)
+    assert abs(change.astype(int) - expected).max() <= 1  # the table rounds in float64
+
+
+def test_an_error_is_shown(make, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("the <disk> is full")
+
+    monkeypatch.setattr(explorer, "load_run", broken)
+    shown = make()
+    shown.background.wait()
+    assert "RuntimeError: the &lt;disk&gt; is full" in shown.status.value
+    assert "Traceback" in shown.status.value and shown.cancel.disabled
+
+
+def test_networks_that_are_not_there_say_what_to_run(make, monkeypatch):
+    def without_std(study, method, *rest):
+        if method == "std":
+            raise FileNotFoundError("not published: train them with `make book`")
+        return load_run(study, method, *rest)
+
+    monkeypatch.setattr(explorer, "load_run", without_std)
+    shown = make(methods=["std", "adv"])
+    shown.background.wait()
+    assert shown.steps.method.unique().tolist() == ["Adv"]
+    assert "not published: train them with `make book`" in shown.status.value
+    shown.controls["study"].value = "imagenet"
+    assert "make book STUDY=imagenet" in shown.status.value and not shown.pictures.value
+    shown.controls["eps"].value = 0.01  # of no study: nothing to attack
+    shown.controls["source"].value = "fresh"
+    shown.controls["study"].value = "fashion_mnist_quick"
+    assert "no fresh tables" in shown.status.value
+    shown.controls["source"].value = "committed"
+    shown.background.wait()
+    assert "Done." in shown.status.value
+
+
+@pytest.mark.parametrize("methods", [["nonsense"], ["adv", "pretraned"]])
+def test_an_unknown_method_is_refused(methods):
+    with pytest.raises(ValueError, match="methods is one of pretrained, std"):
+        Explorer(methods=methods)
+
+
+def test_an_image_of_ones_own(make):
+    file = io.BytesIO()
+    Image.new("RGB", (50, 40), (200, 100, 0)).save(file, "PNG")
+    for shape in ((1, 28, 28), (3, 32, 32)):
+        own = own_image(file.getvalue(), shape)
+        assert own.shape == shape
+    assert own[:, 16, 16].tolist() == [200, 100, 0]
+    shown = make()
+    shown.background.wait()
+    content = {"name": "mine.png", "type": "", "size": 1, "last_modified": datetime.now()}
+    upload = shown.controls["upload"]
+    upload.value = ({**content, "content": memoryview(file.getvalue())},)
+    shown.background.wait()
+    assert "mine.png" in shown.thumbnail.value
+    first = shown.steps.iloc[0]
+    assert first.label == first.predicted_class  # no true label: the predicted one
+    assert "datum.label === -1" in str(shown.classes.chart.to_dict())
+    upload.value = ({**content, "content": memoryview(b"no image")},)
+    assert "UnidentifiedImageError" in shown.status.value
+    shown.controls["number"].value = 2  # back to the study's images
+    shown.background.wait()
+    assert "Done." in shown.status.value and upload.value == ()
+
+
+def test_closing_ends_the_thread(make):
+    shown = make(methods=STUDY.methods)
+    until(lambda: shown.progress.value > 2)
+    thread = shown.background.thread
+    shown.close()
+    thread.join(30)
+    assert not thread.is_alive() and len(shown.steps) < 100
+
+
+@pytest.mark.parametrize(
+    "predicted, said",
+    [
+        ([1, 1, 1, 1], "not fooled"),
+        ([2, 1, 1, 1], "wrong without an attack"),
+        ([1, 2, 2, 2], "fooled by the start (step 0)"),
+        ([1, 1, 1, 2], "first fooled at step 2"),
+        ([1, 1, 2, 1], "first fooled at step 1, not at the end"),
+    ],
+)
+def test_verdicts(predicted, said):
+    steps = pd.DataFrame({"step": [-1, 0, 1, 2], "predicted_class": predicted}).assign(label=1)
+    assert verdict(steps) == said
+
+
+def test_a_chart_of_a_thousand_classes():
+    names = [f"class {i}" for i in range(1000)]
+    errors = pd.DataFrame({"label": range(1000), "class_name": names, "error": 0.5, "rank": 1})
+    chart = class_panel(errors.assign(method="Adv", benchmark="Clean"), 999).to_dict()
+    assert chart["config"]["header"].keys() == {
+        "labelColor", "titleColor", "labelFontSize", "titleFontSize"
+    }  # fmt: skip
+    row = {"method": "Adv", "label": 1, "other_class": 999, "predicted_class": 1}
+    steps = pd.DataFrame([row]).assign(step=-1, probability=0.6, other_probability=0.2)
+    for n_steps in (1, 7, 100):
+        axis = probability_chart(steps, names, n_steps).to_dict()["layer"][0]["encoding"]["x"]
+        assert axis["scale"]["domain"] == [-1, n_steps]
+        assert 3 <= len(axis["axis"]["values"]) <= 12
+
+
+OFFLINE = """
+import socket
+def only_local(self, address, kind):
+    if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+        raise OSError(f"no network: {address}")
+    return kind(self, address)
+for name in ("connect", "connect_ex"):
+    kind = getattr(socket.socket, name)
+    setattr(socket.socket, name, lambda self, a, kind=kind: only_local(self, a, kind))
+"""
+
+
+def test_the_notebook_runs_without_data_and_network(tmp_path, monkeypatch):
+    """From the committed weights and samples; its output keeps the first selection."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(OFFLINE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / "nothing"))
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
+    command += [str(ROOT / "notebooks/explore.ipynb"), str(out), "-p", "image", "test-09133"]
+    command += ["-y", json.dumps({"shown": ["std", "adv_plus_mix"]})]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = nbformat.read(out, as_version=4).cells
+    outputs = [o for cell in cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    pages = [str(o.data.get("text/html", "")) for o in outputs if "data" in o]
+    first = next(page for page in pages if "Done." in page)
+    assert "Adv⁺ mixed" in first and first.count("<img") == 5
+    assert any("strongest other class" in page for page in pages)

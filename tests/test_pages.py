@@ -1,0 +1,365 @@
+"""The book as a whole: what is said of every study, and that words and sources resolve."""
+
+import json
+import re
+import shutil
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from advlib import __version__, charts_cover, claims, overview
+from advlib.study import ROOT, make_study
+
+sys.path.insert(0, str(ROOT / "book"))
+import pages  # noqa: E402
+import place  # noqa: E402
+
+QUICK = "notebooks/studies/fashion_mnist_quick.yaml"
+PART = {"study": "committed", "ablations": "committed", "ledger": None, "battery": None}
+
+
+def study(**values):
+    """A small study; its files lie where `monkeypatch` says."""
+    known = {"study": "toy", "title": "Toy", "dataset": "digits", "model": "cifar_resnet8"}
+    return make_study(
+        known | {"pretrain_epochs": 1, "methods": ["std", "adv", "adv_plus"]} | values
+    )
+
+
+def executed(path, parameters=None, tags=()):
+    """A notebook as papermill leaves it, with a caption and a paragraph that name the seeds."""
+    v4 = nbformat.v4
+    figure = {"name": "fig-x", "caption": "Errors, {{ study_title }}, {{ seeds }}."}
+    cells = [
+        v4.new_markdown_cell("# Average error\n\nSee {numref}`fig-x`, of {{ seeds }}."),
+        v4.new_code_cell("a = 1", metadata={"tags": ["parameters", *tags]}, execution_count=1),
+        v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}, execution_count=2),
+        v4.new_code_cell("x", metadata={"mystnb": {"figure": figure}}, execution_count=3),
+    ]
+    record = {"input_path": f"notebooks/{path.name}", "parameters": parameters or {}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata={"papermill": record}), path)
+    return path
+
+
+# ---------------------------------------------------------------- what a page says of itself
+
+
+def test_a_page_says_the_command_that_makes_it_again(tmp_path):
+    given = {"study": "my study.yaml", "seed": 1, "studies": ["a:fresh", "b:committed"]}
+    page = place.place_notebook(executed(tmp_path / "n.ipynb", given), tmp_path / "out/n.ipynb")
+    text = nbformat.read(page, 4).cells[0].source
+    command = re.search(r"```bash\n(papermill .*)\n```", text)[1]
+    import shlex
+
+    words = shlex.split(command)
+    assert words[:3] == ["papermill", "notebooks/n.ipynb", "out.ipynb"]
+    options = dict(zip(words[4::2], words[3::2], strict=True))
+    assert options["my study.yaml"] != "-y" and words[words.index("study") + 1] == "my study.yaml"
+    lists = yaml.safe_load(words[words.index("-y") + 1])
+    assert lists == {"studies": ["a:fresh", "b:committed"]}
+
+
+def test_a_page_is_dated_by_its_newest_table_and_never_by_today(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps({"time": "2020-01-31T10:00:00+00:00"}))
+    new.write_text(json.dumps({"machine": {"date": "2021-05-04"}}))
+    source = executed(tmp_path / "n.ipynb")
+    made = [
+        place.place_notebook(source, tmp_path / f"{i}/n.ipynb", read=[old, new]).read_bytes()
+        for i in range(2)
+    ]
+    assert made[0] == made[1]
+    page = nbformat.reads(made[0].decode(), 4)
+    assert f"Version {__version__}, newest table of 2021-05-04" in page.cells[0].source
+    assert page.metadata.advbook.date == "2021-05-04"
+
+
+def test_a_table_of_measured_pixels_dates_nothing(tmp_path):
+    pd.DataFrame({"luma": [0.5]}).to_parquet(tmp_path / "measures.parquet")
+    assert overview.results_date([tmp_path / "measures.parquet", tmp_path / "train.csv"]) == ""
+
+
+@pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "the first of 3 seeds")])
+def test_captions_say_which_seed_they_show(tmp_path, seeds, words):
+    page = place.place_notebook(
+        executed(tmp_path / "n.ipynb"), tmp_path / "o/n.ipynb", study_title="Toy", seeds=seeds
+    )
+    cells = nbformat.read(page, 4).cells
+    assert cells[3].metadata.mystnb.figure.caption == f"Errors, Toy, {words}."
+    assert cells[0].source.endswith(f"of {words}.")
+
+
+def test_a_page_that_removes_its_parameters_hides_the_injected_ones(tmp_path):
+    for tags, hidden in (["remove-cell"], True), ([], False):
+        path = executed(tmp_path / "n.ipynb", tags=tags)
+        page = nbformat.read(place.place_notebook(path, tmp_path / "o/n.ipynb"), 4)
+        assert ("remove-cell" in page.cells[2].metadata.tags) == hidden
+
+
+# ---------------------------------------------------------------- copies of the official images
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A study whose data.json says that its images are a copy."""
+    monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path / "runs"))
+    own = study(seeds=[0, 1, 2])
+    folder = own.runs
+    folder.mkdir(parents=True)
+    title = "Digits (JPEG copy)"
+    facts = {split: {"title": title, "images": 5, "classes": 10} for split in ("train", "test")}
+    (folder / "data.json").write_text(json.dumps(facts | {"class_names": list("0123456789")}))
+    return own
+
+
+def test_every_page_of_a_study_says_that_its_images_are_a_copy(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(place, "GENERATED", tmp_path / "generated")
+    keywords = {"generated": tmp_path / "generated"}
+    monkeypatch.setattr(
+        pages, "place_study", lambda *a, **k: place.place_study(*a, **(k | keywords))
+    )
+    chapters = [executed(tmp_path / f"{name}.ipynb") for name in ("average_error", "ledger")]
+    read = {"average_error": [planted.runs / "data.json"], "ledger": []}
+    audit = {"ledger": "fresh", "battery": None}
+    pages.place_pages(planted, "fresh", audit, chapters, [chapters[0]], QUICK, read)
+    made = [p for p in (tmp_path / "generated").rglob("*") if p.suffix in (".md", ".ipynb")]
+    assert len(made) == 5
+    for path in made:
+        assert "Toy (JPEG copy)" in path.read_text(encoding="utf-8"), path
+    chapter = (tmp_path / "generated/toy/average_error.ipynb").read_text(encoding="utf-8")
+    assert "Errors, Toy (JPEG copy), the first of 3 seeds." in chapter
+    assert "copy of the official ones" in chapter
+
+
+def test_a_title_that_says_it_already_says_it_once(planted):
+    twice = overview.titled(overview.titled(planted, "fresh"), "fresh")
+    assert twice.title == "Toy (JPEG copy)"
+
+
+def test_official_images_are_no_copy():
+    assert overview.book_studies({QUICK: PART})["fashion_mnist_quick"][0].title == (
+        "Fashion-MNIST, shortened"
+    )
+
+
+# ---------------------------------------------------------------- commands of a study
+
+
+def test_a_chapter_says_what_makes_its_own_tables(planted):
+    """Not more: the factors need no attack; and in an order in which each finds what it reads."""
+    factors = pages._made_by(planted, "mine.yaml", "factors")
+    assert "evaluate_pgd" not in factors and "evaluate_clean" in factors
+    text = pages._made_by(planted, "mine.yaml", "average_error")
+    order = ["data", "train", "evaluate_clean", "evaluate_pgd", "evaluate_corruptions"]
+    places = [text.index(f"notebooks/{name}.ipynb") for name in order]
+    assert places == sorted(places)
+    assert "for seed in 0 1 2; do" in text and "STUDY=mine.yaml" in text
+    audit = pages._made_by(planted, "mine.yaml", "battery")
+    assert (
+        "make audit" in audit and "for seed in 0; do\n  papermill notebooks/evaluate_bat" in audit
+    )
+
+
+def test_the_commands_are_those_of_notebooks_that_there_are():
+    quick = overview.book_studies({QUICK: PART})["fashion_mnist_quick"][0]
+    for chapter in pages.CHAPTERS:
+        text = pages._made_by(quick, QUICK, chapter)
+        for name in re.findall(r"papermill (\S+)", text):
+            assert (ROOT / name).is_file(), name
+        body = re.search(r"```bash\n(.*)```", text, flags=re.S)[1]
+        assert body.count("; do for") == body.count("done; done")
+
+
+# ---------------------------------------------------------------- the pages about all studies
+
+
+def test_what_was_not_run_names_each_part_and_its_command():
+    book = {QUICK: PART, "notebooks/studies/imagenet.yaml": dict.fromkeys(PART)}
+    table = overview.not_run(book)
+    assert table.groupby("study").part.apply(list).to_dict() == {
+        "fashion_mnist_quick": ["ledger", "battery"],
+        "imagenet": ["study", "ablations", "ledger", "battery"],
+    }
+    command = table.set_index(["study", "part"]).command
+    assert command["imagenet", "study"] == "make book STUDY=imagenet"
+    assert command["imagenet", "battery"] == "make audit STUDY=imagenet"
+
+
+def test_a_study_elsewhere_is_named_by_its_file(tmp_path):
+    path = tmp_path / "own.yaml"
+    shutil.copy(ROOT / QUICK, path)
+    assert overview.not_run({str(path): {"study": None}}).command.item() == (
+        f"make book STUDY={path}"
+    )
+
+
+def test_the_headline_gives_one_seed_its_interval_and_several_their_mean():
+    rows = [("std", "clean", seed, value) for seed, value in enumerate((0.1, 0.2, 0.3))]
+    errors = pd.DataFrame(rows, columns=["method", "benchmark", "seed", "value"])
+    errors = errors.assign(low=errors.value - 0.01, high=errors.value + 0.01)
+    errors = pd.concat([errors, errors.assign(method="adv", value=0.5)])
+    own = study(methods=["std", "adv"], seeds=[0, 1, 2])
+    table = overview.headline(own, errors).set_index(["method", "seeds"]).Clean
+    assert table["Std", "seed 0"].startswith("10.00 [9.00")
+    assert table["Std", "mean ± SD of 3 seeds"] == "20.00 ± 10.00"
+    one = overview.headline(study(methods=["std", "adv"]), errors[errors.seed == 0])
+    assert one.seeds.tolist() == ["seed 0", "seed 0"]
+
+
+def test_the_cover_shows_the_readers_own_run_then_the_largest_study():
+    large, small = study(study="large"), study(study="small")
+    other = study(study="other", methods=["std", "adv"])
+    shown = {"small": (small, "committed", 100), "large": (large, "committed", 200)}
+    assert overview.lead(shown) == "large"
+    assert overview.lead(shown | {"own": (small, "fresh", 10)}) == "own"
+    assert overview.lead({"other": (other, "fresh", 900), **shown}) == "large"
+
+
+def verdicts(**by_study):
+    """Comparisons and verdicts with one claim, measured as value, low, high."""
+    rows = [
+        {"study": name, "variant": "adversarial batches", "claim": "pgd40", "absent": "",
+         "paper": -0.3762, "value": v, "low": low, "high": high}
+        for name, (v, low, high) in by_study.items()
+    ]  # fmt: skip
+    comparisons = pd.DataFrame(rows)
+    judged = comparisons[["study", "variant", "claim"]].assign(verdict=claims.OPEN)
+    return comparisons, judged
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        ({"a": (0.001, -0.004, 0.006)}, "by +0.10 points on the data set tried here"),
+        ({"a": (0.001, -0.004, 0.006)}, "lies outside its interval"),
+        ({"a": (0.001, 0, 0.01), "b": (-0.02, -0.03, -0.01)}, "by -2.00 to +0.10 points on the 2"),
+        ({"a": (0.001, 0, 0.01), "b": (-0.38, -0.4, -0.3)}, "is within the interval on Title b"),
+    ],
+)
+def test_the_answer_says_what_was_measured(found, words):
+    titles = {name: f"Title {name}" for name in found}
+    first, *lines = overview.answer(*verdicts(**found), titles)
+    assert words in first.replace("−", "-")
+    assert len(lines) == len(found) and all(
+        titles[name] in text for name, text in zip(found, lines, strict=True)
+    )
+
+
+def test_without_both_methods_there_is_no_answer():
+    comparisons, judged = verdicts(a=(0.1, 0.0, 0.2))
+    found = overview.answer(comparisons.assign(absent="no Adv⁺"), judged, {"a": "A"})
+    assert found == ["No study here attacks both Adv and Adv⁺, so the headline was not measured."]
+
+
+@pytest.mark.parametrize("n_classes", [2, 1000])
+def test_the_cover_picture_and_its_words(n_classes):
+    rows = [
+        (method, benchmark, f"class {i}", 1.0 if method == "Std" else i / n_classes)
+        for method in ("Std", "Adv")
+        for benchmark in ("Clean images", "Attacked images")
+        for i in range(n_classes)
+    ]
+    table = pd.DataFrame(rows, columns=["method", "benchmark", "class_name", "error"])
+    said = charts_cover.in_words(table)
+    assert f"to {(n_classes - 1) / n_classes:.0%} (class {n_classes - 1})" in said
+    spec = charts_cover.class_lines(table, said).to_dict()
+    assert spec["description"] == said
+    data = next(iter(spec["datasets"].values()))
+    labelled = {(row["benchmark"], row["label"]) for row in data if row["label"]}
+    assert len(labelled) == 4  # the easiest and the hardest in each panel
+
+
+# ---------------------------------------------------------------- words and sources
+
+
+def prose():
+    """The text of each page and chapter: Markdown of pages and notebooks, captions included."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, 4).cells
+        parts = [c.source for c in cells if c.cell_type == "markdown"]
+        parts += [c.metadata.get("mystnb", {}).get("figure", {}).get("caption", "") for c in cells]
+        texts[path.name] = "\n\n".join(parts)
+    return texts
+
+
+def entries():
+    """Key -> fields of each bibliography entry."""
+    text = (ROOT / "book/references.bib").read_text(encoding="utf-8")
+    found = {}
+    for key, body in re.findall(r"^@\w+\{([\w-]+),\n(.*?)^\}", text, flags=re.M | re.S):
+        assert key not in found, f"{key} twice"
+        found[key] = dict(re.findall(r"^ +(\w+) *= *\{(.*)\},?$", body, flags=re.M))
+    return found
+
+
+def test_every_source_is_cited_and_every_citation_has_a_source():
+    cited = {
+        key.strip()
+        for text in prose().values()
+        for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+        for key in keys.split(",")
+    }
+    assert cited == set(entries())
+
+
+def test_every_source_says_who_when_and_where():
+    for key, fields in entries().items():
+        assert {"author", "title", "year"} <= set(fields), key
+        assert re.fullmatch(r"(18|19|20)\d\d", fields["year"]), key
+        where = {"journal", "booktitle", "institution", "note"} & set(fields)
+        assert where or "data sheet" in fields["title"] or "white paper" in fields["title"], key
+        if "arXiv" in fields.get("note", ""):
+            assert re.search(r"arXiv:\d{4}\.\d{4,5}\b", fields["note"]), key
+        assert fields.get("doi", "10.").startswith("10."), key
+
+
+def test_the_words_of_the_glossary_are_linked_and_explained():
+    """Sphinx refuses an unknown word; that a word is used at all, and explained, it does not."""
+    glossary = (ROOT / "book/glossary.md").read_text(encoding="utf-8")
+    words = re.findall(r"^(\S.*)\n  (\S.*)", glossary, flags=re.M)
+    assert len(words) >= 35 and len({word for word, _ in words}) == len(words)
+    assert all(text.rstrip(" )").endswith(".") for _, text in words)
+    linked = {
+        re.sub(r".*<(.*)>", r"\1", target)
+        for name, text in prose().items()
+        if name not in ("glossary.md", "contributing.md")
+        for target in re.findall(r"\{term\}`([^`]+)`", text)
+    }
+    assert linked <= {word for word, _ in words}
+    assert len(linked) >= 20
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_chapter_opens_with_its_question_and_closes_with_what_was_found(path):
+    if path.stem not in {*pages.CHAPTERS, "verdict", "claims", "table_check", "cost", "benchmark"}:
+        if path.stem not in ("study_index", "not_run"):
+            pytest.skip("no chapter")
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+    assert "**The question.**" in cells[0]
+    headings = re.findall(r"^## (.+)", "\n".join(cells), flags=re.M)
+    assert headings[-1] == "What was found"
+
+
+def test_no_caption_of_a_study_is_fixed_to_one_seed():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, 4).cells:
+            caption = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", "")
+            if "{{ study_title }}" in caption:
+                assert ", one seed" not in caption, f"{path.name}: write {{{{ seeds }}}}"
+
+
+# ---------------------------------------------------------------- the table of contents
+
+
+def test_the_contents_hold_each_kind_of_page_once():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    files = [e.get("file") for part in toc["parts"] for e in part["chapters"]]
+    named = [name for name in files if name]
+    assert len(set(named)) == len(named)
+    pages_there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+    assert pages_there == {name for name in named if "generated" not in name}
+    assert toc["root"] == "book/generated/index"
