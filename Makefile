@@ -5,6 +5,8 @@ STUDY ?= fashion_mnist_quick
 export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READ = .venv-read
+# These build a whole book and take half the time of all tests, so that they run beside the others.
+BOOK_TESTS = tests/test_pipeline.py tests/test_site.py
 # All of this machine's cores, or what profiles/$(PROFILE) says.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
 SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
@@ -29,9 +31,12 @@ read:  ## build the book from the committed tables, without torch
 	@$(MAKE) --no-print-directory $(READ)/installed
 	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
-test: setup  ## run the whole test suite (two processes side by side)
+test: setup  ## run the whole test suite
 	@$(MAKE) --no-print-directory .venv/bench-installed
-	@python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@log=$$(mktemp); python -m pytest -q -p no:cacheprovider $(BOOK_TESTS) > $$log 2>&1 & \
+	  book=$$!; trap 'kill $$book' INT TERM; \
+	  python -m pytest $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
+	  wait $$book || failed=1; echo "$(BOOK_TESTS), beside these:"; cat $$log; rm $$log; exit $$failed
 
 bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)
 	@$(MAKE) --no-print-directory .venv/bench-installed

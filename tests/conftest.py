@@ -46,21 +46,6 @@ def on_path(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [found])])}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config, items):
-    """Several workers share no fixture: tests of one file stay together, and those of the book.
-
-    These come first, since they take longest.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    book = {"project", "built_book"}
-    items.sort(key=lambda item: not book & set(item.fixturenames))
-    for item in items:
-        group = "book" if book & set(item.fixturenames) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quick_start(tmp_path_factory):
     """Processes that the tests start do without a package that JupyterLab brings.
