@@ -547,6 +547,7 @@ rule verdict:
         "book/generated/verdict.ipynb",
     params:
         studies="studies: " + str([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN]),
+        n_resamples=[BY_ID[name].n_resamples for name in SHOWN],
     retries: 1
     log:
         "_build/logs/verdict.ipynb",

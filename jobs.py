@@ -153,7 +153,7 @@ def table(study: Study, **stated) -> str:
     """What each kind of job of a study asks for, in lines."""
     jobs = [("train", {"method": method}) for method in study.methods]
     jobs += [("evaluate_attack", {"attack": attack}) for attack in study.attacks]
-    jobs += [("evaluate_clean", {}), ("data", {}), ("analyse", {})]
+    jobs += [(rule, {}) for rule in ("evaluate_clean", "evaluate_samples", "data", "analyse")]
     if study.corruptions != "none":
         jobs.insert(-2, ("evaluate_corruptions", {}))
     if study.audits:

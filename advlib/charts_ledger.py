@@ -47,7 +47,9 @@ def switch_grid(table: pd.DataFrame) -> alt.Chart:
             "value:Q",
             title="Error",
             scale=alt.Scale(scheme="viridis", domain=[0, 1]),
-            legend=alt.Legend(format=".0%", orient="bottom", gradientLength=240),
+            legend=alt.Legend(
+                format=".0%", orient="bottom", gradientLength=240, values=[0, 0.5, 1]
+            ),
         )
     )
     same = "!isValid(datum.value)"

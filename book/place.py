@@ -110,7 +110,8 @@ def place_notebook(
 
     links = [f"{{download}}`notebook <{target.name}>`"]
     links += [_place_table(Path(table), target.parent / "tables") for table in tables]
-    full_title = f"{title}: {study_title}" if study_title else title
+    colon = "" if title.endswith("?") else ":"
+    full_title = f"{title}{colon} {study_title}" if study_title else title
     body = notebook.cells[0].source.strip().partition("\n")[2]
     date = results_date(read)
     box = f"{_provenance(source, links, date)}\n\n{_run_yourself(notebook, made_by)}"
