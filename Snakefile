@@ -162,6 +162,23 @@ def tables_of(study_id, chapter=None):
     return list(table_paths(study, folder))
 
 
+def whole_of(study_id, chapter):
+    """PGD-40's tables of all images, which pages about some of the images name beside theirs."""
+    source = source_of(study_id)
+    if chapter not in ("ledger", "battery") or source is None:
+        return []
+    if source != source_of(study_id, chapter):
+        return []
+    tables = table_paths(BY_ID[study_id], BY_ID[study_id].tables(source))
+    return [path for path, key in tables.items() if key and key[0] == "pgd40"]
+
+
+def ablations_of(study_id):
+    """The result table of a study's chapter on ablations; none if it has no such chapter."""
+    folder = f"_build/studies/{study_id}"
+    return [f"{folder}/results/ablations.csv"] if "ablations" in chapters_of(study_id) else []
+
+
 def chapters_of(study_id):
     study = BY_ID[study_id]
     known = [name for name in pages.CHAPTERS if name not in study.unavailable]
@@ -440,6 +457,7 @@ rule analyse:
     input:
         notebook="notebooks/{chapter}.ipynb",
         tables=lambda wildcards: tables_of(wildcards.study, wildcards.chapter),
+        whole=lambda wildcards: whole_of(wildcards.study, wildcards.chapter),
         paper="results/paper/published.csv",
         code=expand(
             "advlib/{name}.py",
@@ -539,14 +557,18 @@ rule verdict:
         notebook="notebooks/verdict.ipynb",
         paper="results/paper/published.csv",
         tables=[tables_of(name) for name in SHOWN],
+        ablations=[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
         code=expand(
             "advlib/{name}.py",
-            name=["annotations", "charts", "charts_verdict", "claims", "metrics", "seeds", "tables"],
+            name=["ablations", "annotations", "charts", "charts_verdict", "claims", "metrics"]
+            + ["overview", "seeds", "tables"],
         ),
     output:
         "book/generated/verdict.ipynb",
     params:
         studies="studies: " + str([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN]),
+        ablations="ablations: "
+        + json.dumps({name: path for name in SHOWN for path in ablations_of(name)}),
         n_resamples=[BY_ID[name].n_resamples for name in SHOWN],
     retries: 1
     log:
@@ -554,16 +576,19 @@ rule verdict:
     benchmark:
         "_build/benchmarks/verdict.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.studies:q} "
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.studies:q} -y {params.ablations:q} "
         "-p output _build/verdict && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
         "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv "
         "--read {input.tables:q}"
 
 
-# The pages about all studies: what each part of each study shows.
+# The pages about all studies: what each part of each study shows, and which chapters there are.
 BOOK = "book: " + json.dumps(
     {FILES[name]: {"study": SOURCES[name], **AUDITS[name]} for name in SOURCES}
+)
+LISTED = "chapters: " + json.dumps(
+    {name: {c: pages.CHAPTERS[c] for c in chapters_of(name)} for name in FILES}
 )
 
 
@@ -577,18 +602,22 @@ rule cover:
             chapter=["average_error", "classwise_error"],
         ),
         tables=[tables_of(name) for name in SHOWN],
-        code=["book/place.py", *expand("advlib/{name}.py", name=["charts_cover", "overview"])],
+        code=[
+            "book/place.py",
+            *expand("advlib/{name}.py", name=["ablations", "charts_cover", "claims", "overview"]),
+        ],
     output:
         "book/generated/index.ipynb",
     params:
         book=BOOK,
+        chapters=LISTED,
     retries: 1
     log:
         "_build/logs/cover.ipynb",
     benchmark:
         "_build/benchmarks/cover.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} && "
+        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables of the studies that the page names, and the verdict page.' "
         "--tables _build/verdict/verdict.csv --read {input.tables:q}"
@@ -605,8 +634,7 @@ rule study_index:
         "book/generated/study_index.ipynb",
     params:
         book=BOOK,
-        chapters="chapters: "
-        + json.dumps({name: {c: pages.CHAPTERS[c] for c in chapters_of(name)} for name in FILES}),
+        chapters=LISTED,
     retries: 1
     log:
         "_build/logs/study_index.ipynb",

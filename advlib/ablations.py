@@ -7,7 +7,7 @@ import pandas as pd
 from advlib import metrics
 from advlib.seeds import over_seeds
 from advlib.study import METHODS
-from advlib.tables import in_per_cent, read_study
+from advlib.tables import in_per_cent, per_cent, read_study
 
 INGREDIENTS = {  # what pages call them; a setting that is not named here is called by its key
     "mix": "clean images in the batch",
@@ -27,6 +27,11 @@ MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pa
     ("pgd40", "error"): "PGD-40 error",
     ("clean", "sd_noise_corrected"): "Class-wise SD, clean",
     ("pgd40", "sd_noise_corrected"): "Class-wise SD, PGD-40",
+}
+WITHIN = {  # of these, what the findings are about, as a sentence has them
+    ("pgd40", "error"): "PGD-40 error",
+    ("clean", "error"): "clean error",
+    ("clean", "sd_noise_corrected"): "class-wise SD on clean images",
 }
 
 
@@ -120,7 +125,8 @@ def comparisons(study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ingredient (in words), run, control: one row a comparison, in the order of the runs.
+        ingredient (in words), run, control: one row a comparison. Adv⁺ beside Adv comes first, then
+        its ingredients one by one, then mixed batches, then all else.
     """
     runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
     rows = []
@@ -141,7 +147,87 @@ def comparisons(study) -> pd.DataFrame:
         if before in runs and after in runs and (after, before) not in pairs:
             lacking = [k for k in runs[after] if runs[after][k] != runs[before][k]]
             rows.append((_words(runs[after], lacking), after, before))
+    rows.sort(key=lambda row: _place(runs[row[1]], runs[row[2]]))
     return pd.DataFrame(rows, columns=["ingredient", "run", "control"])
+
+
+_STEPS = (  # from Adv to Adv⁺: what a comparison changes of it, in the order in which it is told
+    {"logits", "label", "train_objective"},
+    {"logits", "label"},  # under the same training attack
+    {"train_objective"},
+    {"label"},
+    {"logits", "train_objective"},
+    {"logits"},
+)
+
+
+def _place(own: dict, theirs: dict) -> tuple[int, int]:
+    """Where a comparison stands among the others: a key to sort by."""
+    differ = {key for key in own if own[key] != theirs[key]}
+    step = _STEPS.index(differ) if differ in _STEPS else len(_STEPS)
+    usual = own["logits"] <= 1 and not own["transforms"]
+    if not usual or (step == len(_STEPS) and not differ & {"mix", "smoothing"}):
+        return len(_STEPS) + 2, 0  # several attacks, another head, …
+    return (len(_STEPS) + 1 if own["mix"] else step), step
+
+
+def same_attack(study) -> str | None:
+    """The run with Adv⁺'s logit and label and Adv's training attack; None if there is none."""
+    runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
+    if not {"adv", "adv_plus"} <= set(runs):
+        return None
+    wanted = runs["adv"] | {key: runs["adv_plus"][key] for key in ("logits", "label")}
+    return next((name for name, own in runs.items() if own == wanted), None)
+
+
+def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) -> str:
+    """Does what Adv⁺ changes come from label and logit, or from what its training attack climbs?
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    found : DataFrame
+        As of `differences` or `written_differences`.
+    benchmark, statistic : str
+        A key of `WITHIN`.
+
+    Returns
+    -------
+    str
+        A sentence without its full stop; empty where the study has no run that tells them apart.
+    """
+    between = same_attack(study)
+    if between is None:
+        return ""
+    rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
+    rows = rows.set_index(["run", "control"])
+    whole, label, attack = (
+        rows.loc[pair] for pair in (("adv_plus", "adv"), (between, "adv"), ("adv_plus", between))
+    )
+
+    def side(row):
+        return (row.low > 0) * 1 - (row.high < 0) * 1
+
+    words = WITHIN[benchmark, statistic]
+    said = (
+        f"{words[0].upper()}{words[1:]}, Adv⁺ − Adv: {in_per_cent(whole)} points; label and logit "
+        f"under the same training attack: {in_per_cent(label)}; what the attack climbs, alone: "
+        f"{in_per_cent(attack)}"
+    )
+    with_label, with_attack = (side(row) == side(whole) for row in (label, attack))
+    if side(whole) == 0:
+        return f"{said}. There is no clear change to part"
+    if with_attack and not with_label:
+        return f"{said}. The change comes with another training attack, not with label and logit"
+    if with_label and not with_attack:
+        return f"{said}. The change comes with label and logit, not with another training attack"
+    return f"{said}. The images do not tell which of the two it comes with"
+
+
+def written_differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """`differences` as the chapter has written them among its results, ``ablations.csv``."""
+    rows = rows[rows.group.str.startswith("less ")]
+    return rows.assign(run=rows.method, control=rows.group.str.removeprefix("less "))
 
 
 def _questions(own: dict) -> list[tuple[str, dict, dict]]:
@@ -275,63 +361,50 @@ def spread_over_seeds(study, source: str) -> pd.DataFrame:
 
 
 def findings(
-    found: pd.DataFrame,
-    summary: pd.DataFrame,
-    sweep: pd.DataFrame,
-    names: dict[str, str],
-    yardstick: pd.DataFrame,
+    study, found: pd.DataFrame, summary: pd.DataFrame, sweep: pd.DataFrame, yardstick: pd.DataFrame
 ) -> list[str]:
-    """What was found, in at most eight lines computed from `differences`, `run_summary`,
+    """What was found, in at most ten lines computed from `differences`, `run_summary`,
     `delta_sweep` and `spread_over_seeds`.
 
     Parameters
     ----------
+    study : advlib.study.Study
     found, summary, sweep, yardstick : DataFrame
-    names : dict
-        id -> name of each run.
     """
+    names = study.names | study.ablation_names
+    lines = [attack_or_label(study, found, *key) for key in WITHIN]
+    lines = [f"{line}." for line in lines if line]
     clear = found[(found.low > 0) | (found.high < 0)]
     n = int(found.low.notna().sum())
-    lines = [
+    lines.append(
         f"{len(clear)} of {n} intervals leave out zero; if no ingredient did anything, about "
         f"{0.05 * n:.0f} would."
-    ]
-    robust = found[(found.benchmark == "pgd40") & (found.statistic == "error")]
-    # Doses of one ingredient, "… (δ = 0.1)" and "… (δ = 0.2)", are told together.
-    kinds = robust.ingredient.str.replace(r" \(δ = [^)]*\)", "", regex=True)
-    sizes = kinds.value_counts()
-    lower, higher = robust.high < 0, robust.low > 0
-    for title, chosen in (("lower", lower), ("higher", higher)):
-        told = []
-        for words, rows in robust[chosen].groupby(kinds[chosen], sort=False):
-            ends = dict.fromkeys(f"{100 * v:+.2f}" for v in (rows.value.min(), rows.value.max()))
-            many = f" in {len(rows)} of {sizes[words]}" if sizes[words] > 1 else ""
-            told.append(f"{words}{many} ({' to '.join(ends)})")
-        lines.append(
-            f"PGD-40 error clearly {title} in {chosen.sum()} of {len(robust)} comparisons "
-            f"(points): {'; '.join(told) or 'none'}."
-        )
+    )
+    for (benchmark, statistic), words in WITHIN.items():
+        rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
+        lines.append(f"{words[0].upper()}{words[1:]}, points: {_told(rows)}.")
     told = []
     for family, part in sweep.groupby("family", sort=False):
         error = summary[(summary.benchmark == "pgd40") & (summary.statistic == "error")]
-        error = 100 * error.set_index("run").value[part.run]
+        error = error.set_index("run").value[part.run]
         told.append(
-            f"{family} {error.min():.2f} to {error.max():.2f} % with δ from "
+            f"{family} {per_cent(error.min())} to {per_cent(error.max())} % with δ from "
             f"{part.delta.min():g} to {part.delta.max():g}"
         )
     if told:
         lines.append(f"PGD-40 error by the weight of the label: {'; '.join(told)}.")
     if len(clear):
         largest = clear.loc[clear.value.abs().idxmax()]
+        of = WITHIN.get((largest.benchmark, largest.statistic), "class-wise SD under PGD-40")
         lines.append(
             f"The largest change is that of {names[largest.run]} against {names[largest.control]}: "
-            f"{in_per_cent(largest)} points of {MEASURES[largest.benchmark, largest.statistic]}."
+            f"{in_per_cent(largest)} points of the {of}."
         )
     if len(yardstick):
         spread = yardstick[(yardstick.benchmark == "pgd40") & (yardstick.statistic == "error")]
         lines.append(
             "Over training seeds the PGD-40 differences between the study's methods have SDs of up "
-            f"to {100 * spread.sd.max():.2f} points: a smaller change of one seed is not told from "
+            f"to {per_cent(spread.sd.max())} points: a smaller change of one seed is not told from "
             "the chance of training."
         )
     else:
@@ -340,6 +413,22 @@ def findings(
             "still be the chance of training."
         )
     return lines
+
+
+def _told(rows: pd.DataFrame) -> str:
+    """Which ingredients clearly lower and raise one figure, in words."""
+    # Doses of one ingredient, "… (δ = 0.1)" and "… (δ = 0.2)", are told together.
+    kinds = rows.ingredient.str.replace(r" \(δ = [^)]*\)", "", regex=True)
+    sizes, parts = kinds.value_counts(), []
+    for title, chosen in (("lower", rows.high < 0), ("higher", rows.low > 0)):
+        told = []
+        for words, some in rows[chosen].groupby(kinds[chosen], sort=False):
+            ends = (per_cent(v, sign="+") for v in (some.value.min(), some.value.max()))
+            many = f" in {len(some)} of {sizes[words]}" if sizes[words] > 1 else ""
+            told.append(f"{words}{many} ({' to '.join(dict.fromkeys(ends))})")
+        which = f": {'; '.join(told)}" if told else ""
+        parts.append(f"clearly {title} in {chosen.sum()} of {len(rows)} comparisons{which}")
+    return "; ".join(parts)
 
 
 def _measured(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:

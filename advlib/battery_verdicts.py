@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from advlib import metrics
+
 EXPECTED, LOOK, ALARMING = "as expected", "look closer", "alarming"
 TOO_FEW, NOT_RUN = "too few images", "not run"
 VERDICTS = (EXPECTED, LOOK, ALARMING, TOO_FEW, NOT_RUN)
@@ -239,6 +241,44 @@ def attack_errors(table: pd.DataFrame) -> pd.DataFrame:
         count, n = int(broken[attack].sum()), len(broken)
         rows.append((attack, n, count / n, *interval(count, n)))
     return pd.DataFrame(rows, columns=["attack", "n_images", "value", "low", "high"])
+
+
+def paired_changes(
+    table: pd.DataFrame, pairs: list[tuple[str, str]], n_resamples: int
+) -> pd.DataFrame:
+    """What one network errs more than another on the same images, under PGD-40 and AutoAttack.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `broken_images`, of several networks, with a column method.
+    pairs : list of (before, after)
+    n_resamples : int
+        Of the bootstrap over images, within their classes.
+
+    Returns
+    -------
+    DataFrame
+        before, after, attack ("PGD-40", "AutoAttack"), value, low, high (fractions). Without the
+        attack's condition there is no row.
+    """
+    wrong = {}
+    for method, part in table.groupby("method", sort=False, observed=True):
+        images = part[part.attack == "clean"][["file_name", "label"]]
+        images = images.assign(predicted_class=images.label)  # what counts is the next column
+        broken = broken_images(part)
+        for attack, condition in (("PGD-40", "pgd40"), ("AutoAttack", "square")):
+            if condition in broken:
+                right = ~broken[condition].loc[images.file_name].to_numpy()
+                wrong[method, attack] = images.assign(multilabel_correct=right)
+    rows = []
+    for before, after in pairs:
+        for attack in ("PGD-40", "AutoAttack"):
+            ends = [wrong.get((method, attack)) for method in (after, before)]
+            if all(end is not None for end in ends):
+                change = metrics.bootstrap(ends[0], "error", ends[1], n_resamples=n_resamples)
+                rows.append((before, after, attack, *change))
+    return pd.DataFrame(rows, columns=["before", "after", "attack", "value", "low", "high"])
 
 
 def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:

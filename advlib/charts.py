@@ -22,7 +22,13 @@ METHOD_COLOURS = {
     "Adv smoothing": "#CC79A7",
     "Adv extra logit": "#B8A100",
 }
+# For what is no method. Purple, brown and grey, dark and pale: no hue of a method, and told apart
+# with every common colour-vision deficiency too.
+OTHER_COLOURS = ["#8e63ce", "#a0662a", "#808080", "#c3a9e8", "#d9b183", "#bdbdbd"]
+CLEAR = ["black", "#999999"]  # beyond chance in the page's own ink, within it in grey
 ERROR_AXIS = {"format": ".0%"}
+# Labels of an axis in points, of fractions.
+POINTS = "abs(datum.value) > 1e-9 ? format(100 * datum.value, '+.3~g') : '0'"
 
 
 @alt.theme.register("advlib", enable=True)
@@ -78,12 +84,34 @@ def pick_methods() -> alt.Parameter:
     return alt.selection_point(fields=["method"], bind="legend")
 
 
-def drop_down(field: str, options: list[str]) -> alt.Parameter:
-    """Choose one value of a column below the chart; at first the last."""
+def side_by_side(chart: alt.Chart, columns: int = 2) -> alt.Chart:
+    """The chart's panels beside each other, or below each other on a telephone.
+
+    The panels, which are 640 px wide together, are in one column and have axes of their own.
+    """
+    wide = "containerSize()[0] >= 680"
+    signal = {"name": "wide", "init": wide, "on": [{"events": "window:resize", "update": wide}]}
+    # Of the compiled chart.
+    patch = [
+        {"op": "add", "path": "/signals/0", "value": signal},
+        {
+            "op": "replace",
+            "path": "/layout/columns",
+            "value": {"signal": f"wide ? {columns} : 1"},
+        },
+    ]
+    return chart.properties(
+        autosize=alt.AutoSizeParams(type="pad", resize=True),
+        usermeta={"embedOptions": {"patch": patch}},
+    )
+
+
+def drop_down(field: str, options: list[str], first: str | None = None) -> alt.Parameter:
+    """Choose one value of a column below the chart: to begin with `first`, if it is there."""
     return alt.selection_point(
         fields=[field],
         bind=alt.binding_select(options=options, name=f"{field.capitalize()} "),
-        value=[{field: options[-1]}],
+        value=[{field: first if first in options else options[0]}],
     )
 
 
@@ -129,11 +157,11 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
             legend=alt.Legend(orient="top"),
         )
     )
-    width = min(230, 560 // table.benchmark.nunique())
+    benchmarks = table.benchmark.unique().tolist()
+    width = min(230, 430 // len(benchmarks))
     chart = (rules + points).properties(width=width, height=260).add_params(pick)
-    return chart.facet(
-        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
-    )
+    chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"), len(benchmarks))
 
 
 def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
@@ -279,7 +307,7 @@ def class_grid(table: pd.DataFrame, column: str, title: str) -> alt.Chart:
         Columns method, class_name, error (fraction) and the one that `column` names.
     """
     methods = table.method.unique().tolist()
-    method = drop_down("method", methods)
+    method = drop_down("method", methods, "Adv")
     hardest = table.groupby("class_name").error.mean().sort_values(ascending=False).index.tolist()
     return (
         alt.Chart(table)
@@ -331,7 +359,9 @@ def rank_correlation(table: pd.DataFrame, order: list[str]) -> alt.Chart:
             title="Spearman's ρ",
             legend=alt.Legend(orient="top", values=[-1, 0, 1]),
             # Centred on zero, so that a grey cell is no relation at all.
-            scale=alt.Scale(domain=[-1, 0, 1], range=["#D55E00", "#e8e8e8", "#0072B2"]),
+            scale=alt.Scale(
+                domain=[-1, 0, 1], range=[OTHER_COLOURS[1], "#e8e8e8", OTHER_COLOURS[0]]
+            ),
         ),
         tooltip=[
             alt.Tooltip("method:N", title="Method"),
@@ -340,11 +370,7 @@ def rank_correlation(table: pd.DataFrame, order: list[str]) -> alt.Chart:
             alt.Tooltip("value:Q", title="ρ", format=".2f"),
         ],
     )
-    dark = "datum.value > 0.92"  # below that black has more contrast, on orange throughout
-    text = base.mark_text(fontSize=11).encode(
-        text=alt.Text("value:Q", format=".2f"),
-        color=alt.condition(dark, alt.value("#fff"), alt.value("#000")),
-    )
+    text = base.mark_text(fontSize=11, color="#000").encode(text=alt.Text("value:Q", format=".2f"))
     panels = alt.Facet("method:N", title=None, sort=table.method.unique().tolist())
     return (
         (cells + text)
@@ -362,7 +388,7 @@ def two_errors(table: pd.DataFrame) -> alt.Chart:
         Columns method, class_name, benchmark, other (the horizontal error), error (the vertical).
     """
     benchmarks = table.benchmark.drop_duplicates().tolist()
-    benchmark = drop_down("benchmark", benchmarks)
+    benchmark = drop_down("benchmark", benchmarks, "PGD-40")
     search = alt.param(
         name="class_search_two",
         value="",
@@ -417,7 +443,7 @@ def confusion_kinds(table: pd.DataFrame) -> alt.Chart:
                 "kind:N",
                 title="Predicted",
                 sort=kinds,
-                scale=alt.Scale(domain=kinds, range=["#bbbbbb", "#E69F00", "#0072B2"]),
+                scale=alt.Scale(domain=kinds, range=["#bdbdbd", "#d9b183", "#8e63ce"]),
                 legend=alt.Legend(orient="top"),
             ),
             tooltip=[
@@ -451,7 +477,7 @@ def confusion(table: pd.DataFrame) -> alt.Chart:
     names = table.class_name.unique().tolist()
     methods = method_order(table.method)
     benchmarks = table.benchmark.unique().tolist()
-    method = drop_down("method", methods)
+    method = drop_down("method", methods, "Adv")
     benchmark = drop_down("benchmark", benchmarks)
     base = (
         alt.Chart(table)
@@ -475,7 +501,9 @@ def confusion(table: pd.DataFrame) -> alt.Chart:
             alt.Tooltip("share:Q", title="Share", format=".1%"),
         ],
     )
-    return cells.properties(width=380, height=380).add_params(method, benchmark)
+    # Pairs that do not occur have no row: the ground has the colour of 0.
+    ground = alt.ViewBackground(fill="#440154")
+    return cells.properties(width=380, height=380, view=ground).add_params(method, benchmark)
 
 
 def class_changes(table: pd.DataFrame) -> alt.Chart:
@@ -487,19 +515,23 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
         Columns class_name, panel, difference (fraction), q_value, change ("gains", "loses",
         "no change").
     """
+    kinds = {"gains": OTHER_COLOURS[0], "within chance": "#bdbdbd", "loses": OTHER_COLOURS[1]}
+    table = table.assign(change=table.change.replace("no change", "within chance"))
     order = table.groupby("class_name").difference.mean().sort_values().index.tolist()
     return (
         alt.Chart(table)
         .mark_bar()
         .encode(
-            x=alt.X("difference:Q", title="Change of error (points)", axis=alt.Axis(format="+.0%")),
+            x=alt.X(
+                "difference:Q",
+                title="Change of error (points, own scale)",
+                axis=alt.Axis(labelExpr=POINTS, tickCount=5, tickMinStep=0.01),
+            ),
             y=alt.Y("class_name:N", sort=order, title=None),
             color=alt.Color(
                 "change:N",
                 title="Beyond chance",
-                scale=alt.Scale(
-                    domain=["gains", "no change", "loses"], range=["#009E73", "#999999", "#D55E00"]
-                ),
+                scale=alt.Scale(domain=list(kinds), range=list(kinds.values())),
                 legend=alt.Legend(orient="top", columns=3),
             ),
             tooltip=[
@@ -510,44 +542,48 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
         )
         .properties(width=260, height=alt.Step(18))
         .facet(alt.Facet("panel:N", title=None, sort=table.panel.unique().tolist()), columns=2)
+        .resolve_scale(x="independent")  # else one panel's large changes leave the others flat
     )
 
 
 def differences(
-    table: pd.DataFrame, title: str = "Change of error (points)", form: str = "+.0%"
+    table: pd.DataFrame,
+    title: str = "Change of error (points, own scale)",
+    labels: str = POINTS,
+    form: str = "+.2%",
 ) -> alt.Chart:
-    """Paired differences with their intervals, one panel a pair of methods.
+    """Paired differences with their intervals, one panel a pair of methods, each with its scale.
 
     Parameters
     ----------
     table : DataFrame
         Columns pair, name, value, low, high; below zero is better.
-    title, form : str
-        Title and number format of the axis.
+    title, labels, form : str
+        Title of the axis, what its labels show (Vega), and the number format of tooltips.
     """
     order = table.groupby("name").value.mean().sort_values().index.tolist()
     clear = "datum.low > 0 || datum.high < 0"
-    precise = form.replace(".0", ".2")
     base = alt.Chart(table).encode(
         y=alt.Y("name:N", sort=order, title=None),
-        # What is clear of zero is filled with ink, all else is grey.
-        color=alt.condition(clear, alt.value("#0072B2"), alt.value("#999999")),
+        color=alt.condition(clear, *map(alt.value, CLEAR)),
         tooltip=[
             alt.Tooltip("name:N", title="Name"),
-            alt.Tooltip("value:Q", title="Change", format=precise),
-            alt.Tooltip("low:Q", title="95 % from", format=precise),
-            alt.Tooltip("high:Q", title="to", format=precise),
+            alt.Tooltip("value:Q", title="Change", format=form),
+            alt.Tooltip("low:Q", title="95 % from", format=form),
+            alt.Tooltip("high:Q", title="to", format=form),
         ],
     )
     zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
     rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     points = base.mark_circle(size=55).encode(
-        x=alt.X("value:Q", title=title, axis=alt.Axis(format=form, tickCount=5, tickMinStep=0.01))
+        x=alt.X(
+            "value:Q", title=title, axis=alt.Axis(labelExpr=labels, tickCount=5, tickMinStep=0.01)
+        )
     )
     chart = (zero + rules + points).properties(width=250, height=alt.Step(17))
     return chart.facet(
         alt.Facet("pair:N", title=None, sort=table.pair.unique().tolist()), columns=2
-    )
+    ).resolve_scale(x="independent")
 
 
 def training_curves(table: pd.DataFrame) -> alt.Chart:
@@ -562,16 +598,16 @@ def training_curves(table: pd.DataFrame) -> alt.Chart:
     pick = pick_methods()
     base = (
         alt.Chart(table)
-        .mark_line(strokeWidth=2)
+        .mark_line(strokeWidth=2, point=True)
         .encode(
-            x=alt.X("epoch:Q", title="Epoch"),
+            x=alt.X("epoch:Q", title="Epoch", axis=alt.Axis(tickMinStep=1, format="d")),
             color=method_colour(methods, symbol="stroke"),
             detail="seed:N",
             opacity=alt.condition(pick, alt.value(1), alt.value(0.1)),
             tooltip=[
                 alt.Tooltip("method:N", title="Method"),
                 alt.Tooltip("seed:N", title="Seed"),
-                alt.Tooltip("epoch:Q", title="Epoch", format=".1f"),
+                alt.Tooltip("epoch:Q", title="Epoch", format="d"),
                 alt.Tooltip("loss:Q", title="Loss", format=".3f"),
                 alt.Tooltip("error:Q", title="Error", format=".1%"),
             ],
@@ -648,7 +684,7 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
             "gpu:N",
             title="GPU",
             sort=gpus,
-            scale=alt.Scale(domain=gpus, range=list(METHOD_COLOURS.values())[1:]),
+            scale=alt.Scale(domain=gpus, range=OTHER_COLOURS),
             legend=alt.Legend(orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3),
         ),
         opacity=alt.condition(pick, alt.value(1), alt.value(0.12)),
@@ -693,17 +729,21 @@ def predicted_times(table: pd.DataFrame) -> alt.Chart:
         .mark_line(color="#888888", strokeDash=[4, 4])
         .encode(**axes, detail="line:N")
     )
+    legend = alt.Legend(orient="top", columns=4)
     points = (
         alt.Chart(table)
-        .mark_circle(size=70, opacity=0.8)
+        .mark_point(filled=True, size=70, opacity=0.8)
         .encode(
             **axes,
             color=alt.Color(
                 "kind:N",
                 title="Job",
                 sort=kinds,
-                scale=alt.Scale(domain=kinds, range=list(METHOD_COLOURS.values())[1:]),
-                legend=alt.Legend(orient="top", columns=4),
+                scale=alt.Scale(domain=kinds, range=OTHER_COLOURS),
+                legend=legend,
+            ),
+            shape=alt.Shape(
+                "kind:N", title="Job", sort=kinds, scale=alt.Scale(domain=kinds), legend=legend
             ),
             tooltip=[
                 alt.Tooltip("job:N", title="Job"),

@@ -11,9 +11,6 @@ from advlib.charts import (
     pick_methods,
 )
 
-# Of Okabe and Ito's colours: PGD in grey, then the components of AutoAttack.
-ATTACK_COLOURS = ["#999999", "#56B4E9", "#0072B2", "#E69F00", "#D55E00"]
-
 
 def error_against(
     table: pd.DataFrame, x: str, title: str, marked: float | None = None
@@ -105,12 +102,7 @@ def autoattack_components(table: pd.DataFrame) -> alt.Chart:
     methods = method_order(table.method)
     base = alt.Chart(table).encode(
         y=alt.Y("attack:N", sort=attacks, title=None),
-        color=alt.Color(
-            "attack:N",
-            sort=attacks,
-            scale=alt.Scale(domain=attacks, range=ATTACK_COLOURS[: len(attacks)]),
-            legend=None,
-        ),
+        color=method_colour(methods).legend(None),
         tooltip=[
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("attack:N", title="Attack"),

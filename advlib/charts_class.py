@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from advlib import metrics
-from advlib.charts import ERROR_AXIS, method_colour, method_order
+from advlib.charts import ERROR_AXIS, OTHER_COLOURS, method_colour, method_order, side_by_side
 
 TOP = 6  # confusions shown of a class, under each benchmark
 SCALE = 10_000  # fractions are packed as whole numbers of this
@@ -37,20 +37,6 @@ HUNDREDTHS = "format(100 * datum.value, '.3~g')"
 HEADER = alt.Header(labelAnchor="start")
 LABELS = alt.Axis(labelLimit=125)
 LEGEND = alt.Legend(title=None, orient="top", columns=2, labelLimit=125)
-# Of the compiled chart: its two columns beside each other where the page has room for them.
-WIDE = "containerSize()[0] >= 680"
-TWO_COLUMNS = [
-    {
-        "op": "add",
-        "path": "/signals/0",
-        "value": {
-            "name": "wide",
-            "init": WIDE,
-            "on": [{"events": "window:resize", "update": WIDE}],
-        },
-    },
-    {"op": "replace", "path": "/layout/columns", "value": {"signal": "wide ? 2 : 1"}},
-]
 
 
 def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
@@ -244,11 +230,8 @@ def class_explorer(
     columns = [
         alt.vconcat(*part, spacing=24).resolve_scale(color="independent") for part in (left, right)
     ]
-    return alt.concat(*columns, columns=1, spacing=24).properties(
-        title=alt.Title(alt.expr(heading), anchor="start", fontSize=17),
-        autosize=alt.AutoSizeParams(type="pad", resize=True),
-        usermeta={"embedOptions": {"patch": TWO_COLUMNS}},
-    )
+    above = alt.Title(alt.expr(heading), anchor="start", fontSize=17)
+    return side_by_side(alt.concat(*columns, columns=1, spacing=24, title=above))
 
 
 def _fold(name: str) -> str:
@@ -373,7 +356,7 @@ def _ranking(
     zero = alt.Chart(rows).mark_rule(color="#888888").encode(y=alt.datum(0))
     matches = "indexof(split(name_list, '\\n')[datum.label + 1], query) >= 0"
     others = base.transform_filter(f"other_matches && {matches} && datum.label != shown")
-    others = others.mark_circle(size=2 * size, color="#E69F00", opacity=1)
+    others = others.mark_circle(size=2 * size, color=OTHER_COLOURS[0], opacity=1)
     shown = base.transform_filter("datum.label == shown")
     ring = shown.mark_point(size=160, strokeWidth=2.5, color="black", filled=False, opacity=1)
     layers = points + zero + others + ring

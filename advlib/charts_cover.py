@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from advlib.charts import ERROR_AXIS, method_colour, method_order
+from advlib.charts import ERROR_AXIS, method_colour, method_order, side_by_side
 
 
 def class_lines(table: pd.DataFrame, description: str) -> alt.Chart:
@@ -57,12 +57,13 @@ def class_lines(table: pd.DataFrame, description: str) -> alt.Chart:
     ).encode(text=alt.Text("mean(error):Q", format=".1%"))
     names = base.mark_text(align="left", dx=9, fontSize=11, color="black").encode(text="label:N")
     layers = alt.layer(lines, dots, bars, figures, names, data=table).add_params(over)
-    chart = layers.properties(width=270, height=340).facet(
-        column=alt.Column(
-            "benchmark:N", sort=benchmarks, title=None, header=alt.Header(labelFontSize=14)
-        )
+    header = alt.Header(labelFontSize=14)
+    chart = layers.properties(width=230, height=340).facet(
+        alt.Facet("benchmark:N", sort=benchmarks, title=None, header=header), columns=1
     )
-    return chart.properties(description=description)
+    # Each panel with axes of its own, so that it may stand beside the other or below it.
+    chart = chart.resolve_axis(x="independent", y="independent")
+    return side_by_side(chart, len(benchmarks)).properties(description=description)
 
 
 def in_words(table: pd.DataFrame) -> str:

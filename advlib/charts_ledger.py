@@ -4,13 +4,13 @@ import altair as alt
 import pandas as pd
 
 from advlib.charts import (
+    CLEAR,
     ERROR_AXIS,
+    OTHER_COLOURS,
+    POINTS,
     ink_on_viridis,
-    method_colour,
     method_order,
-    pick_methods,
 )
-from advlib.charts_verdict import POINTS
 
 WIDE_LABELS = alt.Axis(labelLimit=280)
 
@@ -76,7 +76,7 @@ def switch_changes(table: pd.DataFrame) -> alt.Chart:
     clear = "datum.change_low > 0 || datum.change_high < 0"
     base = alt.Chart(table).encode(
         y=alt.Y("switch:N", sort=order, title=None, axis=WIDE_LABELS),
-        color=alt.condition(clear, alt.value("#0072B2"), alt.value("#999999")),
+        color=alt.condition(clear, *map(alt.value, CLEAR)),
         tooltip=[
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("switch:N", title="Switch"),
@@ -88,10 +88,10 @@ def switch_changes(table: pd.DataFrame) -> alt.Chart:
     axis = alt.Axis(labelExpr=POINTS, tickCount=4, tickMinStep=0.01)
     zero = alt.Chart(table).mark_rule(color="#888888").encode(x=alt.datum(0))
     rules = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("change_low:Q", title="Change of error (points)"), x2="change_high:Q"
+        x=alt.X("change_low:Q", title="Change (points)"), x2="change_high:Q"
     )
     points = base.mark_circle(size=45).encode(
-        x=alt.X("change:Q", title="Change of error (points)", axis=axis)
+        x=alt.X("change:Q", title="Change (points)", axis=axis)
     )
     chart = (zero + rules + points).properties(width=130, height=alt.Step(16))
     return chart.facet(
@@ -110,14 +110,16 @@ def gap_intervals(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
         The gaps, in the order in which they are shown.
     """
     order = table.method.drop_duplicates().tolist()
+    counted = table.success.drop_duplicates().tolist()
+    legend = alt.Legend(orient="top", labelLimit=280)
     base = alt.Chart(table).encode(
         y=alt.Y("method:N", sort=order, title=None, axis=WIDE_LABELS),
         yOffset=alt.YOffset("success:N"),
         color=alt.Color(
             "success:N",
             title="Counted as broken",
-            scale=alt.Scale(range=["#0072B2", "#D55E00"]),
-            legend=alt.Legend(orient="top", labelLimit=280),
+            scale=alt.Scale(domain=counted, range=OTHER_COLOURS),
+            legend=legend,
         ),
         tooltip=[
             alt.Tooltip("method:N", title="Model"),
@@ -133,7 +135,15 @@ def gap_intervals(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
     rules = base.mark_rule(strokeWidth=2).encode(
         x=alt.X("low:Q", title="Gap (points)"), x2="high:Q"
     )
-    points = base.mark_circle(size=50).encode(x=alt.X("value:Q", title="Gap (points)", axis=axis))
+    points = base.mark_point(filled=True, size=50, opacity=1).encode(
+        x=alt.X("value:Q", title="Gap (points)", axis=axis),
+        shape=alt.Shape(
+            "success:N",
+            title="Counted as broken",
+            scale=alt.Scale(domain=counted),
+            legend=legend,
+        ),
+    )
     chart = (zero + rules + points).properties(width=210, height=alt.Step(12))
     return chart.facet(alt.Facet("panel:N", title=None, sort=panels), columns=2)
 
@@ -144,11 +154,13 @@ def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     Parameters
     ----------
     table : DataFrame
-        Of `advlib.ledger.combinations`, with a column method (what the colour tells apart).
+        Of `advlib.ledger.combinations`, with a column kind: what colour and shape tell apart.
     pattern : dict
         Of `advlib.ledger.published_pattern`.
     """
-    pick = pick_methods()
+    kinds = table.kind.drop_duplicates().tolist()
+    legend = alt.Legend(orient="top", columns=2, labelLimit=280)
+    pick = alt.selection_point(fields=["kind"], bind="legend")
     paper = pd.DataFrame(
         [{"x": pattern["attacked", "adv"], "y": pattern["attacked", "adv_plus"], "text": "paper"}]
     )
@@ -167,11 +179,24 @@ def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     )
     points = (
         alt.Chart(table)
-        .mark_circle(size=55)
+        .mark_point(filled=True, size=55)
         .encode(
             x=x,
             y=y,
-            color=method_colour(table.method.drop_duplicates().tolist(), "Networks"),
+            color=alt.Color(
+                "kind:N",
+                title="Networks",
+                sort=kinds,
+                scale=alt.Scale(domain=kinds, range=OTHER_COLOURS),
+                legend=legend,
+            ),
+            shape=alt.Shape(
+                "kind:N",
+                title="Networks",
+                sort=kinds,
+                scale=alt.Scale(domain=kinds),
+                legend=legend,
+            ),
             opacity=alt.condition(pick, alt.value(0.85), alt.value(0.08)),
             tooltip=[
                 alt.Tooltip("pair:N", title="Networks"),
@@ -187,6 +212,6 @@ def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     ends = pd.DataFrame({"attacked_adv": [0, 1], "attacked_adv_plus": [0, 1]})
     line = alt.Chart(ends).mark_line(color="#888888", strokeDash=[4, 4]).encode(x=x, y=y)
     mark = alt.Chart(paper).encode(x=alt.X("x:Q", scale=scale), y=alt.Y("y:Q", scale=scale))
-    diamond = mark.mark_point(shape="diamond", size=160, filled=True, color="#CC79A7")
+    diamond = mark.mark_point(shape="diamond", size=160, filled=True, color="black")
     label = mark.mark_text(dy=-14, fontSize=12, color="black").encode(text="text:N")
     return (line + points + diamond + label).properties(width=440, height=380)

@@ -3,10 +3,15 @@
 import altair as alt
 import pandas as pd
 
-from advlib.charts import ERROR_AXIS, METHOD_COLOURS, method_colour
+from advlib.charts import (
+    CLEAR,
+    ERROR_AXIS,
+    METHOD_COLOURS,
+    POINTS,
+    method_colour,
+    side_by_side,
+)
 
-# Labels of an axis in points, of fractions.
-POINTS = "abs(datum.value) > 1e-9 ? format(100 * datum.value, '+.3~g') : '0'"
 TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
 
 
@@ -22,12 +27,21 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
     series = table.series.drop_duplicates().tolist()
     colours = [METHOD_COLOURS["Adv⁺"], METHOD_COLOURS["Adv⁺ mixed"]][: len(series) - 1]
     order = table.effect.drop_duplicates().tolist()
-    legend = alt.Legend(orient="top", labelLimit=280)
+    legend = alt.Legend(orient="top", columns=2, labelLimit=280)
     # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
     scale = alt.Scale(type="symlog", constant=0.01)
     title = "Change (points)"
+    # An effect's name stands above its marks, so that a telephone has room for both.
+    above = {"labelAlign": "left", "labelPadding": -4, "labelLimit": 320, "ticks": False}
+    above |= {"labelBaseline": "bottom", "labelOffset": -13 * len(series) / 2 - 2, "zindex": 1}
     base = alt.Chart(table).encode(
-        y=alt.Y("effect:N", sort=order, title=None, axis=alt.Axis(labelLimit=300)),
+        y=alt.Y(
+            "effect:N",
+            sort=order,
+            title=None,
+            scale=alt.Scale(paddingInner=0.4),
+            axis=alt.Axis(**above),
+        ),
         yOffset=alt.YOffset("series:N", sort=series),
         color=alt.Color(
             "series:N",
@@ -56,9 +70,11 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
         x=alt.X("value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, values=TICKS), scale=scale),
         shape=alt.Shape("series:N", title=None, sort=series, scale=shapes, legend=legend),
     )
-    chart = (zero + rules + points).properties(width=380, height=alt.Step(13))
+    chart = (zero + rules + points).properties(width=310, height=alt.Step(13))
     studies = table.study.drop_duplicates().tolist()
-    return chart.facet(alt.Facet("study:N", title=None, sort=studies), columns=1)
+    chart = chart.facet(alt.Facet("study:N", title=None, sort=studies), columns=1)
+    chart = chart.resolve_axis(x="independent", y="independent")
+    return side_by_side(chart)
 
 
 def error_by_delta(table: pd.DataFrame) -> alt.Chart:
@@ -91,9 +107,10 @@ def error_by_delta(table: pd.DataFrame) -> alt.Chart:
     )
     points = base.mark_circle(size=60, opacity=1).encode(y=y)
     chart = (rules + lines + points).properties(width=270, height=240)
-    return chart.facet(
-        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
-    ).resolve_scale(y="independent")
+    benchmarks = table.benchmark.unique().tolist()
+    chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
+    chart = chart.resolve_axis(x="independent").resolve_scale(y="independent")
+    return side_by_side(chart, len(benchmarks))
 
 
 def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
@@ -109,7 +126,7 @@ def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
     clear = "datum.low > 0 || datum.high < 0"
     base = alt.Chart(table).encode(
         y=alt.Y("comparison:N", sort=names, title=None, axis=alt.Axis(labelLimit=420)),
-        color=alt.condition(clear, alt.value("#0072B2"), alt.value("#999999")),
+        color=alt.condition(clear, *map(alt.value, CLEAR)),
         tooltip=[
             alt.Tooltip("comparison:N", title="Comparison"),
             alt.Tooltip("measure:N", title="Of"),

@@ -11,10 +11,11 @@ from scipy import stats
 from advlib import annotations, metrics
 from advlib.seeds import over_seeds
 from advlib.study import METHODS
-from advlib.tables import in_per_cent, read_study, read_tables, with_real
+from advlib.tables import in_per_cent, per_cent, read_study, read_tables, with_real
 
-HOLDS, CEILING, FAILS = "holds here", "holds by the ceiling", "does not hold here"
-OPEN, ABSENT = "not resolved", "not measured"
+HOLDS, FAILS, OPEN = "holds in sign", "does not hold", "not resolved"
+CEILING, ABSENT = "cannot be tested (ceiling)", "not measured"
+VERDICTS = (HOLDS, FAILS, OPEN, CEILING, ABSENT)
 EDGE = 0.01  # with a mean error this near to 0 or 1, the spread over the classes is small of itself
 VARIANTS = {  # which of a study's methods stand for the paper's, which does not say what a batch is
     "adversarial batches": {},  # the default reading (Madry)
@@ -36,7 +37,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper: it holds if each comparison with a sign has the sign that it gives."""
+    """A claim of the paper: it holds if its comparisons have the signs that it gives them."""
 
     title: str
     benchmark: str  # clean, real, pgd40 or corruptions
@@ -44,19 +45,23 @@ class Claim:
     comparisons: tuple[Comparison, ...]
     chapter: str  # of a study, by its notebook
     printed: str = ""  # what the paper says where it prints no number
+    most: bool = False  # it holds if more than half of the comparisons do, not only if all do
 
 
 _LABEL = (Comparison("adv", "adv_plus", -1),)
 _ATTACK = (Comparison("std", "adv", 1),)
+HEADLINES = {"pgd40": "The error under PGD-40", "sd_clean": "The class-wise SD on clean images"}
+"""The claims that the abstract is about, and what they say is lowered: told before all others."""
+
 CLAIMS: dict[str, Claim] = {
+    "pgd40": Claim(
+        "Label augmentation lowers the PGD-40 error", "pgd40", "error", _LABEL, "average_error"
+    ),
     "clean": Claim(
         "Label augmentation lowers the clean error", "clean", "error", _LABEL, "average_error"
     ),
     "mce": Claim(
         "Label augmentation lowers the mCE", "corruptions", "error", _LABEL, "average_error"
-    ),
-    "pgd40": Claim(
-        "Label augmentation lowers the PGD-40 error", "pgd40", "error", _LABEL, "average_error"
     ),
     "sd_clean": Claim(
         "Label augmentation lowers the class-wise SD, clean",
@@ -69,6 +74,16 @@ CLAIMS: dict[str, Claim] = {
     "sd_pgd40": Claim(
         "Label augmentation lowers the class-wise SD, PGD-40",
         *("pgd40", "sd", _LABEL, "classwise_error"),
+    ),
+    "raises_clean": Claim(
+        "Adversarial training raises the clean error", "clean", "error", _ATTACK, "average_error"
+    ),
+    "raises_mce": Claim(
+        "Adversarial training raises the mCE", "corruptions", "error", _ATTACK, "average_error"
+    ),
+    "lowers_pgd40": Claim(
+        "Adversarial training lowers the PGD-40 error",
+        *("pgd40", "error", (Comparison("std", "adv", -1),), "average_error"),
     ),
     "widens_clean": Claim(
         "Adversarial training widens the class-wise SD, clean",
@@ -85,6 +100,13 @@ CLAIMS: dict[str, Claim] = {
     "std_lowest": Claim(
         "Std has the lowest class-wise SD under PGD-40",
         *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classwise_error"),
+    ),
+    "std_corruptions": Claim(
+        "Std errs less than Adv on most corruptions",
+        *("corruptions", "error"),
+        tuple(Comparison("std", "adv", 1, name) for name in metrics.CORRUPTIONS),
+        *("corruptions", "“in most cases” (Figure 2, no numbers)"),
+        most=True,
     ),
     "corruptions": Claim(
         "Adv⁺ errs less than Adv on every corruption but JPEG and pixelate",
@@ -203,7 +225,7 @@ def _absent(study, claim: Claim, comparison: Comparison, real: bool) -> str:
     """Why a comparison cannot be made in a study; empty if it can."""
     missing = {comparison.before, comparison.after} - set(study.methods)
     if missing:
-        return f"the study has no {' and no '.join(sorted(missing))}"
+        return f"the study has no {' and no '.join(sorted(missing))} among its methods"
     if claim.benchmark == "corruptions" and study.corruptions == "none":
         return study.unavailable["corruptions"]
     if claim.benchmark == "pgd40" and "pgd40" not in study.attacks:
@@ -274,24 +296,40 @@ def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dic
     return {"value": value, "low": low, "high": high, "raw": np.nan, "n_images": int(n_images)}
 
 
-def sides(rows: pd.DataFrame) -> np.ndarray:
+def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     """On which side each comparison of one claim lies: 1 as claimed, -1 the other, 0 open.
 
-    1: the 95 % interval lies on the claimed side. A claim of n comparisons needs all of them, so
-    that this needs no correction. -1: it lies on the other side, also when it is widened for n
-    tests (Bonferroni, by the quantiles of a normal distribution), since one of n may lie there by
-    chance. Either needs all seeds to have the same sign; without an interval nothing is decided.
+    It lies on a side if its 95 % interval does and, with several seeds, the difference has that
+    sign in all of them; without an interval nothing is decided.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As `judge` takes them, without those that have no sign.
+    tests : (int, int)
+        For how many tests the interval is widened before it may lie on the claimed side and on the
+        other (Bonferroni, by the quantiles of a normal distribution).
     """
     value, low, high = (rows["sign"] * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
-    wider = stats.norm.ppf(1 - 0.025 / len(rows)) / stats.norm.ppf(0.975)
-    with_all, with_none = rows["n_agree"] == rows["n_seeds"], rows["n_agree"] == 0
-    other = with_none & (value + wider * (high - value) < 0)
-    return np.select([with_all & (low > 0), other], [1, -1], 0)
+    for_it, against = (stats.norm.ppf(1 - 0.025 / n) / stats.norm.ppf(0.975) for n in tests)
+    hold = (rows["n_agree"] == rows["n_seeds"]) & (value - for_it * (value - low) > 0)
+    other = (rows["n_agree"] == 0) & (value + against * (high - value) < 0)
+    return np.select([hold, other], [1, -1], 0)
+
+
+def needed(claim: str, n: int) -> int:
+    """How many of a claim's n comparisons must hold: all, or more than half."""
+    return n // 2 + 1 if CLAIMS[claim].most else n
 
 
 def judge(rows: pd.DataFrame) -> pd.Series:
     """The verdict on one claim from its comparisons in one study, and why.
+
+    A claim of n comparisons holds if `needed` of them, m, do; it fails if more than n - m lie on
+    the other side. Either count may be reached by chance, so the intervals are widened first: for
+    n - m + 1 tests to hold (one, where all must), for m to fail. The counts in words are those of
+    the 95 % intervals on both sides.
 
     Parameters
     ----------
@@ -301,25 +339,31 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     Returns
     -------
     Series
-        verdict ("holds here": all comparisons with a sign do; "holds by the ceiling": they do, but
-        a mean error within `EDGE` of 0 or 1 leaves an SD no room, so that the claim would hold of
-        any network; "does not hold here": one lies on the other side; "not resolved"; "not
-        measured"), why, n_tests, n_hold, n_against.
+        verdict ("holds in sign"; "does not hold"; "not resolved": neither; "cannot be tested
+        (ceiling)": a mean error within `EDGE` of 0 or 1 leaves an SD no room, whatever its sign;
+        "not measured"), why, n_tests, n_hold, n_against (by the 95 % intervals).
     """
     absent = [reason for reason in dict.fromkeys(rows["absent"]) if reason]
     if absent:
         counts = {"n_tests": 0, "n_hold": 0, "n_against": 0}
         return pd.Series({"verdict": ABSENT, "why": "; ".join(absent), **counts})
     beside, rows = rows[rows["sign"] == 0], rows[rows["sign"] != 0]
-    side, n = sides(rows), len(rows)
+    n = len(rows)
+    m = needed(rows["claim"].iloc[0], n)
+    side, sure = sides(rows), sides(rows, (n - m + 1, m))
     hold, against = int((side == 1).sum()), int((side == -1).sum())
-    verdict = FAILS if against else HOLDS if hold == n else OPEN
+    fails = (sure == -1).sum() > n - m
+    verdict = FAILS if fails else HOLDS if (sure == 1).sum() >= m else OPEN
     seeds = int(rows["n_seeds"].iloc[0])
     if n > 1:
-        which = ", ".join(part.replace("_", " ") for part in rows["part"][side == -1] if part)
-        which = f" ({which})" if which else ""
-        why = f"{hold} of {n} as claimed, {against} on the other side{which}, "
+        why = f"{hold} of {n} as claimed, {against} on the other side{_parts(rows, side)}, "
         why += f"{n - hold - against} open"
+        if m < n:
+            why += f"; widened for their number, {(sure == 1).sum()} as claimed and "
+            why += f"{(sure == -1).sum()} on the other side"
+        elif against:
+            left = (sure == -1).sum()
+            why += f"; widened for {m} tests, {left} on the other side{_parts(rows, sure)}"
     elif verdict != OPEN:
         why = "the interval leaves out zero"
     elif rows["low"].isna().any():
@@ -330,7 +374,7 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         why = "the interval holds zero"
     if edge := _at_the_edge(rows):
         # An SD that is small of itself decides nothing, in favour of the claim or against it.
-        verdict = CEILING if verdict == HOLDS else OPEN
+        verdict = CEILING
         why += f"; {edge}"
     if len(beside):
         changes = [f"{row.part.replace('_', ' ')} {_direction(row)}" for row in beside.itertuples()]
@@ -339,6 +383,12 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(
         {"verdict": verdict, "why": why, "n_tests": n, "n_hold": hold, "n_against": against}
     )
+
+
+def _parts(rows: pd.DataFrame, side: np.ndarray) -> str:
+    """The corruptions or factors on the other side, in brackets; empty if there are none."""
+    names = [part.replace("_", " ") for part in rows["part"][side == -1] if part]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _at_the_edge(rows: pd.DataFrame) -> str:
@@ -384,7 +434,7 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = []
     for row in rows.itertuples():
         which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
-        raw = "" if pd.isna(row.raw) else f" (raw {100 * row.raw:.2f})"
+        raw = "" if pd.isna(row.raw) else f" (raw {per_cent(row.raw)})"
         cells.append(f"{which}{in_per_cent(row)}{raw}")
     return "; ".join(cells)
 
@@ -392,11 +442,41 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
 def paper_words(rows: pd.DataFrame) -> str:
     """The paper's own figure for one claim, in points, or what it says without numbers."""
     claim = CLAIMS[rows["claim"].iloc[0]]
-    return claim.printed or "; ".join(f"{100 * value:.2f}" for value in rows["paper"])
+    return claim.printed or "; ".join(per_cent(value) for value in rows["paper"])
 
 
-def overview(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
-    """The table for a reader in a hurry: a row for each claim and study.
+def share_words(rows: pd.DataFrame, verdict: str) -> str:
+    """The measured difference as a share of the printed one, for a table's cell, with its interval.
+
+    "–" where the paper prints no number, or the data say nothing of it. Below zero: the other
+    direction. The shares of SDs are those of noise-corrected ones to the SDs as printed.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of `compare` for one study, variant and claim.
+    verdict : str
+    """
+    if verdict in (ABSENT, CEILING) or rows["paper"].isna().any():
+        return "–"
+    cells = []
+    for row in rows.itertuples():
+        cell = f"{per_cent(row.value / row.paper, 0)} %"
+        if pd.notna(row.low):
+            ends = sorted((row.low / row.paper, row.high / row.paper))
+            cell += f" [{per_cent(ends[0], 0)},\N{NO-BREAK SPACE}{per_cent(ends[1], 0)}]"
+        cells.append(cell)
+    return "; ".join(cells)
+
+
+def overview(
+    comparisons: pd.DataFrame,
+    judged: pd.DataFrame,
+    studies: Mapping,
+    variant: str,
+    beside: Mapping[tuple[str, str], str],
+) -> pd.DataFrame:
+    """The table for a reader in a hurry: a row for each claim and study, under one variant.
 
     Parameters
     ----------
@@ -404,29 +484,39 @@ def overview(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
         As of `compare` and `verdicts`, of one or more studies.
     studies : mapping
         id -> advlib.study.Study.
+    variant : str
+        A key of `VARIANTS`.
+    beside : mapping
+        (study, claim) -> Markdown that follows what was measured.
 
     Returns
     -------
     DataFrame
-        claim, the paper (in points), study, and for each of `VARIANTS` a column with the verdict
-        and, in Markdown, the link to the chapter that shows it, and one with what was measured.
+        claim, the paper (in points), study, the verdict and, in Markdown, the link to the chapter
+        that shows it, what was measured, and how much that is of the paper's figure.
     """
     verdict = judged.set_index(["claim", "study", "variant"]).verdict
     rows = []
     for name, claim in CLAIMS.items():
         for study_id, study in studies.items():
-            chosen = comparisons[(comparisons.claim == name) & (comparisons.study == study_id)]
-            row = {"the paper's claim": claim.title, "study": study.title}
-            for variant, part in chosen.groupby("variant", sort=False):
-                row["the paper (points)"] = paper_words(part)
-                found = verdict[name, study_id, variant]
-                link = f"[{found}]({study_id}/{claim.chapter}.ipynb)"
-                row[variant] = found if found == ABSENT else f"**{link}**"
-                row[f"{variant}: measured (points)"] = measured_words(part, study.names)
-            rows.append(row)
-    first = ["the paper's claim", "the paper (points)", "study"]
-    table = pd.DataFrame(rows)
-    return table[[*first, *(column for column in table if column not in first)]]
+            part = comparisons[(comparisons.claim == name) & (comparisons.study == study_id)]
+            part = part[part.variant == variant]
+            found = verdict[name, study_id, variant]
+            link = f"**[{found}]({study_id}/{claim.chapter}.ipynb)**"
+            measured = measured_words(part, study.names)
+            if more := beside.get((study_id, name)):
+                measured += f"; {more}"
+            rows.append(
+                {
+                    "the paper's claim": claim.title,
+                    "the paper (points)": paper_words(part),
+                    "study": study.title,
+                    "verdict": found if found == ABSENT else link,
+                    "here (points)": measured,
+                    "share of the paper's size": share_words(part, found),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
@@ -478,71 +568,145 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
         As for `overview`.
     """
     default, mixed = VARIANTS
-
-    def of(name):
-        chosen = comparisons[(comparisons.claim == name) & (comparisons.variant == default)]
-        chosen = chosen[chosen.absent == ""]
-        return {study_id: rows for study_id, rows in chosen.groupby("study", sort=False)}
-
-    def each(parts):
-        """One part a study, with its title if there are several."""
-        if not parts:
-            return "not measured in any study here"
-        several = len(studies) > 1
-        named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
-        return "; ".join(named)
-
-    def changes(name):
+    lines = headlines(comparisons, judged, studies)
+    openings = {FAILS: "Does not hold", HOLDS: "Holds in sign, and its share of the paper's size"}
+    for verdict, opening in openings.items():
         parts = {}
-        for s, rows in of(name).items():
-            row = rows.iloc[0]
-            parts[s] = f"{in_per_cent(row)} points, {judge(rows).verdict}"
+        for (study_id, name), rows in _rows(comparisons, default).items():
+            known = _verdict(judged, study_id, name, default)
+            if known == verdict and name not in HEADLINES:
+                parts.setdefault(name, {})[study_id] = _size(rows, verdict)
+        told = [
+            f"{_lower(CLAIMS[name].title)} ({_each(parts[name], studies)})"
+            for name in CLAIMS
+            if name in parts
+        ]
+        lines.append(f"{opening}: {'; '.join(told) or 'none of the other claims'}.")
+    totals = {}
+    for variant in VARIANTS:
+        by_study = judged[judged.variant == variant].groupby("study", sort=False).verdict
+        found = {s: counted(part) for s, part in by_study if (part != ABSENT).any()}
+        totals[variant] = _each(found, studies)
+    lines.append(
+        f"In all, of {len(CLAIMS)} claims: {totals[default]}. With clean images in every batch, "
+        f"the other reading: {totals[mixed]}."
+    )
+    return lines
+
+
+def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """A sentence for each of `HEADLINES`: what label augmentation does to it, and in the paper."""
+    default, lines = next(iter(VARIANTS)), []
+    for name, title in HEADLINES.items():
+        claim, parts = CLAIMS[name], {}
+        for (study_id, known), rows in _rows(comparisons, default).items():
+            if known != name:
+                continue
+            row, verdict = rows.iloc[0], _verdict(judged, study_id, name, default)
+            parts[study_id] = f"{in_per_cent(row)} points, *{verdict}*"
             # Only errors: the paper's SDs are not corrected for noise.
-            known = CLAIMS[name].statistic == "error" and pd.notna(row.low)
-            if known and not row.low <= row.paper <= row.high:
-                parts[s] += ", and an effect of the paper's size lies outside the interval"
-        return parts
-
-    def printed(name):
+            if claim.statistic == "error" and verdict == HOLDS:
+                parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
+            if claim.statistic == "error" and pd.notna(row.low):
+                if not row.low <= row.paper <= row.high:
+                    parts[study_id] += "; an effect of the paper's size lies outside the interval"
         own = comparisons[comparisons.claim == name].paper.iloc[0]
-        return f"the paper: {100 * own:.2f}"
+        lines.append(
+            f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points): "
+            f"{_each(parts, studies)}."
+        )
+    return lines
 
-    def totals(variant):
-        chosen = judged[judged.variant == variant]
-        by_study = {s: part.verdict for s, part in chosen.groupby("study", sort=False)}
-        return {s: counted(found) for s, found in by_study.items() if (found != ABSENT).any()}
 
-    corruptions = {s: judge(rows).why for s, rows in of("corruptions").items()}
-    return [
-        f"With adversarial batches, the default reading, of the paper's {len(CLAIMS)} claims "
-        f"{each(totals(default))}.",
-        f"The headline, PGD-40 error from Adv to Adv⁺ ({printed('pgd40')}): "
-        f"{each(changes('pgd40'))}.",
-        f"Class imbalance, the noise-corrected SD on clean images from Adv to Adv⁺ "
-        f"({printed('sd_clean')}, not corrected): {each(changes('sd_clean'))}.",
-        f"Corruption by corruption: {each(corruptions)}.",
-        "With clean images in every batch, the other reading, in which the label tells images "
-        f"apart: {each(totals(mixed))}.",
-    ]
+def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """What was found: the headlines, then every claim under its verdict, by study (Markdown)."""
+    default, mixed = VARIANTS
+    lines = [f"* {line}" for line in headlines(comparisons, judged, studies)]
+    for study_id, study in studies.items():
+        own = judged[(judged.study == study_id) & (judged.variant == default)].set_index("claim")
+        lines.append(f"* {study.title}, {default}: {counted(own.verdict)}.")
+        for verdict in VERDICTS:
+            titles = [_lower(CLAIMS[name].title) for name in own.index[own.verdict == verdict]]
+            lines += [f"  * *{verdict}*: {'; '.join(titles)}."] * bool(titles)
+        other = judged[(judged.study == study_id) & (judged.variant == mixed)].set_index("claim")
+        if (other.verdict != ABSENT).any():
+            moved = other[other.verdict != own.verdict]
+            words = [f"{_lower(CLAIMS[n].title)} (*{v}*)" for n, v in moved.verdict.items()]
+            lines.append(f"  * otherwise with {mixed}: {'; '.join(words) or 'none'}.")
+    return lines
+
+
+def _rows(comparisons: pd.DataFrame, variant: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """(study, claim) -> its comparisons, of those that were measured."""
+    chosen = comparisons[(comparisons.variant == variant) & (comparisons.absent == "")]
+    return dict(list(chosen.groupby(["study", "claim"], sort=False)))
+
+
+def _verdict(judged: pd.DataFrame, study: str, claim: str, variant: str) -> str:
+    return judged.set_index(["study", "claim", "variant"]).verdict[study, claim, variant]
+
+
+def _each(parts: Mapping[str, str], studies: Mapping) -> str:
+    """One part a study, with its title if there are several."""
+    several = len(studies) > 1
+    named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
+    return "; ".join(named) or "not measured here"
+
+
+def _size(rows: pd.DataFrame, verdict: str) -> str:
+    """How large a difference is beside the paper's, or how many of several there are."""
+    if rows["part"].any():
+        counts = judge(rows)
+        return f"{counts.n_hold} of {counts.n_tests}, {counts.n_against} the other way round"
+    if len(rows) > 1 or rows["paper"].isna().any():
+        return "; ".join(in_per_cent(row) for row in rows.itertuples())
+    if verdict == HOLDS:
+        return share_words(rows, verdict)
+    row = rows.iloc[0]
+    return f"{in_per_cent(row)}, the paper {per_cent(row.paper)}"
+
+
+def _lower(title: str) -> str:
+    """A title within a sentence; the names of methods keep their capitals."""
+    return title[0].lower() + title[1:] if title.startswith(("Label", "Adversarial")) else title
 
 
 def counted(found: pd.Series) -> str:
     """How many of these verdicts there are of each kind, in words."""
-    n = {v: int((found == v).sum()) for v in (HOLDS, CEILING, FAILS, OPEN, ABSENT)}
-    ceiling = f", {n[CEILING]} more by the ceiling alone" if n[CEILING] else ""
-    return (
-        f"{n[HOLDS]} hold{ceiling} and {n[FAILS]} not; {n[OPEN]} are not resolved and {n[ABSENT]} "
-        "not measured"
-    )
+    n = {v: int((found == v).sum()) for v in VERDICTS}
+    words = f"{n[HOLDS]} hold in sign, {n[FAILS]} do not hold, {n[OPEN]} are not resolved"
+    words += f", {n[CEILING]} cannot be tested (ceiling)" if n[CEILING] else ""
+    return words + (f", {n[ABSENT]} were not measured" if n[ABSENT] else "")
 
 
-def conclusion(judged: pd.DataFrame, studies: Mapping) -> str:
-    """All verdicts of the page in one sentence."""
-    where = " and ".join(study.title for study in studies.values())
-    return (
-        f"Of {len(judged)} verdicts, the paper's {len(CLAIMS)} claims under {len(VARIANTS)} "
-        f"readings of its batches on {where}, {counted(judged.verdict)}."
-    )
+def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """On how many corruptions the second method errs less or more: the counts behind `judge`.
+
+    Returns
+    -------
+    DataFrame
+        study, methods, corruptions, errs less, errs more, open (by the 95 % intervals), and the
+        first two again by the intervals that decide ("–" where nothing is judged).
+    """
+    rows = []
+    chosen = comparisons[comparisons.part.isin(metrics.CORRUPTIONS) & (comparisons.absent == "")]
+    keys = ["study", "before", "after", "claim", "sign"]
+    for (study_id, before, after, claim, sign), part in chosen.groupby(keys, sort=False):
+        n, study = len(part), studies[study_id]
+        if sign:
+            m = needed(claim, n)
+            ways = sign * sides(part), sign * sides(part, (n - m + 1, m))
+            few = {13: "the thirteen that the claim is about", 15: "all fifteen"}[n]
+        else:
+            ways = ((part.low > 0) * 1 - (part.high < 0) * 1).to_numpy(), None
+            few = "JPEG and pixelate, not judged"
+        less, more = ([(way == end).sum() for way in ways if way is not None] for end in (-1, 1))
+        row = {"study": study.title, "methods": f"{study.names[before]} → {study.names[after]}"}
+        row |= {"corruptions": few, "errs less": less[0], "errs more": more[0]}
+        row |= {"open": n - less[0] - more[0]}
+        row["less, more when widened"] = f"{less[1]}, {more[1]}" if sign else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:

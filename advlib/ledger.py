@@ -339,6 +339,59 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "gap", "success", "value", "low", "high"])
 
 
+def pair_changes(
+    table: pd.DataFrame, before: str, after: str, *, n_resamples: int = 10_000
+) -> pd.DataFrame:
+    """How much one network errs more than another under each switch, paired, with 95 % intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Rows of `read_ledger`, of one seed; ``attrs["same"]`` says which switches were not run.
+    before, after : str
+        Methods.
+    n_resamples : int
+
+    Returns
+    -------
+    DataFrame
+        attack, value, low, high: the error of ``after`` less that of ``before``.
+    """
+    tables = dict(list(_resampled(table).groupby(["method", "attack"], observed=True)))
+    same, rows = table.attrs["same"], []
+    for attack in LEDGER:
+        ends = [tables[m, same.get(m, {}).get(attack, attack)] for m in (after, before)]
+        rows.append((attack, *_error(ends[0], n_resamples, ends[1])))
+    return pd.DataFrame(rows, columns=["attack", "value", "low", "high"])
+
+
+def order_words(study: Study, table: pd.DataFrame) -> str:
+    """Does any switch alone give Adv⁺ the lead over Adv that the paper reports? A sentence.
+
+    Parameters
+    ----------
+    study : Study
+        With adv and adv_plus among its methods.
+    table : DataFrame
+        Of `read_ledger`.
+    """
+    found = pair_changes(table, "adv", "adv_plus", n_resamples=study.n_resamples)
+    pattern = published_pattern()
+    paper = pattern["attacked", "adv_plus"] - pattern["attacked", "adv"]
+    lowest = found.loc[found.value.idxmin()]
+    text = "Adv⁺ errs at least as much as Adv under every switch"
+    if lowest.value < 0:
+        text = (
+            f"No switch puts Adv⁺ more than {tables.per_cent(-lowest.value)} points below Adv on "
+            f"these networks (“{LEDGER[lowest.attack].title}”: {tables.in_per_cent(lowest)})"
+        )
+    there = found[found.low <= paper].attack
+    if there.empty:
+        return f"{text}: none of them gives the paper's {tables.per_cent(-paper)}."
+    names = ", ".join(f"“{LEDGER[attack].title}”" for attack in there)
+    return f"{text}; as much as the paper's {tables.per_cent(-paper)} is possible under {names}."
+
+
 def one_image_a_class(table: pd.DataFrame) -> bool:
     """Whether more than 5 % of the classes have one image, so that none tells its own chance."""
     return bool((table.groupby("label").file_name.nunique() == 1).mean() > 0.05)

@@ -12,7 +12,7 @@ from advlib import claims
 from advlib.predictions import read_facts
 from advlib.seeds import over_seeds, with_spread
 from advlib.study import ROOT, STUDIES, Study, load_study
-from advlib.tables import audit_paths, in_per_cent, read_data, table_paths
+from advlib.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
 
 HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
 PARTS = {  # of a study, as `book` is given them, and what pages call them
@@ -82,6 +82,13 @@ def results_date(paths: Iterable[Path | str]) -> str:
             text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
             days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
     return max(days)
+
+
+def images_read(paths: Iterable[Path | str]) -> str:
+    """How many images each of these prediction tables holds, in words; "" if they differ."""
+    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
+    found = {read_facts(path)["n_images"] for path in tables}
+    return f"{found.pop():,} images" if len(found) == 1 else ""
 
 
 def read_result(path: Path) -> pd.DataFrame:
@@ -183,6 +190,14 @@ def class_errors(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
+def attack_in_short(study: Study) -> str:
+    """The attack behind the headline, with a link to what it leaves out (Markdown)."""
+    if study.predictions:
+        return study.condition("pgd40")
+    name, _, size = str(study.threat("pgd40")).split(", ")[:3]
+    return f"{name}, {size.partition(' (')[0]}; each page has its full {{term}}`threat model`"
+
+
 def read_verdicts(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The comparisons and the verdicts that the verdict page has written."""
     comparisons = read_result(folder / "verdict-comparisons.csv")
@@ -190,44 +205,103 @@ def read_verdicts(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return comparisons, read_result(folder / "verdict.csv")
 
 
-def answer(comparisons: pd.DataFrame, judged: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:
-    """What came of the paper's headline and of its claims: a sentence, and a line a study.
+def answer(
+    comparisons: pd.DataFrame,
+    judged: pd.DataFrame,
+    studies: Mapping[str, Study],
+    classes: Mapping[str, pd.DataFrame],
+) -> tuple[str, list[str]]:
+    """Does the paper's headline hold here? An opening, and what each study has to say.
 
     Parameters
     ----------
     comparisons, judged : DataFrame
         As `read_verdicts` returns them.
-    titles : mapping
-        id -> title of the studies that were judged.
+    studies : mapping
+        id -> the studies that were judged.
+    classes : mapping
+        id -> `class_errors` of each.
+
+    Returns
+    -------
+    (str, list of str)
     """
     default = next(iter(claims.VARIANTS))
-    rows = comparisons[(comparisons.claim == "pgd40") & (comparisons.variant == default)]
-    rows = rows[rows.absent == ""].set_index("study")
+    rows = comparisons[comparisons.claim.isin([*claims.HEADLINES, "widens_clean"])]
+    rows = rows[(rows.variant == default) & (rows.absent == "")]
     verdict = judged[judged.variant == default].set_index(["study", "claim"]).verdict
-    if rows.empty:
-        return ["No study here attacks both Adv and Adv⁺, so the headline was not measured."]
-    paper = 100 * rows.paper.iloc[0]
-    within = rows[(rows.low <= rows.paper) & (rows.paper <= rows.high)].index
-    where = " and ".join(titles[name] for name in within)
-    size = f"an effect of the paper's size (−{-paper:.2f} points)"
-    kept = (
-        f"{size} is within the interval on {where}"
-        if len(within)
-        else f"{size} lies outside {'its interval' if len(rows) == 1 else 'every interval'}"
+    asked = rows[rows.claim == "pgd40"].set_index("study")
+    if asked.empty:
+        return "No study here attacks both Adv and Adv⁺, so it was not measured.", []
+    held = [verdict[s, c] == claims.HOLDS for s in asked.index for c in claims.HEADLINES]
+    of_its_size = ((asked.low <= asked.paper) & (asked.paper <= asked.high)).all()
+    several = len(asked) > 1
+    if all(held):
+        opening = "Found here" + ("" if of_its_size else " in sign, not in size")
+        opening += f", in all {len(asked)} studies" * several
+    elif any(held):
+        opening = "Found here in part"
+    else:
+        opening = "Not found here" + f", in any of {len(asked)} studies" * several
+    by_claim = rows.set_index(["study", "claim"])
+    lines = []
+    for name in asked.index:
+        study = studies[name]
+        seeds = "one seed" if len(study.seeds) == 1 else f"the first of {len(study.seeds)} seeds"
+        small = "a small network" if study.model.startswith("cifar_") else study.model or "brought"
+        said = [
+            (*_moved(by_claim.loc[name, claim]), of)
+            for claim, of in (
+                ("pgd40", "the error under attack"),
+                ("sd_clean", "the spread over the classes on clean images"),
+            )
+        ]
+        (verb, first, what), (other, second, over) = said
+        again = f"and {other}"
+        if verb == other:
+            again = "or" if verb.startswith("does not") else "and"
+        line = f"On {study.title} ({seeds}, {small}) label augmentation (Adv → Adv⁺) {verb} {what} "
+        line += f"({first}) {again} {over} ({second})."
+        lines.append(f"{line} {_unequal(classes[name], verdict[name, 'widens_clean'])}".strip())
+    return f"{opening}.", lines
+
+
+def _moved(row) -> tuple[str, str]:
+    """A difference as a verb, which follows its interval, and its figures beside the paper's."""
+    clear = "lowers" if row.high < 0 else "raises" if row.low > 0 else "does not clearly change"
+    figures = f"{in_per_cent(row)} points"
+    if row.n_seeds > 1:
+        figures += f", {with_spread(row['mean'], row.sd)} over {row.n_seeds:.0f} seeds"
+    return clear, f"{figures}; the paper {per_cent(row.paper)}"
+
+
+def _unequal(errors: pd.DataFrame, verdict: str) -> str:
+    """What adversarial training does to the hardest hit and the least hit class, in a sentence."""
+    if verdict in (claims.CEILING, claims.ABSENT):
+        return ""
+    clean = errors[errors.benchmark == errors.benchmark.iloc[0]]
+    wide = clean.pivot(index="class_name", columns="method", values="error")
+    change = (wide["Adv"] - wide["Std"]).sort_values(ascending=False)
+    most, least = (
+        f"{name} goes from {per_cent(wide.Std[name])} to {per_cent(wide.Adv[name])} %"
+        for name in change.index[[0, -1]]
     )
-    ends = [f"{100 * value:+.2f}" for value in (rows.value.min(), rows.value.max())]
-    moved = f"by {' to '.join(dict.fromkeys(ends))} points"
-    n = len(rows)
-    lines = [
-        f"Going from Adv to Adv⁺ changes the error under PGD-40 {moved} on the "
-        f"{f'{n} data sets' if n > 1 else 'data set'} tried here; {kept}."
-    ]
-    for name, row in rows.iterrows():
-        own = judged[(judged.variant == default) & (judged.study == name)].verdict
+    does = "does hurt" if verdict == claims.HOLDS else "is not clearly seen to hurt"
+    return f"Adversarial training itself {does} classes unequally: on clean images {most}, {least}."
+
+
+def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
+    """How the paper's claims fare in each study, and which of them do not hold (Markdown)."""
+    lines = []
+    for name, study in studies.items():
+        own = judged[(judged.variant == next(iter(claims.VARIANTS))) & (judged.study == name)]
+        if own.empty:
+            continue
+        failed = [claims.CLAIMS[c].title for c in own.claim[own.verdict == claims.FAILS]]
+        which = f" What does not hold: {'; '.join(failed)}." if failed else ""
         lines.append(
-            f"**{titles[name]}**: from Adv to Adv⁺ the PGD-40 error changes by {in_per_cent(row)} "
-            f"points: *{verdict[name, 'pgd40']}*. Of the paper's {len(claims.CLAIMS)} claims, "
-            f"{claims.counted(own)}."
+            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {claims.counted(own.verdict)}."
+            + which
         )
     return lines
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from advlib.tables import per_cent
+
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean and SD over the training seeds, never over anything else.
@@ -34,7 +36,20 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def with_spread(mean: float, sd: float) -> str:
     """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD."""
-    return f"{100 * mean:.2f}" + ("" if pd.isna(sd) else f" ± {100 * sd:.2f}")
+    return per_cent(mean) + ("" if pd.isna(sd) else f" ± {per_cent(sd)}")
+
+
+def seeds_words(n_seeds: int, table: str) -> str:
+    """What stands before a `seeds_table` with this label, or, with one seed, in its place."""
+    if n_seeds == 1:
+        return (
+            "Another {term}`seed` gives other weights. There is one here, and nothing on this page "
+            "covers the chance of training."
+        )
+    return (
+        f"Another {{term}}`seed` gives other weights. {{numref}}`{table}` gives mean ± SD over the "
+        f"{n_seeds} seeds that were trained."
+    )
 
 
 def seeds_table(

@@ -1,7 +1,8 @@
 """The tables of a study: which there are, whether they belong together, and reading them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,24 @@ RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", 
 RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
 
 
+def per_cent(value: float, digits: int = 2, sign: str = "") -> str:
+    """A fraction in per cent or points as text, the same on every page.
+
+    A half is rounded away from zero, whatever the last bits of the sum behind it; zero has no sign.
+
+    Parameters
+    ----------
+    value : float
+    digits : int
+        After the decimal point.
+    sign : {"", "+"}
+        "+": a gain has its sign too.
+    """
+    exact = Decimal(repr(round(100 * float(value), 8)))
+    rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{rounded if rounded else abs(rounded):{sign}}".replace("-", "\N{MINUS SIGN}")
+
+
 def in_per_cent(row, digits: int = 2) -> str:
     """A row's value with its interval, in per cent or points: "12.34 [11.90, 12.78]".
 
@@ -25,13 +44,14 @@ def in_per_cent(row, digits: int = 2) -> str:
     row : with value, low and high
         Fractions; low is missing where there is no interval.
     digits : int
-        Of the value; its interval has two.
+        Of the value; its interval has as many, but no more than two.
     """
-    value = f"{100 * row.value:.{digits}f}"
+    value = per_cent(row.value, digits)
     if pd.isna(row.low):
         return value
     # A line may break before the interval, not in it.
-    return f"{value} [{100 * row.low:.2f},\N{NO-BREAK SPACE}{100 * row.high:.2f}]"
+    low, high = (per_cent(end, min(digits, 2)) for end in (row.low, row.high))
+    return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
 def in_words(frame: pd.DataFrame):
@@ -146,6 +166,41 @@ def read_audit(study, source: str, part: str) -> pd.DataFrame:
     whole = pd.concat(tables, ignore_index=True)
     whole.attrs = {"facts": facts, "class_names": class_names}
     return whole
+
+
+def on_all_images(study, source: str, facts: Mapping[str, dict]) -> str:
+    """PGD-40's errors on all images of the study, for a page that shows some of these images.
+
+    Parameters
+    ----------
+    study, source
+        As in `read_tables`.
+    facts : mapping
+        By method, those of the page's own tables.
+
+    Returns
+    -------
+    str
+        A sentence; empty if the page has all images, or the study no PGD-40 tables of the same
+        networks under the same attack.
+    """
+    errors, n_images = [], 0
+    for method, known in facts.items():
+        place = study.tables(source) / "predictions/pgd40"
+        path = place / f"{method}-seed{study.seeds[0]}.parquet"
+        if method in study.methods and path.is_file():
+            other = read_facts(path)
+            same = all(other[key] == known[key] for key in ("checkpoint_hash", "threat", "data"))
+            if same and other["n_images"] > known["n_images"]:
+                n_images = other["n_images"]
+                error = metrics.error(read_predictions(path))
+                errors.append(f"{study.names[method]} {per_cent(error)}")
+    if not errors:
+        return ""
+    return (
+        f"On all {n_images:,} images PGD-40 gives {', '.join(errors)} % (the chapter on the "
+        "average error)."
+    )
 
 
 def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:

@@ -134,7 +134,8 @@ class ThreatModel:
         size = f"ε = {self.eps:g}"
         if self.eps_space == "pixel":
             size += f" = {self.eps * 255:.4g}/255"
-        parts = [f"PGD-{self.steps}", self.norm, f"{size} ({space})", f"step {self.step:.4g}"]
+        norm = {"Linf": "L∞"}.get(self.norm, self.norm)
+        parts = [f"PGD-{self.steps}", norm, f"{size} ({space})", f"step {self.step:.4g}"]
         starts = f"{self.n_restarts} random start" if self.random_start else "start at the image"
         parts.append(starts + ("s" if self.random_start and self.n_restarts > 1 else ""))
         if self.loss != "cross_entropy":

@@ -186,7 +186,7 @@ def place_pages(
         sources=own,
         read=read,
         made_by={part: _made_by(study, file, part) for part in read},
-        seeds=len(study.seeds),
+        seeds=len(study.seeds) if study.trained else 0,
         summary=_summary(study, name, source, audit, pictures),
         files=_tables(study, read),
         tables=ROOT / "_build/studies" / study.study / "results",
@@ -376,8 +376,9 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     text += (
         "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
         f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
-        f"epoch ({study.train_steps + 2} with mixed batches), Std one. {attacked} of the "
-        f"{len(study.methods)} methods here are adversarial, each with {seeds}. "
+        f"epoch ({study.train_steps + 2} with mixed batches), Std one; those of an attack are "
+        "shorter, without gradients of the weights ({doc}`What it costs <../cost>`). "
+        f"{attacked} of the {len(study.methods)} methods here are adversarial, each with {seeds}. "
         "PGD-40 takes at most 41 passes a test image and method. "
         f"`make plan STUDY={name}` predicts the time on your machine."
     )

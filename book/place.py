@@ -8,6 +8,7 @@ copies. One notebook may serve several studies, so its title and its labels get 
 """
 
 import argparse
+import itertools
 import json
 import re
 import shlex
@@ -21,7 +22,7 @@ import pandas as pd
 import yaml
 
 from advlib import __version__
-from advlib.overview import results_date
+from advlib.overview import images_read, results_date
 
 BOOK = Path(__file__).resolve().parent
 GENERATED = BOOK / "generated"
@@ -35,6 +36,7 @@ CHAPTERS = (
 
 # Labels that belong to one page of one study. Others (of the method page, say) stay as they are.
 LOCAL = r"(?:fig|tab|sec)-"
+OPTIONAL = "optional"  # the tag of cells that a page has only if one of them shows something
 PROVENANCE = "{{ provenance }}"  # where a notebook's text wants its box, if not under the heading
 
 
@@ -84,7 +86,11 @@ def place_notebook(
         How these are made, Markdown for the folded block *Run this yourself*.
     seeds
         How many training seeds the study has. Charts and most tables show the first: it takes the
-        place of ``{{ seeds }}`` in Markdown and captions, as "one seed" or "the first of 3 seeds".
+        place of ``{{ seeds }}`` in Markdown and captions, as "one seed" or "the first of 3 seeds";
+        0 for networks that were brought. ``{{ images }}`` becomes how many images the tables of
+        ``read`` hold each.
+
+    Consecutive cells with the tag ``optional`` are off the page if none of them shows anything.
 
     Returns
     -------
@@ -94,21 +100,31 @@ def place_notebook(
     Raises
     ------
     PlacementError
-        If a cell failed or was not run, if the notebook does not begin with a ``# Heading``, or if
-        a label starts with none of the three prefixes.
+        If a cell failed or was not run, if the notebook does not begin with a ``# Heading``, if a
+        label starts with none of the three prefixes, or if ``{{ images }}`` has no one answer.
     """
     executed, target = Path(executed), Path(target)
     notebook = _read(executed)
     _check_complete(notebook, executed)
     own_title = _own_title(notebook, executed)
     title = title or own_title
-    bare = any({"parameters", "remove-cell"} <= set(_tags(cell)) for cell in notebook.cells)
+    words = {"study_title": study_title or "", "seeds": _seeds_in_words(seeds)}
+    read = list(read)
+    if re.search(r"\{\{ *images *\}\}", executed.read_text(encoding="utf-8")):
+        words["images"] = images_read(read)
+        if not words["images"]:
+            raise PlacementError(
+                f"{executed} says '{{{{ images }}}}', the number of images of the tables that it "
+                "reads, but these (--read) are none or differ."
+            )
     for cell in notebook.cells:
         _tidy_cell(cell)
-        _fold_parameters(cell, bare)
-        _localise_cell(cell, executed, study_id, study_title, seeds)
+    _hide_idle(notebook.cells)
+    for cell in notebook.cells:
+        _hide_silent(cell)
+        _localise_cell(cell, executed, study_id, words)
 
-    links = [f"{{download}}`notebook <{target.name}>`"]
+    links = [f"{{download}}`notebook with all its code <{target.name}>`"]
     links += [_place_table(Path(table), target.parent / "tables") for table in tables]
     colon = "" if title.endswith("?") else ":"
     full_title = f"{title}{colon} {study_title}" if study_title else title
@@ -345,35 +361,45 @@ def _tidy_cell(cell: nbformat.NotebookNode) -> None:
         cell.outputs = [o for o in kept if widget not in o.get("data", {})]
 
 
+def _hide_idle(cells: Sequence[nbformat.NotebookNode]) -> None:
+    """Take runs of optional cells off the page, not out of the file, if none shows anything."""
+    for optional, run in itertools.groupby(cells, lambda cell: OPTIONAL in _tags(cell)):
+        run = list(run)
+        if optional and not any(cell.get("outputs") for cell in run):
+            for cell in run:
+                cell.metadata["tags"] = [*_tags(cell), "remove-cell"]
+
+
+def _seeds_in_words(seeds: int) -> str:
+    if seeds == 0:
+        return "networks brought, not trained here"
+    return "one seed" if seeds == 1 else f"the first of {seeds} seeds"
+
+
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def _fold_parameters(cell: nbformat.NotebookNode, bare: bool) -> None:
-    """Fold the cells with parameters; a `bare` page, whose own are removed, shows no code."""
-    tags = _tags(cell)
-    if bare and "injected-parameters" in tags:
-        tags = [*tags, "remove-cell"]
-    for tag, prompt in (
-        ("parameters", "Show the parameters' defaults"),
-        ("injected-parameters", "Show this run's parameters"),
-    ):
-        if tag in tags:
-            cell.metadata["tags"] = [*tags, "hide-input"]
-            cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = prompt
+def _hide_silent(cell: nbformat.NotebookNode) -> None:
+    """Take a folded cell that shows nothing off the page, and its caption with it.
+
+    The file that the page offers keeps it: parameters, imports, and what writes the tables.
+    """
+    folded = {"hide-input", "parameters", "injected-parameters"} & set(_tags(cell))
+    if cell.cell_type == "code" and folded and not cell.outputs:
+        cell.metadata["tags"] = [*_tags(cell), "remove-cell"]
 
 
 def _localise_cell(
     cell: nbformat.NotebookNode,
     path: Path,
     study_id: str | None,
-    study_title: str | None,
-    seeds: int,
+    words: Mapping[str, str],
 ) -> None:
     """Give the cell's text, outputs, figure name and caption to the study."""
 
     def text(source: str) -> str:
-        return _localise_text(source, path, study_id, study_title, seeds)
+        return _localise_text(source, path, study_id, words)
 
     if cell.cell_type == "markdown":
         cell.source = text(cell.source)
@@ -393,15 +419,12 @@ def _localise_cell(
             data["text/markdown"] = text(data["text/markdown"])
 
 
-def _localise_text(
-    text: str, path: Path, study_id: str | None, study_title: str | None, seeds: int
-) -> str:
-    """Prefix labels and references in MyST text, and fill in the study's title and seeds."""
+def _localise_text(text: str, path: Path, study_id: str | None, words: Mapping[str, str]) -> str:
+    """Prefix labels and references in MyST text, and fill in the words about the study."""
     for label in re.findall(r"^\(([\w-]+)\)=", text, flags=re.M):
         _check_label(label, path)
-    text = re.sub(r"\{\{ *study_title *\}\}", study_title or "", text)
-    known = "one seed" if seeds == 1 else f"the first of {seeds} seeds"
-    text = re.sub(r"\{\{ *seeds *\}\}", known, text)
+    for name, word in words.items():
+        text = re.sub(rf"\{{\{{ *{name} *\}}\}}", lambda _, word=word: word, text)
     if not study_id:
         return text
     for pattern in (

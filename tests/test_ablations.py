@@ -129,6 +129,45 @@ def test_the_sweep_of_delta_starts_at_the_network_without_a_label(study):
     assert set(found) == {"Adv⁺", "Adv⁺ mixed"}  # alone: plus_two, new_head, …
 
 
+def test_adv_plus_beside_adv_comes_first_then_its_ingredients_then_mixed_batches(study):
+    rows = ablations.comparisons(study)
+    order = list(rows[["run", "control"]].itertuples(index=False, name=None))
+    between = ablations.same_attack(study)
+    assert between == "cross_entropy"
+    first = [("adv_plus", "adv"), (between, "adv"), ("adv_plus", between)]
+    assert order[:4] == [*first, ("adv_plus", "adv_extra_logit")]
+    later = ["adv_extra_logit", "adv_smoothing", "adv_plus_mix", "adv_two"]
+    places = [order.index((run, ablations.control(study, run)[0])) for run in later]
+    assert places == sorted(places)
+    assert ablations.same_attack(dataclasses.replace(study, ablations={})) is None
+
+
+@pytest.mark.parametrize(
+    "whole, label, attack, said",
+    [
+        (-0.03, 0.001, -0.03, "with another training attack, not with label and logit"),
+        (-0.03, -0.03, 0.001, "with label and logit, not with another training attack"),
+        (-0.03, -0.02, -0.02, "The images do not tell"),
+        (-0.03, 0.03, 0.001, "The images do not tell"),
+        (0.001, 0.03, -0.03, "no clear change to part"),
+    ],
+)
+def test_the_training_attack_is_told_from_label_and_logit(study, whole, label, attack, said):
+    pairs = {("adv_plus", "adv"): whole, ("cross_entropy", "adv"): label}
+    pairs[("adv_plus", "cross_entropy")] = attack
+    rows = [
+        {"method": run, "group": f"less {control}", "benchmark": "clean", "statistic": "error",
+         "value": value, "low": value - 0.01, "high": value + 0.01}
+        for (run, control), value in pairs.items()
+    ]  # fmt: skip
+    rows.append(rows[0] | {"group": "all"})  # of the run itself
+    found = ablations.written_differences(pd.DataFrame(rows))
+    line = ablations.attack_or_label(study, found, "clean", "error")
+    assert line.startswith("Clean error, Adv⁺ − Adv: ") and said in line.rpartition(". ")[2]
+    few = dataclasses.replace(study, ablations={})
+    assert ablations.attack_or_label(few, found, "clean", "error") == ""
+
+
 @pytest.fixture
 def tables(study):
     """All runs alike, but the extra logit alone is worse under PGD-40."""
@@ -162,21 +201,22 @@ def test_findings_count_what_leaves_out_zero(study, tables):
     pairs = ablations.comparisons(study)
     found = ablations.differences(tables, pairs, 200)
     summary = ablations.run_summary(tables, 200)
-    names = study.names | study.ablation_names
     none = pd.DataFrame(columns=["benchmark", "statistic", "sd"])
-    lines = ablations.findings(found, summary, ablations.delta_sweep(study), names, none)
+    lines = ablations.findings(study, found, summary, ablations.delta_sweep(study), none)
+    assert len(lines) <= 10 and sum("no clear change to part" in line for line in lines[:3]) == 3
+    lines = lines[3:]
     clear = (found.low > 0) | (found.high < 0)
     n = found.low.notna().sum()
     assert lines[0].startswith(f"{clear.sum()} of {n} intervals leave out zero")
     assert f"about {0.05 * n:.0f} would" in lines[0]
-    assert len(lines) <= 8
     # Of adv_plus and strong_label; the mixed pair has the same images wrong.
     many = len(pairs)
-    said = f"clearly lower in 2 of {many} comparisons (points): transformation label in 2 of 3"
-    assert f"{said} (-30.00)." in lines[1]
-    said = f"clearly higher in 1 of {many} comparisons (points): extra logit and what the attack"
-    assert f"{said} climbs in 1 of 2 (+30.00)." in lines[2]
-    assert "Adv⁺ 50.00 to 80.00 % with δ from 0 to 0.3" in lines[3]
+    said = f"clearly lower in 2 of {many} comparisons: transformation label in 2 of 3"
+    assert f"PGD-40 error, points: {said} (−30.00);" in lines[1]
+    said = f"clearly higher in 1 of {many} comparisons: extra logit and what the attack"
+    assert f"{said} climbs in 1 of 2 (+30.00)." in lines[1]
+    assert lines[2].startswith(f"Clean error, points: clearly lower in 0 of {many}")
+    assert "Adv⁺ 50.00 to 80.00 % with δ from 0 to 0.3" in lines[4]
     assert "still be the chance of training" in lines[-1]
 
 
@@ -263,7 +303,7 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
     options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
     notebook = execute("ledger", tmp_path, *options)
     page = shown(notebook, "tab-nearest")
-    assert "clean: Adv<" in page and "attacked: Adv⁺<" in page and "None" not in page
+    assert "attacked: Adv<" in page and "attacked: Adv⁺<" in page and "None" not in page
     assert "Adv⁺, two beside Adv, two" in page
     figures = {
         cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): str(cell.outputs)
@@ -272,6 +312,6 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
     }
     for name in ("fig-switch-changes", "fig-gaps"):  # points, not per cent
         assert "labelExpr" in figures[name] and '"+.0%"' not in figures[name]
-    kinds = set(re.findall(r'"method": "([^"]*)"', figures["fig-combinations"]))
+    kinds = set(re.findall(r'"kind": "([^"]*)"', figures["fig-combinations"]))
     assert kinds == {"with an ablation"}
     assert "100 test images, as many of each class" in str(notebook.cells)

@@ -19,6 +19,11 @@ place = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(place)
 
 
+_spec = importlib.util.spec_from_file_location("advbook", ROOT / "book" / "_ext" / "advbook.py")
+advbook = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(advbook)
+
+
 # ---------------------------------------------------------------- placing notebooks
 
 
@@ -95,7 +100,7 @@ def test_heading_names_the_study_and_the_source(executed):
     lines = cells[0].source.splitlines()
     assert lines[0] == "# Average error: Toy"
     assert "A fresh run, on this machine." in lines
-    assert "{download}`notebook <page.ipynb>`" in cells[0].source
+    assert "{download}`notebook with all its code <page.ipynb>`" in cells[0].source
     assert cells[0].source.rstrip().endswith("Toy")  # the text goes on
     assert metadata["advbook"]["title"] == "Average error"
 
@@ -107,12 +112,6 @@ def test_what_belongs_to_the_run_is_dropped(executed):
     assert "papermill" not in cells[3].metadata
     assert [list(output.data) for output in cells[3].outputs] == [["text/markdown"]]
     assert executed.read_bytes() == before
-
-
-def test_parameters_are_folded(executed):
-    cells, _ = placed(executed)
-    assert "hide-input" in cells[1].metadata.tags and "hide-input" in cells[2].metadata.tags
-    assert cells[2].metadata.mystnb["code_prompt_show"] == "Show this run's parameters"
 
 
 def test_paths_of_this_machine_become_relative(executed):
@@ -228,6 +227,22 @@ def test_toc_names_a_missing_page(tmp_path):
     template.write_text(yaml.safe_dump({"root": "book/index", "parts": []}))
     with pytest.raises(place.PlacementError, match="book/index, which does not exist"):
         place.expand_toc(template, tmp_path, tmp_path / "toc.yml")
+
+
+def test_columns_of_words_are_marked_and_those_of_numbers_are_not():
+    frame = pd.DataFrame(
+        {
+            ("", "change"): ["Std → Adv", "Adv → Adv⁺"],
+            ("Clean", "error"): ["12.34 [11.90, 12.78]", "–"],
+            ("Clean", "p"): ["1e-05", "0.2"],
+            ("Clean", "lose"): ["none", "3"],
+        }
+    )
+    marked = re.sub(r"<table\b.*?</table>", advbook.mark_words, frame.to_html(), flags=re.S)
+    rows = re.findall(r"<tr.*?</tr>", marked, flags=re.S)
+    places = [["data-words" in cell for cell in re.findall(r"<t[hd]\b[^>]*>", row)] for row in rows]
+    assert places[0] == [False] * 3  # a header of several columns stands over them
+    assert places[1:] == [[False, True, False, False, True]] * 3
 
 
 def test_published_tables():

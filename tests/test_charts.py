@@ -1,11 +1,16 @@
 """Charts compiled by Vega itself, so that a wrong field or type shows as missing marks."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
 
 from advlib import charts
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def marks(chart) -> str:
@@ -79,7 +84,24 @@ def test_class_changes_keep_their_colours():
         }
     )
     svg = marks(charts.class_changes(table))
-    assert svg.count("#009E73") >= 2 and svg.count("#D55E00") >= 2
+    gains, loses = charts.OTHER_COLOURS[:2]
+    assert svg.count(gains) >= 2 and svg.count(loses) >= 2 and "within chance" in svg
+    assert "%" not in re.sub(r"<[^>]*>", "", svg)  # points, on the axis too
+
+
+def test_a_panel_of_small_changes_has_a_scale_of_its_own():
+    """Beside changes of 90 points, one of 1 point would be a sliver."""
+    rows = [("Std → Adv", "cat", -0.9), ("Adv → Adv⁺", "cat", -0.01)]
+    table = pd.DataFrame(rows, columns=["panel", "class_name", "difference"])
+    table = table.assign(change="gains", q_value=0.01)
+    svg = marks(charts.class_changes(table))
+    bars = re.findall(r'aria-roledescription="bar" d="M(-?[\d.]+),[\d.]+h(-?[\d.]+)', svg)
+    assert len(bars) == 2 and all(abs(float(width)) > 100 for _, width in bars)
+    paired = table.rename(columns={"panel": "pair", "class_name": "name", "difference": "value"})
+    paired = paired.assign(low=paired.value * 1.1, high=paired.value * 0.9)
+    svg = marks(charts.differences(paired))
+    labels = {text.replace("\u2212", "-") for text in re.findall(r">([^<>]+)</text>", svg)}
+    assert {"-80", "-0.5"} <= labels
 
 
 def test_training_curves():
@@ -96,7 +118,23 @@ def test_unknown_methods_get_a_colour_too():
 
 
 def test_colours_differ():
-    assert len(set(charts.METHOD_COLOURS.values())) == len(charts.METHOD_COLOURS)
+    every = [*charts.METHOD_COLOURS.values(), *charts.OTHER_COLOURS]
+    assert len(set(every)) == len(every)
+
+
+def test_only_methods_have_the_colours_of_methods():
+    """In charts of other things they would promise a method."""
+    methods = {colour.lower() for colour in charts.METHOD_COLOURS.values()} - {"#999999"}
+    sources = [*(ROOT / "advlib").glob("charts*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    written = {
+        path.name: found
+        for path in sources
+        if (found := methods & set(re.findall(r"#[0-9a-f]{6}", path.read_text("utf-8").lower())))
+    }
+    # The gallery's buttons and frames are no chart.
+    assert set(written) <= {"charts.py", "charts_gallery.py"}
+    text = (ROOT / "advlib/charts.py").read_text("utf-8").lower()
+    assert all(text.count(colour) == 1 for colour in methods)
 
 
 def test_one_benchmark_is_one_panel_with_its_reference(errors):
@@ -136,6 +174,32 @@ def test_two_errors_shows_the_chosen_benchmark():
     assert svg.count('aria-roledescription="circle"') == 2
 
 
+def test_drop_downs_open_on_what_most_readers_ask_for():
+    rows = [(m, b, "cat", "cat", 0.5) for m in ("Std", "Adv", "x") for b in ("Clean", "PGD-40")]
+    columns = ["method", "benchmark", "class_name", "predicted_name", "share"]
+    table = pd.DataFrame(rows, columns=columns)
+
+    def first(chart):
+        return {k: v for p in chart.to_dict()["params"] for k, v in p["value"][0].items()}
+
+    assert first(charts.confusion(table)) == {"method": "Adv", "benchmark": "Clean"}
+    theirs = table[table.method != "Adv"]
+    assert first(charts.confusion(theirs)) == {"method": "Std", "benchmark": "Clean"}
+
+
+def test_pairs_that_never_occur_have_the_colour_of_zero():
+    rows = [("Std", "Clean", a, a, 1.0) for a in ("cat", "dog")]  # never one for the other
+    columns = ["method", "benchmark", "class_name", "predicted_name", "share"]
+    svg = marks(charts.confusion(pd.DataFrame(rows, columns=columns)))
+    ground = re.search(r'class="background"[^>]* fill="([^"]+)"', svg)[1]
+    nothing = pd.DataFrame([("Std", "Clean", "cat", "dog", 0.0)], columns=columns)
+    zero = marks(charts.confusion(nothing))
+    red, green, blue = map(
+        int, re.search(r"rect mark[^>]* fill=\"rgb\(([^)]*)\)", zero)[1].split(",")
+    )
+    assert ground == f"#{red:02x}{green:02x}{blue:02x}"
+
+
 def test_confusion_kinds_stack_to_the_whole():
     kinds = {"right": 0.5, "within": 0.3, "across": 0.2}
     rows = [("Std", "Clean", "Tops", kind, share) for kind, share in kinds.items()]
@@ -148,8 +212,8 @@ def test_differences_beyond_chance_have_ink():
     rows = [("a → b", "fog", -0.2, -0.3, -0.1), ("a → b", "snow", 0.01, -0.1, 0.1)]
     table = pd.DataFrame(rows, columns=["pair", "name", "value", "low", "high"])
     svg = marks(charts.differences(table))
-    assert svg.count('aria-roledescription="circle"') == 2
-    assert "#0072B2" in svg and "#999999" in svg
+    ink = re.findall(r'aria-roledescription="circle"[^>]* fill="([^"]+)"', svg)
+    assert sorted(ink) == sorted(charts.CLEAR)
 
 
 def test_a_thousand_classes_of_many_methods_are_one_chart():

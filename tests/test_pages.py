@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from advlib import __version__, charts_cover, claims, overview
+from advlib.predictions import write_predictions
 from advlib.study import ROOT, make_study
 
 sys.path.insert(0, str(ROOT / "book"))
@@ -29,13 +30,13 @@ def study(**values):
     )
 
 
-def executed(path, parameters=None, tags=()):
+def executed(path, parameters=None):
     """A notebook as papermill leaves it, with a caption and a paragraph that name the seeds."""
     v4 = nbformat.v4
     figure = {"name": "fig-x", "caption": "Errors, {{ study_title }}, {{ seeds }}."}
     cells = [
         v4.new_markdown_cell("# Average error\n\nSee {numref}`fig-x`, of {{ seeds }}."),
-        v4.new_code_cell("a = 1", metadata={"tags": ["parameters", *tags]}, execution_count=1),
+        v4.new_code_cell("a = 1", metadata={"tags": ["parameters"]}, execution_count=1),
         v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}, execution_count=2),
         v4.new_code_cell("x", metadata={"mystnb": {"figure": figure}}, execution_count=3),
     ]
@@ -82,7 +83,10 @@ def test_a_table_of_measured_pixels_dates_nothing(tmp_path):
     assert overview.results_date([tmp_path / "measures.parquet", tmp_path / "train.csv"]) == ""
 
 
-@pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "the first of 3 seeds")])
+@pytest.mark.parametrize(
+    "seeds, words",
+    [(0, "networks brought, not trained here"), (1, "one seed"), (3, "the first of 3 seeds")],
+)
 def test_captions_say_which_seed_they_show(tmp_path, seeds, words):
     page = place.place_notebook(
         executed(tmp_path / "n.ipynb"), tmp_path / "o/n.ipynb", study_title="Toy", seeds=seeds
@@ -92,11 +96,59 @@ def test_captions_say_which_seed_they_show(tmp_path, seeds, words):
     assert cells[0].source.endswith(f"of {words}.")
 
 
-def test_a_page_that_removes_its_parameters_hides_the_injected_ones(tmp_path):
-    for tags, hidden in (["remove-cell"], True), ([], False):
-        path = executed(tmp_path / "n.ipynb", tags=tags)
-        page = nbformat.read(place.place_notebook(path, tmp_path / "o/n.ipynb"), 4)
-        assert ("remove-cell" in page.cells[2].metadata.tags) == hidden
+def test_a_page_hides_folded_cells_that_show_nothing_and_its_file_keeps_them(tmp_path):
+    """Parameters, imports, a table that there is not: neither fold nor caption; all else stays."""
+    path = executed(tmp_path / "n.ipynb")
+    notebook = nbformat.read(path, 4)
+    figure = notebook.cells[3].metadata["mystnb"]["figure"]
+    shown = nbformat.v4.new_output("display_data", {"text/plain": "shown"})
+    folded = {"tags": ["hide-input"]}
+    notebook.cells[3:] = [
+        nbformat.v4.new_code_cell("x", execution_count=3, metadata=metadata, outputs=outputs)
+        for metadata, outputs in (
+            ({**folded, "mystnb": {"figure": figure}}, []),
+            (folded, [shown]),
+            ({}, []),
+        )
+    ]
+    nbformat.write(notebook, path)
+    cells = nbformat.read(place.place_notebook(path, tmp_path / "o/n.ipynb"), 4).cells
+    hidden = ["remove-cell" in cell.metadata.get("tags", []) for cell in cells]
+    assert hidden == [False, True, True, True, False, False]
+    assert [cell.source for cell in cells[1:]] == [c.source for c in notebook.cells[1:]]
+
+
+def test_an_optional_section_without_anything_to_show_is_off_the_page(tmp_path):
+    """Its prose too; one that shows something stays whole."""
+    v4 = nbformat.v4
+    tags = {"tags": ["optional"]}
+    shown = v4.new_output("display_data", {"text/plain": "shown"})
+    cells = [v4.new_markdown_cell("# Title")]
+    for outputs in ([], [shown]):
+        cells += [v4.new_markdown_cell("## Section", metadata=tags)]
+        cells += [v4.new_code_cell("x", execution_count=1, metadata=tags, outputs=outputs)]
+        cells += [v4.new_code_cell("y", execution_count=1, metadata=tags)]
+        cells += [v4.new_markdown_cell("Between.")]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
+    page = nbformat.read(place.place_notebook(tmp_path / "n.ipynb", tmp_path / "o/n.ipynb"), 4)
+    hidden = ["remove-cell" in cell.metadata.get("tags", []) for cell in page.cells]
+    assert hidden == [False, True, True, True, False, False, False, False, False]
+
+
+def test_a_caption_says_how_many_images_its_tables_hold(tmp_path):
+    path = executed(tmp_path / "n.ipynb")
+    path.write_text(path.read_text(encoding="utf-8").replace("{{ seeds }}.", "{{ images }}."))
+    tables = {n: tmp_path / f"{n}.parquet" for n in (1000, 500)}
+    for n_images, table in tables.items():
+        row = {"file_name": [str(i) for i in range(n_images)], "label": 0}
+        row |= {"predicted_class": 0, "predicted_probability": 0.5}
+        write_predictions(pd.DataFrame(row), table, n_images=n_images)
+    options = {"study_title": "Toy", "read": [tables[1000]]}
+    page = nbformat.read(place.place_notebook(path, tmp_path / "o/n.ipynb", **options), 4)
+    assert page.cells[3].metadata.mystnb.figure.caption == "Errors, Toy, 1,000 images."
+    for read in ([], tables.values()):
+        with pytest.raises(place.PlacementError, match="number of images"):
+            place.place_notebook(path, tmp_path / "o/n.ipynb", read=read)
 
 
 # ---------------------------------------------------------------- copies of the official images
@@ -218,40 +270,72 @@ def test_the_cover_shows_the_readers_own_run_then_the_largest_study():
     assert overview.lead({"other": (other, "fresh", 900), **shown}) == "large"
 
 
-def verdicts(**by_study):
-    """Comparisons and verdicts with one claim, measured as value, low, high."""
-    rows = [
-        {"study": name, "variant": "adversarial batches", "claim": "pgd40", "absent": "",
-         "paper": -0.3762, "value": v, "low": low, "high": high}
-        for name, (v, low, high) in by_study.items()
-    ]  # fmt: skip
-    comparisons = pd.DataFrame(rows)
-    judged = comparisons[["study", "variant", "claim"]].assign(verdict=claims.OPEN)
-    return comparisons, judged
+def asked(seeds=1, **by_study):
+    """What the cover's answer is made from: PGD-40 error and clean SD, as value, low, high."""
+    papers = {"pgd40": -0.3762, "sd_clean": -0.0102, "widens_clean": 0.0213}
+    rows, verdicts = [], []
+    for name, measured in by_study.items():
+        for claim, (value, low, high) in zip(papers, (*measured, (0.1, 0.05, 0.15)), strict=True):
+            key = {"study": name, "variant": "adversarial batches", "claim": claim}
+            row = {"absent": "", "paper": papers[claim], "value": value, "low": low, "high": high}
+            row |= {"mean": value / 2, "sd": 0.001, "n_seeds": seeds}
+            rows.append(key | row)
+            held = low > 0 if claim == "widens_clean" else high < 0
+            verdicts.append(key | {"verdict": claims.HOLDS if held else claims.OPEN})
+    studies = {name: study(study=name, title=f"Title {name}", seeds=[*range(seeds)])
+               for name in by_study}  # fmt: skip
+    errors = [(m, c, e) for m, pair in (("Std", (0.1, 0.05)), ("Adv", (0.9, 0.06)))
+              for c, e in zip(("Shirt", "Bag"), pair, strict=True)]  # fmt: skip
+    errors = pd.DataFrame(errors, columns=["method", "class_name", "error"])
+    classes = dict.fromkeys(by_study, errors.assign(benchmark="Clean images"))
+    return pd.DataFrame(rows), pd.DataFrame(verdicts), studies, classes
+
+
+OPEN = (0.001, -0.004, 0.006)
+LOWER = (-0.02, -0.03, -0.01)
 
 
 @pytest.mark.parametrize(
-    "found, words",
+    "found, opening",
     [
-        ({"a": (0.001, -0.004, 0.006)}, "by +0.10 points on the data set tried here"),
-        ({"a": (0.001, -0.004, 0.006)}, "lies outside its interval"),
-        ({"a": (0.001, 0, 0.01), "b": (-0.02, -0.03, -0.01)}, "by -2.00 to +0.10 points on the 2"),
-        ({"a": (0.001, 0, 0.01), "b": (-0.38, -0.4, -0.3)}, "is within the interval on Title b"),
+        ({"a": (OPEN, OPEN)}, "Not found here."),
+        ({"a": (LOWER, LOWER)}, "Found here in sign, not in size."),
+        ({"a": ((-0.38, -0.4, -0.3), LOWER)}, "Found here."),
+        ({"a": (LOWER, OPEN)}, "Found here in part."),
+        ({"a": (OPEN, OPEN), "b": (OPEN, OPEN)}, "Not found here, in any of 2 studies."),
+        ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part."),
     ],
 )
-def test_the_answer_says_what_was_measured(found, words):
-    titles = {name: f"Title {name}" for name in found}
-    first, *lines = overview.answer(*verdicts(**found), titles)
-    assert words in first.replace("−", "-")
-    assert len(lines) == len(found) and all(
-        titles[name] in text for name, text in zip(found, lines, strict=True)
-    )
+def test_the_answer_follows_the_intervals(found, opening):
+    said, lines = overview.answer(*asked(**found))
+    assert said == opening and len(lines) == len(found)
+    for name, line in zip(found, lines, strict=True):
+        assert line.startswith(f"On Title {name} (one seed, a small network)")
+        verb = "lowers the error" if found[name][0][2] < 0 else "does not clearly change the error"
+        assert verb in line
+
+
+def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
+    (line,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))[1]
+    assert "(0.10 [−0.40," in line and "0.05 ± 0.10 over 3 seeds; the paper −37.62)" in line
+    assert "and lowers the spread over the classes on clean images (−2.00" in line
+    assert "the paper −1.02)" in line and "the first of 3 seeds" in line
+    hurt = "on clean images Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %."
+    assert line.endswith(f"does hurt classes unequally: {hurt}")
 
 
 def test_without_both_methods_there_is_no_answer():
-    comparisons, judged = verdicts(a=(0.1, 0.0, 0.2))
-    found = overview.answer(comparisons.assign(absent="no Adv⁺"), judged, {"a": "A"})
-    assert found == ["No study here attacks both Adv and Adv⁺, so the headline was not measured."]
+    comparisons, *others = asked(a=(OPEN, OPEN))
+    said, lines = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
+    assert said.startswith("No study here attacks both Adv and Adv⁺") and lines == []
+
+
+def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
+    _, judged, studies, _ = asked(a=(LOWER, OPEN))
+    judged.loc[judged.claim == "sd_clean", "verdict"] = claims.FAILS
+    (line,) = overview.counts(judged, studies)
+    assert line.startswith("**Title a**: of 16 claims, 2 hold in sign, 1 do not hold, 0 are not")
+    assert line.endswith("What does not hold: Label augmentation lowers the class-wise SD, clean.")
 
 
 @pytest.mark.parametrize("n_classes", [2, 1000])

@@ -284,6 +284,14 @@ def test_header_cells_say_what_they_head(visits):
     check(visits, lambda s: s["wide"]["unscoped"])
 
 
+def test_words_in_tables_begin_at_the_left(visits):
+    check(visits, lambda s: s["wide"]["ragged"])
+
+
+def test_no_fold_hides_code_that_shows_nothing(visits):
+    check(visits, lambda s: s["wide"]["idle"])
+
+
 def test_axe_finds_nothing(visits):
     check(visits, lambda s: s["axe"])
 
@@ -366,6 +374,41 @@ def test_charts_follow_the_theme_button(open_page):
         if page.evaluate("document.documentElement.dataset.theme") == "dark":
             break
     assert page.evaluate(fill) != light
+
+
+def test_a_chart_follows_its_container_however_that_changes(open_page):
+    """The window stays as it is; Vega listens to that alone."""
+    page = open_page(CLAIMS)
+    width = f"document.querySelector('{CHART}').getBoundingClientRect().width"
+    before = page.evaluate(width)
+    page.evaluate("document.querySelector('.vega-embed').style.width = '450px'")
+    page.wait_for_function(f"{width} <= 450", timeout=3_000)
+    page.evaluate("document.querySelector('.vega-embed').style.width = ''")
+    page.wait_for_function(f"Math.abs({width} - {before}) <= 1", timeout=3_000)
+
+
+def test_a_chart_drawn_before_its_container_has_its_width_is_drawn_again(built_book, browser):
+    """A busy machine may lay the page out late."""
+    context = new_context(browser, WIDE, "light")
+    late = """
+        addEventListener('DOMContentLoaded', () => {
+            const figure = document.querySelector('figure:has([id^=altair-viz])');
+            figure.style.width = '1500px';
+            new MutationObserver((_, seen) => {
+                if (!document.querySelector('svg.marks .role-mark > *')) return;
+                seen.disconnect();
+                figure.style.width = '';
+            }).observe(document, {subtree: true, childList: true});
+        }, {capture: true});
+    """
+    context.add_init_script(late)
+    page = context.new_page()
+    page.goto((built_book / CLAIMS).as_uri())
+    drawn_or_late(page)
+    box = f"document.querySelector('{CHART}').closest('.vega-embed').clientWidth"
+    width = f"document.querySelector('{CHART}').getBoundingClientRect().width"
+    page.wait_for_function(f"{width} <= {box} + 1 && {box} < 1200", timeout=3_000)
+    context.close()
 
 
 def test_a_click_in_the_legend_singles_out_a_method(open_page):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +15,8 @@ from advlib.predictions import read_facts, read_predictions, write_predictions
 from advlib.study import ROOT, load_study, make_study
 from advlib.tables import (
     in_per_cent,
+    on_all_images,
+    per_cent,
     read_audit,
     read_study,
     read_tables,
@@ -158,6 +161,27 @@ def test_an_audit_is_read_with_the_methods_it_is_compared_with(small_audit):
     assert set(ablations.benchmark) == {"clean", "pgd40"}
 
 
+def test_a_page_of_some_images_names_the_error_on_all(small_run, table):
+    """Only of the same network under the same attack, and only where there are more images."""
+    facts = {}
+    for method in small_run.methods:
+        known = {"checkpoint_hash": method, "threat": {"eps": 0.1}, "data": "images"}
+        path = small_run.runs / "predictions/pgd40" / f"{method}-seed0.parquet"
+        write_predictions(table, path, num_classes=3, n_images=3, **known)
+        facts[method] = known | {"n_images": 2}
+    error = f"{100 * metrics.error(table):.2f}"
+    said = on_all_images(small_run, "fresh", facts)
+    assert said.startswith(f"On all 3 images PGD-40 gives Std {error}, Adv {error} %")
+    for change in ({"checkpoint_hash": "another"}, {"threat": {"eps": 0.2}}, {"n_images": 3}):
+        other = facts | {"std": facts["std"] | change}
+        assert on_all_images(small_run, "fresh", other).startswith(
+            "On all 3 images PGD-40 gives Adv"
+        )
+    path.unlink()
+    assert "Adv" not in on_all_images(small_run, "fresh", facts)
+    assert on_all_images(small_run, "fresh", {"new": facts["std"]}) == ""
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -220,7 +244,15 @@ def test_the_default_study_and_its_audit_are_published():
 def test_a_value_is_shown_with_its_interval():
     row = pd.Series({"value": 0.12345, "low": 0.1, "high": 0.2})
     assert in_per_cent(row).split() == ["12.35", "[10.00,", "20.00]"]
+    assert in_per_cent(row, digits=1).split() == ["12.3", "[10.0,", "20.0]"]
     assert in_per_cent(row.replace({0.1: float("nan")}), digits=3) == "12.345"
+
+
+def test_one_number_is_printed_alike_however_it_was_summed():
+    share = 463 / 4000  # 11.575 %: the last bit of a sum decides how plain formatting rounds it
+    assert {per_cent(v) for v in (share, 0.1 + share - 0.1, np.mean([share] * 7))} == {"11.58"}
+    assert per_cent(-share) == "−11.58" and per_cent(share, sign="+") == "+11.58"
+    assert per_cent(-0.00001) == "0.00" and per_cent(1) == "100.00" and per_cent(0.5, 0) == "50"
 
 
 def test_reading_needs_no_torch():

@@ -44,7 +44,7 @@ def test_default_step(steps, share):
 def test_describes_itself_in_one_line_with_pixels():
     line = str(ThreatModel(eps="8/255", steps=40))
     assert "\n" not in line
-    for part in ("PGD-40", "Linf", "8/255", "true label", "class logits", "clipped", "any"):
+    for part in ("PGD-40", "L∞", "8/255", "true label", "class logits", "clipped", "any"):
         assert part in line
 
 

@@ -11,6 +11,8 @@
 * autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
 """
 
+import html
+import itertools
 import json
 import re
 import shutil
@@ -113,8 +115,9 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Make a page's text say to a screen reader what it shows to the eye.
 
-    Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain cell. The list
-    of references, a list of ``doc-biblioentry`` (a role that ARIA dropped), becomes one of items.
+    Columns of words are marked as such. Header cells get a ``scope``; an empty one, which heads
+    nothing, becomes a plain cell. The list of references, a list of ``doc-biblioentry`` (a role
+    that ARIA dropped), becomes one of items.
     """
     if "body" not in context:
         return
@@ -129,8 +132,38 @@ def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, do
         cells = re.sub(r"<th(?=[ >])(?![^>]*\bscope=)", f'<th scope="{scope}"', cells)
         return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
 
-    body = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+    body = re.sub(r"<table\b.*?</table>", mark_words, context["body"], flags=re.DOTALL)
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
+
+
+def mark_words(table: re.Match) -> str:
+    """The table; cells of a column that holds a word, two letters or more, get ``data-words``.
+
+    pandas does not tell columns of words from columns of numbers, and the style sheet cannot.
+    """
+    row_of = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+    cell = re.compile(r"(<t[hd]\b)([^>]*>)(.*?)(?=</t[hd]>)", re.DOTALL)
+    body = table[0].partition("<tbody")[2]
+    rows = [cell.findall(row) for row in row_of.findall(body)]
+    if not rows or "rowspan" in body:
+        return table[0]
+    words = {
+        i
+        for row in rows
+        for i, (*_, inner) in enumerate(row)
+        if re.search(r"[^\W\d_]{2}", html.unescape(re.sub(r"<[^>]*>", "", inner)))
+    }
+
+    def marked(row):
+        if len(cell.findall(row[0])) != len(rows[0]):  # a header of several columns
+            return row[0]
+        places = itertools.count()
+        return cell.sub(
+            lambda c: c[1] + ' data-words=""' * (next(places) in words) + c[2] + c[3], row[0]
+        )
+
+    return row_of.sub(marked, table[0])
 
 
 def stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:

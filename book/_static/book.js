@@ -3,19 +3,17 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
-/* Charts as wide as their container listen to the window only; a sidebar that opens or closes
-   changes the container too. */
-document.addEventListener("DOMContentLoaded", () => {
-  const article = document.querySelector(".bd-article");
-  if (!article || !document.querySelector(".vega-embed, [id^=altair-viz]")) return;
-  let width = article.clientWidth;
-  let timer;
-  new ResizeObserver(() => {
-    if (article.clientWidth === width) return;
-    width = article.clientWidth;
-    clearTimeout(timer);
-    timer = setTimeout(() => window.dispatchEvent(new Event("resize")), 150);
-  }).observe(article);
+/* Charts as wide as their container listen to the window only. A container also changes with a
+   sidebar that opens or closes, and may not have had its final width when its chart was drawn: it
+   is watched from then on, and a chart of another width is drawn again. */
+const widths = new WeakMap();
+let timer;
+const containers = new ResizeObserver((changed) => {
+  const other = changed.filter(({target}) => widths.get(target) !== target.clientWidth);
+  if (!other.length) return;
+  other.forEach(({target}) => widths.set(target, target.clientWidth));
+  clearTimeout(timer);
+  timer = setTimeout(() => window.dispatchEvent(new Event("resize")), 150);
 });
 
 /* Charts: in SVG, which the style sheet can colour, and with a menu that asks no network. They are
@@ -38,6 +36,7 @@ if (window.vegaEmbed) {
     new MutationObserver(() => tend(chart)).observe(chart, {subtree: true, attributeFilter: ["role"]});
     tend(chart);
     watchBoxes(element);
+    containers.observe(element);
     openClassSearch(element, drawn.view);
     return drawn;
   };
