@@ -36,7 +36,8 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def with_spread(mean: float, sd: float) -> str:
     """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD."""
-    return per_cent(mean) + ("" if pd.isna(sd) else f" ± {per_cent(sd)}")
+    spread = "" if pd.isna(sd) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{per_cent(sd)}"
+    return per_cent(mean) + spread
 
 
 def seeds_words(n_seeds: int, table: str) -> str:

@@ -463,7 +463,10 @@ def test_spread_over_seeds_by_hand():
     assert over.method.tolist() == ["b", "a"] and over.n_seeds.tolist() == [3, 1]
     assert over["mean"].tolist() == pytest.approx([0.3, 0.5])
     assert over.sd[0] == pytest.approx(np.sqrt(0.07)) and np.isnan(over.sd[1])
-    assert with_spread(0.3, over.sd[0]) == "30.00 ± 26.46" and with_spread(0.5, np.nan) == "50.00"
+    assert (
+        with_spread(0.3, over.sd[0]) == "30.00\u00a0±\u00a026.46"
+        and with_spread(0.5, np.nan) == "50.00"
+    )
     with pytest.raises(ValueError, match="several rows for one seed"):
         over_seeds(pd.concat([rows, rows.tail(1)]), ["method"])
 
@@ -481,7 +484,7 @@ def test_seeds_table_keeps_the_order_and_leaves_out_other_figures():
     table = seeds_table(rows, ["method"], "statistic", {"sd": "SD", "mean": "Mean"})
     assert table.columns.tolist() == ["method", "SD", "Mean", "seeds"]
     assert table.method.tolist() == ["std", "adv"] and table.seeds.tolist() == [2, 2]
-    assert table["Mean"].tolist() == ["15.00 ± 7.07", "35.00 ± 7.07"]
+    assert table["Mean"].tolist() == ["15.00\u00a0±\u00a07.07", "35.00\u00a0±\u00a07.07"]
 
 
 def made_up_run(study, errors=None) -> None:
@@ -558,7 +561,7 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
     verdict = execute("verdict", tmp_path, *options)
     assert "[holds in sign](two_seeds/average_error.ipynb)" in shown(verdict, "tab-verdict")
     sure = shown(verdict, "tab-verdict-sure")
-    assert "−30.00 ± 0.00; sign in 2 of 2" in sure
+    assert "−30.00\u00a0±\u00a00.00; sign in 2 of 2" in sure
     assert sure.count("| mixed | every claim | not measured |") == 1
     counted = shown(verdict, "tab-verdict-corruptions")
     assert "Std → Adv" in counted and "all fifteen" in counted

@@ -256,7 +256,7 @@ def test_the_headline_gives_one_seed_its_interval_and_several_their_mean():
     own = study(methods=["std", "adv"], seeds=[0, 1, 2])
     table = overview.headline(own, errors).set_index(["method", "seeds"]).Clean
     assert table["Std", "seed 0"].startswith("10.00 [9.00")
-    assert table["Std", "mean ± SD of 3 seeds"] == "20.00 ± 10.00"
+    assert table["Std", "mean ± SD of 3 seeds"] == "20.00\u00a0±\u00a010.00"
     one = overview.headline(study(methods=["std", "adv"]), errors[errors.seed == 0])
     assert one.seeds.tolist() == ["seed 0", "seed 0"]
 
@@ -317,7 +317,9 @@ def test_the_answer_follows_the_intervals(found, opening):
 
 def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
     (line,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))[1]
-    assert "(0.10 [−0.40," in line and "0.05 ± 0.10 over 3 seeds; the paper −37.62)" in line
+    assert (
+        "(0.10 [−0.40," in line and "0.05\u00a0±\u00a00.10 over 3 seeds; the paper −37.62)" in line
+    )
     assert "and lowers the spread over the classes on clean images (−2.00" in line
     assert "the paper −1.02)" in line and "the first of 3 seeds" in line
     hurt = "on clean images Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %."

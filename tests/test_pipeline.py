@@ -126,7 +126,7 @@ def test_eps_leaves_the_clean_methods_weights_alone(edited):
 
 def test_more_resamples_redo_the_analyses_alone(edited):
     (edited / "my_study.yaml").write_text(OWN_STUDY.replace("500", "600"))
-    assert {rule for rule, _ in planned(edited)} <= {"analyse", *PLACED}
+    assert {rule for rule, _ in planned(edited)} <= {"analyse", "verdict", *PLACED}
     assert ("analyse", "study=mine, chapter=classwise_error") in planned(edited)
 
 
