@@ -6,7 +6,7 @@ export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READ = .venv-read
 # These build a whole book and take half the time of all tests, so that they run beside the others.
-BOOK_TESTS = tests/test_pipeline.py tests/test_site.py
+BOOK_TESTS = tests/test_pipeline.py tests/test_profiles.py tests/test_site.py
 # All of this machine's cores, or what profiles/$(PROFILE) says.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
 SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
