@@ -17,6 +17,10 @@ from advlib.threat import ThreatModel
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
 
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 
 OWN_STUDY = """
 study: mine
@@ -82,6 +86,22 @@ def project(tmp_path_factory):
     done = snakemake(copy)
     assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
     return copy
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, driven by Playwright, which allows one at a time in a process."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next((path for name in names if (path := shutil.which(name))), None)
+    if program is None:
+        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The class explorer: its figures, as Vega unpacks them, and the reader's search and clicks."""
 
 import json
-import os
 import shutil
 
 import numpy as np
@@ -69,23 +68,6 @@ def rows_of(chart) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def tables():
     return predictions()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium for this file alone: Playwright allows one at a time, and test_site has its own."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=program, args=args)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 
-from advlib.study import ROOT
+from advlib.study import ROOT, load_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -67,3 +69,16 @@ def test_evaluating_an_untrained_method_says_what_to_run(tmp_path):
     done = papermill("evaluate_pgd", tmp_path / "out.ipynb", "-p", "study", "digits")
     assert done.returncode != 0
     assert "not trained yet: papermill notebooks/train.ipynb" in done.stderr
+
+
+def test_the_training_chapter_gives_the_mean_over_the_steps_of_the_last_epoch(tmp_path):
+    done = papermill("training", tmp_path / "out.ipynb", "-p", "source", "committed")
+    assert done.returncode == 0, done.stderr[-2000:]
+    study = load_study("fashion_mnist_quick")
+    page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    for method in study.trained:
+        log = pd.read_csv(study.published / f"train/{method}-seed0.csv")
+        steps = np.diff(log.step, prepend=0)
+        last = (log.epoch > log.epoch.max() - 1 + 1e-6).to_numpy()
+        error = 100 * np.average(log.error[last], weights=steps[last])
+        assert f"{study.names[method]}: error of the batches {error:.2f} % in the last" in page

@@ -20,10 +20,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 NARROW, WIDE = {"width": 400, "height": 800}, {"width": 1200, "height": 900}
 PAGE_LIMIT, SHARED_LIMIT = 3_000_000, 6_000_000  # bytes; MathJax and Vega are 3 MB
 
@@ -52,22 +48,6 @@ def pages(built_book):
         if "_static" not in path.parts and 'http-equiv="Refresh"' not in text:
             found[str(path.relative_to(built_book))] = text
     return found
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium, driven by Playwright."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        assert not os.environ.get("CI"), "Chromium is missing where these tests must run"
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def new_context(browser, viewport, scheme):
