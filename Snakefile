@@ -561,7 +561,7 @@ rule verdict:
         code=expand(
             "advlib/{name}.py",
             name=["ablations", "annotations", "charts", "charts_verdict", "claims", "metrics"]
-            + ["overview", "seeds", "tables"],
+            + ["overview", "seeds", "tables", "verdict"],
         ),
     output:
         "book/generated/verdict.ipynb",
@@ -604,7 +604,10 @@ rule cover:
         tables=[tables_of(name) for name in SHOWN],
         code=[
             "book/place.py",
-            *expand("advlib/{name}.py", name=["ablations", "charts_cover", "claims", "overview"]),
+            *expand(
+                "advlib/{name}.py",
+                name=["ablations", "charts_cover", "claims", "overview", "verdict"],
+            ),
         ],
     output:
         "book/generated/index.ipynb",

@@ -11,7 +11,7 @@ from scipy import stats
 from advlib import annotations, metrics
 from advlib.seeds import over_seeds
 from advlib.study import METHODS
-from advlib.tables import in_per_cent, per_cent, read_study, read_tables, with_real
+from advlib.tables import audit_paths, read_audit, read_study, read_tables, with_real
 
 HOLDS, FAILS, OPEN = "holds in sign", "does not hold", "not resolved"
 CEILING, ABSENT = "cannot be tested (ceiling)", "not measured"
@@ -162,7 +162,9 @@ def read_evidence(study, source: str) -> tuple[dict, dict]:
     -------
     (tables, facts)
         By (benchmark, method, seed). "real" is there for ImageNet's validation images: the clean
-        predictions judged by ReaL's label sets, images without a label dropped.
+        predictions judged by ReaL's label sets, images without a label dropped. Of the methods of
+        `VARIANTS` that are among the study's ablations: clean and PGD-40 predictions of the first
+        seed, where the same source has all ablations.
     """
     methods = {names.get(m, m) for names in VARIANTS.values() for m in COMPARED}
     wanted = [name for name in ("clean", "pgd40") if name in study.benchmarks]
@@ -173,7 +175,24 @@ def read_evidence(study, source: str) -> tuple[dict, dict]:
     # One after the other: there are 75 conditions of each.
     for key, table, known in read_tables(study, source, ["corruptions"]):
         tables[key], facts[key] = table, known
+    ablated = methods & _as_they_are(study)
+    paths = audit_paths(study, study.tables(source), "ablations") if ablated else {}
+    if paths and all(path.is_file() for path in paths):
+        whole = read_audit(study, source, "ablations")
+        whole = whole[whole.method.isin(ablated)]
+        for (benchmark, method, seed), part in whole.groupby(["benchmark", "method", "seed"]):
+            tables[benchmark, method, seed] = part.reset_index(drop=True)
+            facts[benchmark, method, seed] = whole.attrs["facts"][benchmark, method]
     return tuple({k: v for k, v in found.items() if k[1] in methods} for found in (tables, facts))
+
+
+def _as_they_are(study) -> set[str]:
+    """The methods that a study trains as ablations, with nothing else changed."""
+    return {
+        name
+        for name, changes in study.ablations.items()
+        if changes["method"] == name and set(changes) <= {"method", "title"}
+    }
 
 
 def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) -> pd.DataFrame:
@@ -200,7 +219,6 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
         absent (why it was not measured, or ""). Differences are fractions, those of error ratios
         plain numbers.
     """
-    real = any(key[0] == "real" for key in tables)
     rows = []
     for variant, names in VARIANTS.items():
         for name, claim in CLAIMS.items():
@@ -213,7 +231,7 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row = {"study": study.study, "variant": variant, "claim": name}
                 row |= dataclasses.asdict(here)
                 row["paper"] = published_difference(paper, claim, asked)
-                row["absent"] = _absent(study, claim, here, real)
+                row["absent"] = _absent(study, tables, claim, here)
                 rows.append(row | ({} if row["absent"] else _measure(study, tables, claim, here)))
     columns = ["value", "low", "high", "raw", "n_images", "mean", "sd", "n_seeds", "n_agree"]
     columns += ["error_before", "error_after"]
@@ -221,9 +239,11 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
     return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
 
 
-def _absent(study, claim: Claim, comparison: Comparison, real: bool) -> str:
+def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
     """Why a comparison cannot be made in a study; empty if it can."""
-    missing = {comparison.before, comparison.after} - set(study.methods)
+    real = any(key[0] == "real" for key in tables)
+    known = {method for _, method, _ in tables} | set(study.methods)
+    missing = {comparison.before, comparison.after} - known
     if missing:
         return f"the study has no {' and no '.join(sorted(missing))} among its methods"
     if claim.benchmark == "corruptions" and study.corruptions == "none":
@@ -236,17 +256,19 @@ def _absent(study, claim: Claim, comparison: Comparison, real: bool) -> str:
     if claim.statistic == "error_ratio" and not real:
         reason = study.unavailable.get("evaluate_imagenet_x", not_validation)
         return f"{reason}; factors measured on pixels are no stand-in for them"
+    ablated = {comparison.before, comparison.after} - set(study.methods)
+    if ablated and claim.benchmark not in ("clean", "pgd40"):
+        return f"{' and '.join(sorted(ablated))}: ablations have clean images and PGD-40 alone"
     return ""
 
 
 def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
     """A comparison's figures, the interval from the first seed."""
     found = []
-    for seed in study.seeds:
-        before, after = (
-            tables[claim.benchmark, method, seed]
-            for method in (comparison.before, comparison.after)
-        )
+    pair = comparison.before, comparison.after
+    ablated = not set(pair) <= set(study.methods)
+    for seed in study.seeds[:1] if ablated else study.seeds:
+        before, after = (tables[claim.benchmark, method, seed] for method in pair)
         n_resamples = study.n_resamples if seed == study.seeds[0] else 1  # else the value alone
         row = _difference(claim, comparison.part, before, after, n_resamples)
         found.append({"seed": seed, "all": 0, **row})
@@ -372,7 +394,7 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         why = "the seeds do not agree"
     else:
         why = "the interval holds zero"
-    if edge := _at_the_edge(rows):
+    if edge := at_the_edge(rows):
         # An SD that is small of itself decides nothing, in favour of the claim or against it.
         verdict = CEILING
         why += f"; {edge}"
@@ -391,7 +413,7 @@ def _parts(rows: pd.DataFrame, side: np.ndarray) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def _at_the_edge(rows: pd.DataFrame) -> str:
+def at_the_edge(rows: pd.DataFrame) -> str:
     """The methods whose mean error leaves no room for a spread, in words; empty if none."""
     found = {}
     for end in ("before", "after"):
@@ -415,309 +437,3 @@ def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:
         for key, rows in comparisons.groupby(keys, sort=False)
     ]
     return pd.DataFrame(found)
-
-
-def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """What was measured for one claim, for a table's cell: in points, or as difference of ratios.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Those of `compare` for one study, variant and claim.
-    names : mapping
-        The methods' names by id.
-    """
-    if rows["absent"].any():
-        return "–"
-    if rows["part"].any():
-        return judge(rows)["why"].rpartition(";")[0]  # without the number of seeds
-    cells = []
-    for row in rows.itertuples():
-        which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
-        raw = "" if pd.isna(row.raw) else f" (raw {per_cent(row.raw)})"
-        cells.append(f"{which}{in_per_cent(row)}{raw}")
-    return "; ".join(cells)
-
-
-def paper_words(rows: pd.DataFrame) -> str:
-    """The paper's own figure for one claim, in points, or what it says without numbers."""
-    claim = CLAIMS[rows["claim"].iloc[0]]
-    return claim.printed or "; ".join(per_cent(value) for value in rows["paper"])
-
-
-def share_words(rows: pd.DataFrame, verdict: str) -> str:
-    """The measured difference as a share of the printed one, for a table's cell, with its interval.
-
-    "–" where the paper prints no number, or the data say nothing of it. Below zero: the other
-    direction. The shares of SDs are those of noise-corrected ones to the SDs as printed.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Those of `compare` for one study, variant and claim.
-    verdict : str
-    """
-    if verdict in (ABSENT, CEILING) or rows["paper"].isna().any():
-        return "–"
-    cells = []
-    for row in rows.itertuples():
-        cell = f"{per_cent(row.value / row.paper, 0)} %"
-        if pd.notna(row.low):
-            ends = sorted((row.low / row.paper, row.high / row.paper))
-            cell += f" [{per_cent(ends[0], 0)},\N{NO-BREAK SPACE}{per_cent(ends[1], 0)}]"
-        cells.append(cell)
-    return "; ".join(cells)
-
-
-def overview(
-    comparisons: pd.DataFrame,
-    judged: pd.DataFrame,
-    studies: Mapping,
-    variant: str,
-    beside: Mapping[tuple[str, str], str],
-) -> pd.DataFrame:
-    """The table for a reader in a hurry: a row for each claim and study, under one variant.
-
-    Parameters
-    ----------
-    comparisons, judged : DataFrame
-        As of `compare` and `verdicts`, of one or more studies.
-    studies : mapping
-        id -> advlib.study.Study.
-    variant : str
-        A key of `VARIANTS`.
-    beside : mapping
-        (study, claim) -> Markdown that follows what was measured.
-
-    Returns
-    -------
-    DataFrame
-        claim, the paper (in points), study, the verdict and, in Markdown, the link to the chapter
-        that shows it, what was measured, and how much that is of the paper's figure.
-    """
-    verdict = judged.set_index(["claim", "study", "variant"]).verdict
-    rows = []
-    for name, claim in CLAIMS.items():
-        for study_id, study in studies.items():
-            part = comparisons[(comparisons.claim == name) & (comparisons.study == study_id)]
-            part = part[part.variant == variant]
-            found = verdict[name, study_id, variant]
-            link = f"**[{found}]({study_id}/{claim.chapter}.ipynb)**"
-            measured = measured_words(part, study.names)
-            if more := beside.get((study_id, name)):
-                measured += f"; {more}"
-            rows.append(
-                {
-                    "the paper's claim": claim.title,
-                    "the paper (points)": paper_words(part),
-                    "study": study.title,
-                    "verdict": found if found == ABSENT else link,
-                    "here (points)": measured,
-                    "share of the paper's size": share_words(part, found),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
-    """The differences for which the paper prints numbers, measured and printed, each once.
-
-    Returns
-    -------
-    DataFrame
-        study (its title), effect ("Adv → Adv⁺: clean error"), series (the variant, or the paper),
-        value, low, high (fractions; the paper's without an interval), claimed ("lower", "higher").
-    """
-    titles = {"clean": "clean", "real": "ReaL", "pgd40": "PGD-40"}
-    originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
-    table = comparisons[comparisons.paper.notna()].copy()
-    pairs = [
-        " → ".join(METHODS[originals.get(m, m)].name for m in pair)
-        for pair in zip(table.before, table.after, strict=True)
-    ]
-    what = [
-        f"{titles[claim.benchmark]} {'SD' if claim.statistic == 'sd' else 'error'}"
-        if claim.benchmark in titles
-        else "mCE"
-        for claim in table.claim.map(CLAIMS)
-    ]
-    table["effect"] = [f"{pair}: {words}" for pair, words in zip(pairs, what, strict=True)]
-    table["claimed"] = table.sign.map({-1: "lower", 1: "higher"})
-    table["study"] = table.study.map(lambda name: studies[name].title)
-    table["series"] = table.variant
-    theirs = table.assign(series="the paper (ImageNet)", value=table.paper, low=np.nan, high=np.nan)
-    order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
-    both = pd.concat([table[table.absent == ""], theirs], ignore_index=True)
-    both = both.drop_duplicates(["study", "effect", "series"])
-    both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
-    return both[["study", "effect", "series", "value", "low", "high", "claimed"]]
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    """A table of text as Markdown, so that the links in its cells are followed and checked."""
-    lines = [table.columns, [":---"] * len(table.columns), *table.to_numpy()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
-    """The page in short: at most five sentences that are computed from the tables.
-
-    Parameters
-    ----------
-    comparisons, judged, studies
-        As for `overview`.
-    """
-    default, mixed = VARIANTS
-    lines = headlines(comparisons, judged, studies)
-    openings = {FAILS: "Does not hold", HOLDS: "Holds in sign, and its share of the paper's size"}
-    for verdict, opening in openings.items():
-        parts = {}
-        for (study_id, name), rows in _rows(comparisons, default).items():
-            known = _verdict(judged, study_id, name, default)
-            if known == verdict and name not in HEADLINES:
-                parts.setdefault(name, {})[study_id] = _size(rows, verdict)
-        told = [
-            f"{_lower(CLAIMS[name].title)} ({_each(parts[name], studies)})"
-            for name in CLAIMS
-            if name in parts
-        ]
-        lines.append(f"{opening}: {'; '.join(told) or 'none of the other claims'}.")
-    totals = {}
-    for variant in VARIANTS:
-        by_study = judged[judged.variant == variant].groupby("study", sort=False).verdict
-        found = {s: counted(part) for s, part in by_study if (part != ABSENT).any()}
-        totals[variant] = _each(found, studies)
-    lines.append(
-        f"In all, of {len(CLAIMS)} claims: {totals[default]}. With clean images in every batch, "
-        f"the other reading: {totals[mixed]}."
-    )
-    return lines
-
-
-def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
-    """A sentence for each of `HEADLINES`: what label augmentation does to it, and in the paper."""
-    default, lines = next(iter(VARIANTS)), []
-    for name, title in HEADLINES.items():
-        claim, parts = CLAIMS[name], {}
-        for (study_id, known), rows in _rows(comparisons, default).items():
-            if known != name:
-                continue
-            row, verdict = rows.iloc[0], _verdict(judged, study_id, name, default)
-            parts[study_id] = f"{in_per_cent(row)} points, *{verdict}*"
-            # Only errors: the paper's SDs are not corrected for noise.
-            if claim.statistic == "error" and verdict == HOLDS:
-                parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
-            if claim.statistic == "error" and pd.notna(row.low):
-                if not row.low <= row.paper <= row.high:
-                    parts[study_id] += "; an effect of the paper's size lies outside the interval"
-        own = comparisons[comparisons.claim == name].paper.iloc[0]
-        lines.append(
-            f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points): "
-            f"{_each(parts, studies)}."
-        )
-    return lines
-
-
-def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
-    """What was found: the headlines, then every claim under its verdict, by study (Markdown)."""
-    default, mixed = VARIANTS
-    lines = [f"* {line}" for line in headlines(comparisons, judged, studies)]
-    for study_id, study in studies.items():
-        own = judged[(judged.study == study_id) & (judged.variant == default)].set_index("claim")
-        lines.append(f"* {study.title}, {default}: {counted(own.verdict)}.")
-        for verdict in VERDICTS:
-            titles = [_lower(CLAIMS[name].title) for name in own.index[own.verdict == verdict]]
-            lines += [f"  * *{verdict}*: {'; '.join(titles)}."] * bool(titles)
-        other = judged[(judged.study == study_id) & (judged.variant == mixed)].set_index("claim")
-        if (other.verdict != ABSENT).any():
-            moved = other[other.verdict != own.verdict]
-            words = [f"{_lower(CLAIMS[n].title)} (*{v}*)" for n, v in moved.verdict.items()]
-            lines.append(f"  * otherwise with {mixed}: {'; '.join(words) or 'none'}.")
-    return lines
-
-
-def _rows(comparisons: pd.DataFrame, variant: str) -> dict[tuple[str, str], pd.DataFrame]:
-    """(study, claim) -> its comparisons, of those that were measured."""
-    chosen = comparisons[(comparisons.variant == variant) & (comparisons.absent == "")]
-    return dict(list(chosen.groupby(["study", "claim"], sort=False)))
-
-
-def _verdict(judged: pd.DataFrame, study: str, claim: str, variant: str) -> str:
-    return judged.set_index(["study", "claim", "variant"]).verdict[study, claim, variant]
-
-
-def _each(parts: Mapping[str, str], studies: Mapping) -> str:
-    """One part a study, with its title if there are several."""
-    several = len(studies) > 1
-    named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
-    return "; ".join(named) or "not measured here"
-
-
-def _size(rows: pd.DataFrame, verdict: str) -> str:
-    """How large a difference is beside the paper's, or how many of several there are."""
-    if rows["part"].any():
-        counts = judge(rows)
-        return f"{counts.n_hold} of {counts.n_tests}, {counts.n_against} the other way round"
-    if len(rows) > 1 or rows["paper"].isna().any():
-        return "; ".join(in_per_cent(row) for row in rows.itertuples())
-    if verdict == HOLDS:
-        return share_words(rows, verdict)
-    row = rows.iloc[0]
-    return f"{in_per_cent(row)}, the paper {per_cent(row.paper)}"
-
-
-def _lower(title: str) -> str:
-    """A title within a sentence; the names of methods keep their capitals."""
-    return title[0].lower() + title[1:] if title.startswith(("Label", "Adversarial")) else title
-
-
-def counted(found: pd.Series) -> str:
-    """How many of these verdicts there are of each kind, in words."""
-    n = {v: int((found == v).sum()) for v in VERDICTS}
-    words = f"{n[HOLDS]} hold in sign, {n[FAILS]} do not hold, {n[OPEN]} are not resolved"
-    words += f", {n[CEILING]} cannot be tested (ceiling)" if n[CEILING] else ""
-    return words + (f", {n[ABSENT]} were not measured" if n[ABSENT] else "")
-
-
-def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
-    """On how many corruptions the second method errs less or more: the counts behind `judge`.
-
-    Returns
-    -------
-    DataFrame
-        study, methods, corruptions, errs less, errs more, open (by the 95 % intervals), and the
-        first two again by the intervals that decide ("–" where nothing is judged).
-    """
-    rows = []
-    chosen = comparisons[comparisons.part.isin(metrics.CORRUPTIONS) & (comparisons.absent == "")]
-    keys = ["study", "before", "after", "claim", "sign"]
-    for (study_id, before, after, claim, sign), part in chosen.groupby(keys, sort=False):
-        n, study = len(part), studies[study_id]
-        if sign:
-            m = needed(claim, n)
-            ways = sign * sides(part), sign * sides(part, (n - m + 1, m))
-            few = {13: "the thirteen that the claim is about", 15: "all fifteen"}[n]
-        else:
-            ways = ((part.low > 0) * 1 - (part.high < 0) * 1).to_numpy(), None
-            few = "JPEG and pixelate, not judged"
-        less, more = ([(way == end).sum() for way in ways if way is not None] for end in (-1, 1))
-        row = {"study": study.title, "methods": f"{study.names[before]} → {study.names[after]}"}
-        row |= {"corruptions": few, "errs less": less[0], "errs more": more[0]}
-        row |= {"open": n - less[0] - more[0]}
-        row["less, more when widened"] = f"{less[1]}, {more[1]}" if sign else "–"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """How many verdicts and intervals the page holds, and what chance alone does to as many."""
-    n = int((judged.verdict != ABSENT).sum())
-    known = comparisons[comparisons.low.notna()]
-    of = [(CLAIMS[name].benchmark, CLAIMS[name].statistic) for name in known.claim]
-    # Two claims share a comparison.
-    intervals = len(known.assign(of=of).drop_duplicates(["study", "of", "before", "after", "part"]))
-    return (
-        f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
-        f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "
-        "zero."
-    )

@@ -13,6 +13,7 @@ from advlib.predictions import read_facts
 from advlib.seeds import over_seeds, with_spread
 from advlib.study import ROOT, STUDIES, Study, load_study
 from advlib.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
+from advlib.verdict import counted
 
 HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
 PARTS = {  # of a study, as `book` is given them, and what pages call them
@@ -300,8 +301,7 @@ def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
         failed = [claims.CLAIMS[c].title for c in own.claim[own.verdict == claims.FAILS]]
         which = f" What does not hold: {'; '.join(failed)}." if failed else ""
         lines.append(
-            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {claims.counted(own.verdict)}."
-            + which
+            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {counted(own.verdict)}." + which
         )
     return lines
 

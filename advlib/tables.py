@@ -65,6 +65,12 @@ def in_words(frame: pd.DataFrame):
     return frame.style.set_table_styles([left]).hide(axis="index")
 
 
+def as_markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown, so that the links in its cells are followed and checked."""
+    lines = [table.columns, [":---"] * len(table.columns), *table.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 class _Facts(dict):
     """The facts of tables. pandas copies a table's attrs at every step; these stay as they are."""
 

@@ -49,7 +49,7 @@ NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to b
 CHAPTER_CODE = {  # modules that one chapter uses beside those of every chapter
     "gallery": ["charts_gallery", "samples"],
     "class_explorer": ["charts_class"],
-    "ablations": ["ablations", "charts_verdict", "claims"],
+    "ablations": ["ablations", "charts_verdict"],
     "ledger": ["charts_ledger", "charts_verdict", "ledger"],
     "battery": ["battery_verdicts", "charts_battery"],
 }
@@ -89,7 +89,8 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     Returns
     -------
     list of (Study, file, "fresh" or "committed" or None)
-        The running study first, then those with tables, then those that were not run here.
+        The running study first, then those with tables, the ones with the most seeds before
+        others, then those that were not run here.
     """
     files = [STUDIES / f"{DEFAULT}.yaml", *sorted(STUDIES.glob("*.yaml"))]
     if running is not None:
@@ -107,7 +108,13 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
         elif is_current(study, study.published):
             source = "committed"
         found[study.study] = (study, from_root(file), source)
-    return sorted(found.values(), key=lambda entry: entry[2] is None)
+    own = next(iter(found)) if running is not None else None
+
+    def rank(entry):
+        study, _, source = entry
+        return source is None, study.study != own, -len(study.seeds) if source else 0
+
+    return sorted(found.values(), key=rank)
 
 
 def audit_sources(study: Study, running: bool | None) -> dict[str, str | None]:

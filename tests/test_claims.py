@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from advlib import annotations, charts_verdict, claims, metrics
+from advlib import annotations, charts_verdict, claims, metrics, verdict
 from advlib import tables as tables_module
 from advlib.predictions import write_predictions
 from advlib.seeds import over_seeds, seeds_table, with_spread
@@ -180,7 +180,7 @@ def test_a_spread_is_judged_by_its_noise_corrected_sd(study):
     )
     assert (row.low, row.high) == pytest.approx(tuple(expected)[1:])
     assert verdict_of(found, "widens_clean").verdict == claims.HOLDS
-    assert "raw" in claims.measured_words(found[found.index == row.name], study.names)
+    assert "raw" in verdict.measured_words(found[found.index == row.name], study.names)
 
 
 def test_std_has_the_lowest_spread_only_if_it_is_lower_than_both(study):
@@ -221,12 +221,16 @@ def test_a_spread_that_the_ceiling_leaves_no_room_decides_nothing(study, error, 
     tables = evidence(study, pgd40={"std": flat, "adv": uneven, "adv_plus": uneven})
     found = claims.compare(study, tables, PAPER)
     for claim in ("widens_pgd40", "std_lowest"):
-        verdict = verdict_of(found, claim)
-        assert verdict.verdict == (claims.CEILING if at_the_ceiling else claims.HOLDS), claim
-        assert (f"Std errs on {100 * error:.2f} % of the images" in verdict.why) == at_the_ceiling
-    lines = claims.findings(found, claims.verdicts(found), {study.study: study})
-    assert ("1 hold in sign, 0 do not hold" in lines[-1]) == at_the_ceiling  # the PGD-40 error
-    assert (", 2 cannot be tested (ceiling)" in lines[-1]) == at_the_ceiling
+        judged = verdict_of(found, claim)
+        assert judged.verdict == (claims.CEILING if at_the_ceiling else claims.HOLDS), claim
+        assert (f"Std errs on {100 * error:.2f} % of the images" in judged.why) == at_the_ceiling
+    lines = verdict.findings(found, claims.verdicts(found), {study.study: study})
+    assert ("1 hold in sign, 0 do not hold" in lines[2]) == at_the_ceiling  # the PGD-40 error
+    assert (", 2 cannot be tested (ceiling)" in lines[2]) == at_the_ceiling
+    why = verdict.undecided(found, claims.verdicts(found), {study.study: study})
+    edge = [line for line in why if line.startswith(f"* *{claims.CEILING}* (Digits (8 × 8)): ")]
+    assert len(edge) == at_the_ceiling
+    assert all(line.endswith(f" Std errs on {100 * error:.2f} % of the images.") for line in edge)
 
 
 def test_the_ceiling_speaks_against_no_claim_and_only_about_spreads(study):
@@ -240,7 +244,7 @@ def test_the_ceiling_speaks_against_no_claim_and_only_about_spreads(study):
     widens = verdict_of(found, "widens_pgd40")  # Adv's SD is 0: lower than Std's, by the ceiling
     assert widens.verdict == claims.CEILING and widens.n_against == 1
     rows = found[(found.claim == "widens_pgd40") & (found.absent == "")]
-    assert claims.share_words(rows, widens.verdict) == "–"  # no size where nothing is said
+    assert verdict.share_words(rows, widens.verdict) == "–"  # no size where nothing is said
     assert "Adv errs on 100.00 % of the images" in widens.why
     assert verdict_of(found, "clean").verdict == claims.HOLDS  # an error, not a spread
     assert verdict_of(found, "pgd40").verdict == claims.HOLDS
@@ -291,15 +295,15 @@ def test_both_sides_are_counted_alike_and_the_widened_ones_beside_them():
 def test_most_is_a_majority_on_either_side():
     """8 of 15; what decides is widened for 8 tests: by 2.73 / 1.96 = 1.395."""
 
-    def verdict(values):
+    def judged(values):
         return claims.judge(comparison_rows(values, sign=1, claim="std_corruptions")).verdict
 
-    assert verdict([0.05] * 8 + [-0.05] * 7) == claims.HOLDS
-    assert verdict([0.05] * 7 + [-0.05] * 8) == claims.FAILS
-    assert verdict([0.05] * 7 + [-0.05] * 7 + [0.0]) == claims.OPEN
-    assert verdict([0.0136] * 8 + [0.0] * 7) == claims.OPEN
-    assert verdict([0.0142] * 8 + [0.0] * 7) == claims.HOLDS
-    assert verdict([0.0] * 7 + [-0.0142] * 8) == claims.FAILS
+    assert judged([0.05] * 8 + [-0.05] * 7) == claims.HOLDS
+    assert judged([0.05] * 7 + [-0.05] * 8) == claims.FAILS
+    assert judged([0.05] * 7 + [-0.05] * 7 + [0.0]) == claims.OPEN
+    assert judged([0.0136] * 8 + [0.0] * 7) == claims.OPEN
+    assert judged([0.0142] * 8 + [0.0] * 7) == claims.HOLDS
+    assert judged([0.0] * 7 + [-0.0142] * 8) == claims.FAILS
 
 
 def test_seeds_that_disagree_leave_a_claim_open():
@@ -323,7 +327,7 @@ def test_no_interval_leaves_no_effect_outside(study):
     tables = evidence(study, pgd40={"adv": 1.0, "adv_plus": 0.0})
     found = claims.compare(study, tables, PAPER)
     assert found[(found.claim == "pgd40") & (found.absent == "")].low.isna().all()
-    line = claims.headlines(found, claims.verdicts(found), {study.study: study})[0]
+    line = verdict.headlines(found, claims.verdicts(found), {study.study: study})[0]
     assert "−100.00 points, *not resolved*" in line and "lies outside" not in line
 
 
@@ -393,6 +397,28 @@ def test_error_ratios_come_from_people_s_annotations(study):
     assert row.value.iloc[0] == pytest.approx(ratio["adv"] - ratio["std"])
 
 
+def test_the_mixed_pair_may_be_an_ablation_of_the_first_seed(tmp_path, monkeypatch):
+    """It is judged by the tables of the audit, if they are there; of corruptions it has none."""
+    monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path))
+    mixed = {"adv_mix": {"method": "adv_mix"}, "adv_plus_mix": {"method": "adv_plus_mix"}}
+    other = {"adv_plus_delta_0.3": {"method": "adv_plus", "delta": 0.3}}
+    values = {"methods": ["std", "adv", "adv_plus"], "seeds": [0, 1], "n_resamples": 50}
+    values["corruption_images"] = 200
+    study = load_study("digits", **values, ablations=mixed | other)
+    made_up_run(study, {"adv_plus_mix": 0.2})
+    tables, facts = claims.read_evidence(study, "fresh")
+    names = {key for key in tables if key[1] in mixed}
+    assert names == {(b, m, 0) for b in ("clean", "pgd40") for m in mixed} <= set(facts)
+    assert not any(method in other for _, method, _ in tables)
+    found = claims.compare(study, tables, PAPER)
+    clean = verdict_of(found, "clean", "mixed batches")
+    assert clean.verdict == claims.HOLDS and clean.why.endswith("; one seed")
+    mce = verdict_of(found, "mce", "mixed batches")
+    assert mce.verdict == claims.ABSENT and "clean images and PGD-40 alone" in mce.why
+    (study.runs / "predictions/pgd40/adv_plus_delta_0.3-seed0.parquet").unlink()  # half an audit
+    assert not any(method in mixed for _, method, _ in claims.read_evidence(study, "fresh")[0])
+
+
 # ---------------------------------------------------------------- what the page says
 
 
@@ -402,46 +428,45 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
     judged = claims.verdicts(found)
     default, mixed = claims.VARIANTS
     studies, beside = {study.study: study}, {(study.study, "clean"): "[more](a.ipynb)"}
-    table = claims.overview(found, judged, studies, default, beside).set_index("the paper's claim")
-    row = table.loc["Label augmentation lowers the clean error"]
-    assert row.verdict == "**[holds in sign](digits/average_error.ipynb)**"
-    assert row["here (points)"].startswith("−40.00 [−")
-    assert row["here (points)"].endswith("; [more](a.ipynb)")
-    assert row["the paper (points)"] == "−5.48"
-    assert row["share of the paper's size"].startswith("730 % [")  # 40 / 5.48
-    robust = table.loc["Label augmentation lowers the PGD-40 error", "share of the paper's size"]
-    low, high = re.fullmatch(r"0 % \[(\S+),\s(\S+)\]", robust).groups()
+    table = verdict.overview(found, judged, studies, default, beside).set_index("the paper's claim")
+    clean = table.loc["Label augmentation lowers the clean error"]
+    word, here, share, more = clean[study.title].split("<br>")
+    assert word == "**[holds in sign](digits/average_error.ipynb)**"
+    assert here.startswith("−40.00 [−") and more == "[more](a.ipynb)"
+    assert clean["the paper (points)"] == "−5.48"
+    assert share.startswith("730 % [") and share.endswith("] of the paper's")  # 40 / 5.48
+    robust = table.loc["Label augmentation lowers the PGD-40 error", study.title]
+    low, high = re.search(r"<br>0 % \[(\S+),\s(\S+)\] of", robust).groups()
     assert low.startswith("−") and int(high) > 0  # in order, though the paper's figure is below 0
-    assert table.loc["Adversarial training raises the mCE", "share of the paper's size"] == "–"
-    again = claims.overview(found, judged, studies, mixed, {})
-    assert set(again.verdict) == {claims.ABSENT}
-    lines = claims.findings(found, judged, studies)
+    assert table.loc["Adversarial training raises the mCE", study.title] == claims.ABSENT
+    again = verdict.overview(found, judged, studies, mixed, {})
+    assert set(again[study.title]) == {claims.ABSENT}
+    lines = verdict.findings(found, judged, studies)
     counts = judged[judged.variant == default].verdict.value_counts()
-    assert len(lines) <= 5 and f"{counts[claims.HOLDS]} hold in sign" in lines[-1]
+    assert f"{counts[claims.HOLDS]} hold in sign" in lines[2]
     assert lines[-1].endswith("the other reading: not measured here.")
     assert lines[0].startswith("The error under PGD-40 from Adv to Adv⁺ (the paper: −37.62 points)")
     assert "an effect of the paper's size lies outside the interval" in lines[0]
     assert lines[1].startswith("The class-wise SD on clean images from Adv to Adv⁺")
-    assert "label augmentation lowers the clean error (730 % [" in lines[3]
-    twice = {study.study: study, "again": dataclasses.replace(study, title="Again")}
-    both = [pd.concat([table, table.assign(study="again")]) for table in (found, judged)]
-    several = claims.findings(*both, twice)[3]  # each claim once, with a share for each study
-    assert several.count("lowers the clean error (Digits (8 × 8): 730 % [") == 1
-    assert "; Again: 730 % [" in several
 
-    total = claims.conclusion(found, judged, studies)
-    assert total[:2] == [f"* {line}" for line in lines[:2]]  # the headlines first
-    named = [line for line in total if line.startswith("  * ")]
-    told = sum(line.count(";") + 1 for line in named)
+    total = verdict.conclusion(judged, studies)
+    told = sum(line.count(";") + 1 for line in total)
     assert told == len(claims.CLAIMS)  # each claim under its verdict, once
-    holding = next(line for line in named if line.startswith("  * *holds in sign*: "))
-    assert holding.startswith("  * *holds in sign*: label augmentation lowers the clean error; ")
+    holding = next(line for line in total if line.startswith("* *holds in sign*: "))
+    assert holding.startswith("* *holds in sign*: label augmentation lowers the clean error; ")
+    twice = {study.study: study, "again": dataclasses.replace(study, title="Again")}
+    other = judged.assign(study="again")
+    other.loc[other.claim == "clean", "verdict"] = claims.FAILS
+    total = verdict.conclusion(pd.concat([judged, other]), twice)
+    assert "  * Again: label augmentation lowers the clean error." in total
+    assert "  * Digits (8 × 8): label augmentation lowers the clean error." in total
+    assert any(line.startswith("  * every study: ") for line in total)
     intervals = found.low.notna().sum() - 1  # the SD, Std -> Adv under PGD-40, is in two claims
     n = (judged.verdict != claims.ABSENT).sum()
-    said = claims.multiplicity(found, judged)
+    said = verdict.multiplicity(found, judged)
     assert f"{n} verdicts from {intervals} intervals, each at an uncorrected 95 %" in said
 
-    effects = claims.effects(found, {study.study: study})
+    effects = verdict.effects(found, {study.study: study})
     paper = effects[effects.series == "the paper (ImageNet)"].set_index("effect").value
     assert paper["Adv → Adv⁺: PGD-40 error"] == pytest.approx(-0.3762)
     assert paper["Std → Adv⁺: PGD-40 SD"] == pytest.approx(0.1062) and paper.index.is_unique
@@ -558,23 +583,24 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
     assert "±" in page and "mCE (%)" in page and "noise-corrected SD (points)" in page
 
     options = ["-y", f"studies: ['{two_seeds}:fresh']", "-p", "output", str(tmp_path / "out")]
-    verdict = execute("verdict", tmp_path, *options)
-    assert "[holds in sign](two_seeds/average_error.ipynb)" in shown(verdict, "tab-verdict")
-    sure = shown(verdict, "tab-verdict-sure")
-    assert "−30.00\u00a0±\u00a00.00; sign in 2 of 2" in sure
-    assert sure.count("| mixed | every claim | not measured |") == 1
-    counted = shown(verdict, "tab-verdict-corruptions")
+    page = execute("verdict", tmp_path, *options)
+    assert "[holds in sign](two_seeds/average_error.ipynb)" in shown(page, "tab-verdict")
+    sure = shown(page, "tab-verdict-sure")
+    assert "−30.00\u00a0±\u00a00.00; as claimed in 2 of 2" in sure
+    counted = shown(page, "tab-verdict-corruptions")
     assert "Std → Adv" in counted and "all fifteen" in counted
-    assert "| classes | 10 |" in shown(verdict, "tab-verdict-data")
+    assert "| classes | 10 |" in shown(page, "tab-verdict-data")
     said = [
         output.data["text/markdown"]
-        for cell in verdict.cells
+        for cell in page.cells
         for output in cell.get("outputs", [])
         if "text/markdown" in output.get("data", {})
     ]
     assert said[0].startswith(":::{admonition} In short\n* The error under PGD-40")
-    assert said[0].count("\n* ") == 5 and said[-1].startswith("* The error under PGD-40")
-    prose = " ".join(cell.source for cell in verdict.cells if cell.cell_type == "markdown")
+    assert said[0].count("\n* ") == 4 and said[-1].startswith("* *holds in sign*: ")
+    reason = "mixed batches): every claim. The study has no adv_mix"
+    assert sum(text.count(reason) for text in said) == 1
+    prose = " ".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
     assert "the paper's methods" not in prose and "Neither is called the paper's" in prose
     table = pd.read_csv(tmp_path / "out/verdict.csv")
     assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)

@@ -1,0 +1,369 @@
+"""What the verdict page says: tables and sentences about the paper's claims and their verdicts."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from advlib import metrics
+from advlib.claims import (
+    ABSENT,
+    CEILING,
+    CLAIMS,
+    FAILS,
+    HEADLINES,
+    HOLDS,
+    OPEN,
+    VARIANTS,
+    VERDICTS,
+    at_the_edge,
+    judge,
+    needed,
+    sides,
+)
+from advlib.seeds import with_spread
+from advlib.study import METHODS
+from advlib.tables import in_per_cent, per_cent
+
+
+def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """What was measured for one claim, for a table's cell: in points, or as difference of ratios.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of `compare` for one study, variant and claim.
+    names : mapping
+        The methods' names by id.
+    """
+    if rows["absent"].any():
+        return "–"
+    if rows["part"].any():
+        counts = judge(rows)
+        return f"{counts.n_hold} of {counts.n_tests} as claimed, {counts.n_against} the other way"
+    cells = []
+    for row in rows.itertuples():
+        which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
+        raw = "" if pd.isna(row.raw) else f" (raw {per_cent(row.raw)})"
+        cells.append(f"{which}{in_per_cent(row)}{raw}")
+    return "; ".join(cells)
+
+
+def paper_words(rows: pd.DataFrame) -> str:
+    """The paper's own figure for one claim, in points, or what it says without numbers."""
+    claim = CLAIMS[rows["claim"].iloc[0]]
+    return claim.printed or "; ".join(per_cent(value) for value in rows["paper"])
+
+
+def share_words(rows: pd.DataFrame, verdict: str) -> str:
+    """The measured difference as a share of the printed one, for a table's cell, with its interval.
+
+    "–" where the paper prints no number, or the data say nothing of it. Below zero: the other
+    direction. The shares of SDs are those of noise-corrected ones to the SDs as printed.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Those of `compare` for one study, variant and claim.
+    verdict : str
+    """
+    if verdict in (ABSENT, CEILING) or rows["paper"].isna().any():
+        return "–"
+    cells = []
+    for row in rows.itertuples():
+        cell = f"{per_cent(row.value / row.paper, 0)} %"
+        if pd.notna(row.low):
+            ends = sorted((row.low / row.paper, row.high / row.paper))
+            cell += f" [{per_cent(ends[0], 0)},\N{NO-BREAK SPACE}{per_cent(ends[1], 0)}]"
+        cells.append(cell)
+    return "; ".join(cells)
+
+
+def overview(
+    comparisons: pd.DataFrame,
+    judged: pd.DataFrame,
+    studies: Mapping,
+    variant: str,
+    beside: Mapping[tuple[str, str], str],
+) -> pd.DataFrame:
+    """The table for a reader in a hurry: a row for each claim under one variant, a column a study.
+
+    Parameters
+    ----------
+    comparisons, judged : DataFrame
+        As of `compare` and `verdicts`, of one or more studies.
+    studies : mapping
+        id -> advlib.study.Study.
+    variant : str
+        A key of `VARIANTS`.
+    beside : mapping
+        (study, claim) -> Markdown that follows what was measured.
+
+    Returns
+    -------
+    DataFrame
+        claim, the paper (in points), and by the title of each study, in Markdown: the verdict with
+        a link to the chapter that shows it, what was measured (in points), and how much that is of
+        the paper's figure.
+    """
+    verdict = judged.set_index(["claim", "study", "variant"]).verdict
+    rows = []
+    for name, claim in CLAIMS.items():
+        chosen = comparisons[(comparisons.claim == name) & (comparisons.variant == variant)]
+        printed = paper_words(chosen[chosen.study == next(iter(studies))])
+        row = {"the paper's claim": claim.title, "the paper (points)": printed}
+        for study_id, study in studies.items():
+            part = chosen[chosen.study == study_id]
+            found = verdict[name, study_id, variant]
+            lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**"]
+            if found == ABSENT:
+                lines = [found]
+            else:
+                lines.append(measured_words(part, study.names | study.ablation_names))
+            if (share := share_words(part, found)) != "–":
+                lines.append(f"{share} of the paper's")
+            if more := beside.get((study_id, name)):
+                lines.append(more)
+            row[study.title] = "<br>".join(lines)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def over_training_seeds(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """How the differences of single comparisons spread over the seeds, where there are several.
+
+    Returns
+    -------
+    DataFrame
+        claim, then by the title of each study with several seeds: mean ± SD in points, and in how
+        many seeds the difference has the paper's sign. Empty if every study has one seed.
+    """
+    rows = comparisons[(comparisons.n_seeds > 1) & (comparisons.part == "")]
+    rows = rows[~rows.duplicated(["study", "variant", "claim"], keep=False)]
+    found = {}
+    for row in rows.itertuples():
+        words = f"{with_spread(row.mean, row.sd)}; as claimed in "
+        words += f"{row.n_agree:.0f} of {row.n_seeds:.0f}"
+        title = CLAIMS[row.claim].title
+        if row.variant != next(iter(VARIANTS)):
+            title += f" ({row.variant})"
+        found.setdefault(title, {})[studies[row.study].title] = words
+    table = pd.DataFrame.from_dict(found, orient="index").fillna("–")
+    return table.rename_axis("the paper's claim").reset_index()
+
+
+def undecided(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """Why claims were not measured or cannot be tested, each reason once (Markdown bullets)."""
+    reasons, told = {}, set()
+    by_variant = judged.groupby(["study", "variant"]).verdict
+    whole = {key for key, found in by_variant if (found == ABSENT).all()}
+    for row in judged[judged.verdict.isin([ABSENT, CEILING])].itertuples():
+        key = ["study", "variant", "claim"]
+        rows = comparisons[(comparisons[key] == [row.study, row.variant, row.claim]).all(axis=1)]
+        why = row.why if row.verdict == ABSENT else at_the_edge(rows)
+        title = _lower(CLAIMS[row.claim].title)
+        if (row.study, row.variant) in whole:  # one line, not one a claim
+            title, why = "every claim", rows["absent"].iloc[0]
+            if (row.study, row.variant) in told:
+                continue
+        elif (row.study, row.claim, why) in told:  # of the variant before
+            continue
+        told |= {(row.study, row.variant), (row.study, row.claim, why)}
+        asked = reasons.setdefault((row.verdict, row.variant, why), {})
+        asked.setdefault(title, []).append(studies[row.study].title)
+    lines = []
+    default = next(iter(VARIANTS))
+    for (verdict, variant, why), asked in reasons.items():
+        where = ", ".join(dict.fromkeys(name for names in asked.values() for name in names))
+        where += "" if variant == default else f", {variant}"
+        lines.append(f"* *{verdict}* ({where}): {'; '.join(asked)}. {why[0].upper()}{why[1:]}.")
+    return lines
+
+
+def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """The differences for which the paper prints numbers, measured and printed, each once.
+
+    Returns
+    -------
+    DataFrame
+        study (its title), effect ("Adv → Adv⁺: clean error"), series (the variant, or the paper),
+        value, low, high (fractions; the paper's without an interval), claimed ("lower", "higher").
+    """
+    titles = {"clean": "clean", "real": "ReaL", "pgd40": "PGD-40"}
+    originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
+    table = comparisons[comparisons.paper.notna()].copy()
+    pairs = [
+        " → ".join(METHODS[originals.get(m, m)].name for m in pair)
+        for pair in zip(table.before, table.after, strict=True)
+    ]
+    what = [
+        f"{titles[claim.benchmark]} {'SD' if claim.statistic == 'sd' else 'error'}"
+        if claim.benchmark in titles
+        else "mCE"
+        for claim in table.claim.map(CLAIMS)
+    ]
+    table["effect"] = [f"{pair}: {words}" for pair, words in zip(pairs, what, strict=True)]
+    table["claimed"] = table.sign.map({-1: "lower", 1: "higher"})
+    table["study"] = table.study.map(lambda name: studies[name].title)
+    table["series"] = table.variant
+    theirs = table.assign(series="the paper (ImageNet)", value=table.paper, low=np.nan, high=np.nan)
+    order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
+    both = pd.concat([table[table.absent == ""], theirs], ignore_index=True)
+    both = both.drop_duplicates(["study", "effect", "series"])
+    both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
+    return both[["study", "effect", "series", "value", "low", "high", "claimed"]]
+
+
+def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """The page in short: the headlines, and how many claims have which verdict.
+
+    Parameters
+    ----------
+    comparisons, judged, studies
+        As for `overview`.
+    """
+    default, mixed = VARIANTS
+    totals = {}
+    for variant in VARIANTS:
+        by_study = judged[judged.variant == variant].groupby("study", sort=False).verdict
+        found = {s: counted(part) for s, part in by_study if (part != ABSENT).any()}
+        totals[variant] = _each(found, studies)
+    return headlines(comparisons, judged, studies) + [
+        f"Of {len(CLAIMS)} claims: {totals[default]}.",
+        f"With clean images in every batch, the other reading: {totals[mixed]}.",
+    ]
+
+
+def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """A sentence for each of `HEADLINES`: what label augmentation does to it, and in the paper."""
+    default, lines = next(iter(VARIANTS)), []
+    for name, title in HEADLINES.items():
+        claim, parts = CLAIMS[name], {}
+        for (study_id, known), rows in _rows(comparisons, default).items():
+            if known != name:
+                continue
+            row, verdict = rows.iloc[0], _verdict(judged, study_id, name, default)
+            parts[study_id] = f"{in_per_cent(row)} points, *{verdict}*"
+            # Only errors: the paper's SDs are not corrected for noise.
+            if claim.statistic == "error" and verdict == HOLDS:
+                parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
+            if claim.statistic == "error" and pd.notna(row.low):
+                if not row.low <= row.paper <= row.high:
+                    parts[study_id] += "; an effect of the paper's size lies outside the interval"
+        own = comparisons[comparisons.claim == name].paper.iloc[0]
+        lines.append(
+            f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points): "
+            f"{_each(parts, studies)}."
+        )
+    return lines
+
+
+def conclusion(judged: pd.DataFrame, studies: Mapping) -> list[str]:
+    """What was found: every claim under its verdict, and in which studies (Markdown).
+
+    Parameters
+    ----------
+    judged, studies
+        As for `overview`.
+    """
+    default, mixed = VARIANTS
+    by_claim = judged.set_index(["variant", "claim", "study"]).verdict
+    lines = []
+    for verdict in VERDICTS:
+        groups = {}  # the studies with this verdict -> the claims
+        for name, claim in CLAIMS.items():
+            where = tuple(s for s in studies if by_claim[default, name, s] == verdict)
+            if where:
+                groups.setdefault(where, []).append(_lower(claim.title))
+        if len(studies) == 1:
+            lines += [f"* *{verdict}*: {'; '.join(titles)}." for titles in groups.values()]
+            continue
+        lines += [f"* *{verdict}*"] * bool(groups)
+        for where, titles in sorted(groups.items(), key=lambda group: -len(group[0])):
+            named = ", ".join(studies[s].title for s in where)
+            named = "every study" if len(where) == len(studies) else named
+            lines.append(f"  * {named}: {'; '.join(titles)}.")
+    for study_id, study in studies.items():
+        known = by_claim[mixed].unstack()[study_id]
+        moved = [
+            f"{_lower(CLAIMS[name].title)} (*{known[name]}*)"
+            for name in CLAIMS
+            if known[name] not in (ABSENT, by_claim[default, name, study_id])
+        ]
+        if (known != ABSENT).any():
+            lines.append(f"* otherwise with {mixed}, {study.title}: {'; '.join(moved) or 'none'}.")
+    return lines
+
+
+def _rows(comparisons: pd.DataFrame, variant: str) -> dict[tuple[str, str], pd.DataFrame]:
+    """(study, claim) -> its comparisons, of those that were measured."""
+    chosen = comparisons[(comparisons.variant == variant) & (comparisons.absent == "")]
+    return dict(list(chosen.groupby(["study", "claim"], sort=False)))
+
+
+def _verdict(judged: pd.DataFrame, study: str, claim: str, variant: str) -> str:
+    return judged.set_index(["study", "claim", "variant"]).verdict[study, claim, variant]
+
+
+def _each(parts: Mapping[str, str], studies: Mapping) -> str:
+    """One part a study, with its title if there are several."""
+    several = len(studies) > 1
+    named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
+    return "; ".join(named) or "not measured here"
+
+
+def _lower(title: str) -> str:
+    """A title within a sentence; the names of methods keep their capitals."""
+    return title[0].lower() + title[1:] if title.startswith(("Label", "Adversarial")) else title
+
+
+def counted(found: pd.Series) -> str:
+    """How many of these verdicts there are of each kind, in words."""
+    n = {v: int((found == v).sum()) for v in VERDICTS}
+    words = f"{n[HOLDS]} hold in sign, {n[FAILS]} do not hold, {n[OPEN]} are not resolved"
+    words += f", {n[CEILING]} cannot be tested (ceiling)" if n[CEILING] else ""
+    return words + (f", {n[ABSENT]} were not measured" if n[ABSENT] else "")
+
+
+def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
+    """On how many corruptions the second method errs less or more: the counts behind `judge`.
+
+    Returns
+    -------
+    DataFrame
+        study, methods, corruptions, errs less, errs more, open (by the 95 % intervals), and the
+        first two again by the intervals that decide ("–" where nothing is judged).
+    """
+    rows = []
+    chosen = comparisons[comparisons.part.isin(metrics.CORRUPTIONS) & (comparisons.absent == "")]
+    keys = ["study", "before", "after", "claim", "sign"]
+    for (study_id, before, after, claim, sign), part in chosen.groupby(keys, sort=False):
+        n, study = len(part), studies[study_id]
+        if sign:
+            m = needed(claim, n)
+            ways = sign * sides(part), sign * sides(part, (n - m + 1, m))
+            few = {13: "the thirteen that the claim is about", 15: "all fifteen"}[n]
+        else:
+            ways = ((part.low > 0) * 1 - (part.high < 0) * 1).to_numpy(), None
+            few = "JPEG and pixelate, not judged"
+        less, more = ([(way == end).sum() for way in ways if way is not None] for end in (-1, 1))
+        row = {"study": study.title, "methods": f"{study.names[before]} → {study.names[after]}"}
+        row |= {"corruptions": few, "errs less": less[0], "errs more": more[0]}
+        row |= {"open": n - less[0] - more[0]}
+        row["less, more when widened"] = f"{less[1]}, {more[1]}" if sign else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """How many verdicts and intervals the page holds, and what chance alone does to as many."""
+    n = int((judged.verdict != ABSENT).sum())
+    known = comparisons[comparisons.low.notna()]
+    of = [(CLAIMS[name].benchmark, CLAIMS[name].statistic) for name in known.claim]
+    # Two claims share a comparison.
+    intervals = len(known.assign(of=of).drop_duplicates(["study", "of", "before", "after", "part"]))
+    return (
+        f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
+        f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "
+        "zero."
+    )
