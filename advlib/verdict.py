@@ -44,9 +44,9 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     cells = []
     for row in rows.itertuples():
         which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
-        raw = "" if pd.isna(row.raw) else f" (raw {per_cent(row.raw)})"
+        raw = "" if pd.isna(row.raw) else f" (raw\N{NO-BREAK SPACE}{per_cent(row.raw)})"
         cells.append(f"{which}{in_per_cent(row)}{raw}")
-    return "; ".join(cells)
+    return "<br>".join(cells)
 
 
 def paper_words(rows: pd.DataFrame) -> str:
@@ -121,7 +121,7 @@ def overview(
             else:
                 lines.append(measured_words(part, study.names | study.ablation_names))
             if (share := share_words(part, found)) != "–":
-                lines.append(f"{share} of the paper's")
+                lines.append(f"share {share}")
             if more := beside.get((study_id, name)):
                 lines.append(more)
             row[study.title] = "<br>".join(lines)
