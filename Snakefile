@@ -517,7 +517,7 @@ rule claims:
     input:
         notebook="notebooks/claims.ipynb",
         paper="results/paper/published.csv",
-        code=["book/place.py", "advlib/charts.py"],
+        code=["book/place.py", "advlib/charts.py", "advlib/tables.py"],
     output:
         "book/generated/claims.ipynb",
     retries: 1
@@ -538,7 +538,10 @@ rule table_check:
             "results/paper/{name}.csv",
             name=["published", "percentages", "public_models", "leaderboard"],
         ),
-        code=["book/place.py", "advlib/table_check.py", "advlib/charts.py", "advlib/metrics.py"],
+        code=[
+            "book/place.py",
+            *expand("advlib/{name}.py", name=["charts", "metrics", "table_check", "tables"]),
+        ],
     output:
         "book/generated/table_check.ipynb",
     retries: 1
@@ -679,7 +682,7 @@ rule speed:
             name=["speed", "efficiency", "convolution", "ceiling", "profile", "growth"],
         ),
         facts="results/benchmark/facts.json",
-        code=["book/place.py", "advlib/charts.py"],
+        code=["book/place.py", "advlib/charts.py", "advlib/tables.py"],
     output:
         "book/generated/benchmark.ipynb",
     retries: 1

@@ -252,18 +252,25 @@ def class_error(
     )
     rules = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=value), x2="high:Q")
     points = base.mark_circle(size=45).encode(
-        x=alt.X("error:Q", title=value, axis=alt.Axis(format=form, tickCount=6, tickMinStep=0.01))
+        x=alt.X(
+            "error:Q",
+            title=value,
+            axis=alt.Axis(format=form, tickCount=6, tickMinStep=0.01),
+            scale=alt.Scale(zero=reference is None),
+        )
     )
     layers = [rules, points]
     if reference is not None:
         line = alt.Chart(table).mark_rule(strokeDash=[4, 4], color="#888888")
         layers.insert(0, line.encode(x=alt.datum(reference)))
-    chart = alt.layer(*layers).properties(width=260, height=alt.Step(9)).add_params(pick)
-    if table.benchmark.nunique() == 1:
-        return chart.properties(width=420)
-    return chart.facet(
-        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
-    )
+    chart = alt.layer(*layers).properties(height=alt.Step(9)).add_params(pick)
+    benchmarks = table.benchmark.unique().tolist()
+    n = len(benchmarks)
+    if n == 1:
+        return chart.properties(width="container")
+    chart = chart.properties(width=640 // n - 80)
+    chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"), n)
 
 
 def corruption_error(table: pd.DataFrame) -> alt.Chart:

@@ -18,8 +18,8 @@ RESULT_COLUMNS = ["study", "method", "seed", "benchmark", "condition", "group", 
 RESULT_COLUMNS += ["value", "low", "high", "n_images", "provenance"]
 
 
-def per_cent(value: float, digits: int = 2, sign: str = "") -> str:
-    """A fraction in per cent or points as text, the same on every page.
+def decimal(value: float, digits: int = 2, sign: str = "") -> str:
+    """A number as text, the same on every page.
 
     A half is rounded away from zero, whatever the last bits of the sum behind it; zero has no sign.
 
@@ -31,9 +31,15 @@ def per_cent(value: float, digits: int = 2, sign: str = "") -> str:
     sign : {"", "+"}
         "+": a gain has its sign too.
     """
-    exact = Decimal(repr(round(100 * float(value), 8)))
-    rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    rounded = Decimal(repr(round(float(value), 8))).quantize(
+        Decimal(1).scaleb(-digits), ROUND_HALF_UP
+    )
     return f"{rounded if rounded else abs(rounded):{sign}}".replace("-", "\N{MINUS SIGN}")
+
+
+def per_cent(value: float, digits: int = 2, sign: str = "") -> str:
+    """A fraction in per cent or points as text: `decimal` of a hundred times as much."""
+    return decimal(100 * float(value), digits, sign)
 
 
 def in_per_cent(row, digits: int = 2) -> str:
