@@ -204,10 +204,12 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     first = f"datum.method == '{table.method.iloc[0]}'"
     labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N")
     labels = labels.transform_filter(f"{found} && {first}")
-    layers = (lines + points + marked + labels).properties(width=265, height=260)
-    return layers.add_params(pick, search).facet(
-        column=alt.Column("benchmark:N", title=None, sort=table.benchmark.unique().tolist())
-    )
+    benchmarks = table.benchmark.unique().tolist()
+    width = 640 // len(benchmarks) - 60
+    layers = (lines + points + marked + labels).properties(width=width, height=260)
+    chart = layers.add_params(pick, search)
+    chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"), len(benchmarks))
 
 
 def class_error(
@@ -525,7 +527,7 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
     kinds = {"gains": OTHER_COLOURS[0], "within chance": "#bdbdbd", "loses": OTHER_COLOURS[1]}
     table = table.assign(change=table.change.replace("no change", "within chance"))
     order = table.groupby("class_name").difference.mean().sort_values().index.tolist()
-    return (
+    chart = (
         alt.Chart(table)
         .mark_bar()
         .encode(
@@ -547,10 +549,12 @@ def class_changes(table: pd.DataFrame) -> alt.Chart:
                 alt.Tooltip("q_value:Q", title="q value", format=".2g"),
             ],
         )
-        .properties(width=260, height=alt.Step(18))
-        .facet(alt.Facet("panel:N", title=None, sort=table.panel.unique().tolist()), columns=2)
+        .properties(width=225, height=alt.Step(18))
+        .facet(alt.Facet("panel:N", title=None, sort=table.panel.unique().tolist()), columns=1)
         .resolve_scale(x="independent")  # else one panel's large changes leave the others flat
+        .resolve_axis(y="independent")
     )
+    return side_by_side(chart)
 
 
 def differences(
@@ -587,10 +591,11 @@ def differences(
             "value:Q", title=title, axis=alt.Axis(labelExpr=labels, tickCount=5, tickMinStep=0.01)
         )
     )
-    chart = (zero + rules + points).properties(width=250, height=alt.Step(17))
-    return chart.facet(
-        alt.Facet("pair:N", title=None, sort=table.pair.unique().tolist()), columns=2
-    ).resolve_scale(x="independent")
+    chart = (zero + rules + points).properties(width=225, height=alt.Step(17))
+    chart = chart.facet(
+        alt.Facet("pair:N", title=None, sort=table.pair.unique().tolist()), columns=1
+    )
+    return side_by_side(chart.resolve_scale(x="independent").resolve_axis(y="independent"))
 
 
 def training_curves(table: pd.DataFrame) -> alt.Chart:
