@@ -708,7 +708,7 @@ rule cost:
             "results/fashion_mnist_quick/predictions/pgd40/{method}-seed0.parquet",
             method=BY_ID[pages.DEFAULT].methods,
         ),
-        code=["book/place.py", "advlib/charts.py", "advlib/cost.py"],
+        code=["book/place.py", *expand("advlib/{name}.py", name=["charts", "charts_cost", "cost"])],
     output:
         "book/generated/cost.ipynb",
     retries: 1

@@ -1,5 +1,6 @@
 """Charts compiled by Vega itself, so that a wrong field or type shows as missing marks."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -117,9 +118,32 @@ def test_unknown_methods_get_a_colour_too():
     assert scale["range"][0] == charts.METHOD_COLOURS["Std"]
 
 
-def test_colours_differ():
-    every = [*charts.METHOD_COLOURS.values(), *charts.OTHER_COLOURS]
-    assert len(set(every)) == len(every)
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB: https://doi.org/10.1109/TVCG.2009.113
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def as_seen(colour: str, deficiency: str) -> np.ndarray:
+    """A colour in CIELAB (D65) as it is seen with a colour-vision deficiency."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(DEFICIENCIES[deficiency] @ linear, 0, 1)
+    to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0178, 0.1095, 0.8727]]
+    x, y, z = (np.cbrt(v) if v > 0.00886 else 7.787 * v + 4 / 29 for v in to_xyz @ seen)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+@pytest.mark.parametrize("colours", [charts.METHOD_COLOURS.values(), charts.OTHER_COLOURS])
+def test_colours_differ_for_every_colour_vision(colours, deficiency):
+    """By 7 at least (CIE76), where 2.3 is a difference that is just noticed."""
+    seen = [as_seen(colour, deficiency) for colour in colours]
+    apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(apart) >= 7
 
 
 def test_only_methods_have_the_colours_of_methods():
