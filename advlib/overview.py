@@ -211,8 +211,8 @@ def answer(
     judged: pd.DataFrame,
     studies: Mapping[str, Study],
     classes: Mapping[str, pd.DataFrame],
-) -> tuple[str, list[str]]:
-    """Does the paper's headline hold here? An opening, and what each study has to say.
+) -> tuple[str, pd.DataFrame, list[str]]:
+    """Does the paper's headline hold here? An opening, the figures, and which classes pay.
 
     Parameters
     ----------
@@ -225,7 +225,8 @@ def answer(
 
     Returns
     -------
-    (str, list of str)
+    (str, DataFrame, list of str)
+        The figures are text: one row for the paper and one a study, a column for each headline.
     """
     default = next(iter(claims.VARIANTS))
     rows = comparisons[comparisons.claim.isin([*claims.HEADLINES, "widens_clean"])]
@@ -233,7 +234,8 @@ def answer(
     verdict = judged[judged.variant == default].set_index(["study", "claim"]).verdict
     asked = rows[rows.claim == "pgd40"].set_index("study")
     if asked.empty:
-        return "No study here attacks both Adv and Adv⁺, so it was not measured.", []
+        said = "No study here attacks both Adv and Adv⁺, so it was not measured."
+        return said, pd.DataFrame(), []
     held = [verdict[s, c] == claims.HOLDS for s in asked.index for c in claims.HEADLINES]
     of_its_size = ((asked.low <= asked.paper) & (asked.paper <= asked.high)).all()
     several = len(asked) > 1
@@ -245,40 +247,32 @@ def answer(
     else:
         opening = "Not found here" + f", in any of {len(asked)} studies" * several
     by_claim = rows.set_index(["study", "claim"])
-    lines = []
+    theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
+    figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
     for name in asked.index:
-        study = studies[name]
-        seeds = "one seed" if len(study.seeds) == 1 else f"the first of {len(study.seeds)} seeds"
-        small = "a small network" if study.model.startswith("cifar_") else study.model or "brought"
-        said = [
-            (*_moved(by_claim.loc[name, claim]), of)
-            for claim, of in (
-                ("pgd40", "the error under attack"),
-                ("sd_clean", "the spread over the classes on clean images"),
-            )
-        ]
-        (verb, first, what), (other, second, over) = said
-        again = f"and {other}"
-        if verb == other:
-            again = "or" if verb.startswith("does not") else "and"
-        line = f"On {study.title} ({seeds}, {small}) label augmentation (Adv → Adv⁺) {verb} {what} "
-        line += f"({first}) {again} {over} ({second})."
-        lines.append(f"{line} {_unequal(classes[name], verdict[name, 'widens_clean'])}".strip())
-    return f"{opening}.", lines
+        ours = {c: _moved(by_claim.loc[name, c]) for c in claims.HEADLINES}
+        title = f"[{studies[name].title}]({name}/index.md)"
+        figures.append({"study": title, "seeds": len(studies[name].seeds), **ours})
+    table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
+    hurt = [_unequal(studies[s], classes[s], verdict[s, "widens_clean"]) for s in asked.index]
+    return f"{opening}.", table, [line for line in hurt if line]
 
 
-def _moved(row) -> tuple[str, str]:
-    """A difference as a verb, which follows its interval, and its figures beside the paper's."""
-    clear = "lowers" if row.high < 0 else "raises" if row.low > 0 else "does not clearly change"
-    figures = f"{in_per_cent(row)} points"
+def _moved(row) -> str:
+    """A difference as a verb, which follows its interval, with its figures."""
+    clear = "lower" if row.high < 0 else "higher" if row.low > 0 else "no clear change"
+    figures = f"{clear}: {in_per_cent(row)}"
     if row.n_seeds > 1:
-        figures += f", {with_spread(row['mean'], row.sd)} over {row.n_seeds:.0f} seeds"
-    return clear, f"{figures}; the paper {per_cent(row.paper)}"
+        figures += f"<br>over seeds {with_spread(row['mean'], row.sd)}"
+    return figures
 
 
-def _unequal(errors: pd.DataFrame, verdict: str) -> str:
-    """What adversarial training does to the hardest hit and the least hit class, in a sentence."""
-    if verdict in (claims.CEILING, claims.ABSENT):
+def _unequal(study: Study, errors: pd.DataFrame, verdict: str) -> str:
+    """What adversarial training does to the hardest hit and the least hit class, in words.
+
+    Empty where it does not widen the spread over the classes.
+    """
+    if verdict != claims.HOLDS:
         return ""
     clean = errors[errors.benchmark == errors.benchmark.iloc[0]]
     wide = clean.pivot(index="class_name", columns="method", values="error")
@@ -287,8 +281,7 @@ def _unequal(errors: pd.DataFrame, verdict: str) -> str:
         f"{name} goes from {per_cent(wide.Std[name])} to {per_cent(wide.Adv[name])} %"
         for name in change.index[[0, -1]]
     )
-    does = "does hurt" if verdict == claims.HOLDS else "is not clearly seen to hurt"
-    return f"Adversarial training itself {does} classes unequally: on clean images {most}, {least}."
+    return f"on {study.title} {most}, {least}"
 
 
 def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:

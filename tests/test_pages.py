@@ -308,29 +308,33 @@ LOWER = (-0.02, -0.03, -0.01)
     ],
 )
 def test_the_answer_follows_the_intervals(found, opening):
-    said, lines = overview.answer(*asked(**found))
-    assert said == opening and len(lines) == len(found)
-    for name, line in zip(found, lines, strict=True):
-        assert line.startswith(f"On Title {name} (one seed, a small network)")
-        verb = "lowers the error" if found[name][0][2] < 0 else "does not clearly change the error"
-        assert verb in line
+    said, figures, hurt = overview.answer(*asked(**found))
+    assert said == opening and len(hurt) == len(found)
+    rows = figures.set_index("study")["The error under PGD-40"]
+    assert rows.pop("the paper, on ImageNet") == "−37.62"
+    for (name, (robust, _)), cell in zip(found.items(), rows, strict=True):
+        assert cell.startswith("lower: −" if robust[2] < 0 else "no clear change: 0.10 [−0.40,"), (
+            name
+        )
 
 
 def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
-    (line,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))[1]
-    assert (
-        "(0.10 [−0.40," in line and "0.05\u00a0±\u00a00.10 over 3 seeds; the paper −37.62)" in line
-    )
-    assert "and lowers the spread over the classes on clean images (−2.00" in line
-    assert "the paper −1.02)" in line and "the first of 3 seeds" in line
-    hurt = "on clean images Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %."
-    assert line.endswith(f"does hurt classes unequally: {hurt}")
+    _, figures, (hurt,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
+    row = figures.iloc[1]
+    assert row.study == "[Title a](a/index.md)" and row.seeds == 3
+    assert row["The error under PGD-40"].endswith("<br>over seeds 0.05\u00a0±\u00a00.10")
+    assert row["The class-wise SD on clean images"].startswith("lower: −2.00 [")
+    assert hurt == "on Title a Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %"
+    comparisons, judged, *others = asked(a=(OPEN, LOWER))
+    judged.loc[judged.claim == "widens_clean", "verdict"] = claims.OPEN
+    assert overview.answer(comparisons, judged, *others)[2] == []
 
 
 def test_without_both_methods_there_is_no_answer():
     comparisons, *others = asked(a=(OPEN, OPEN))
-    said, lines = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
-    assert said.startswith("No study here attacks both Adv and Adv⁺") and lines == []
+    said, figures, hurt = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
+    assert said.startswith("No study here attacks both Adv and Adv⁺")
+    assert figures.empty and hurt == []
 
 
 def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
