@@ -258,7 +258,7 @@ def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
         return f"{reason}; factors measured on pixels are no stand-in for them"
     ablated = {comparison.before, comparison.after} - set(study.methods)
     if ablated and claim.benchmark not in ("clean", "pgd40"):
-        return f"{' and '.join(sorted(ablated))}: ablations have clean images and PGD-40 alone"
+        return "ablations are evaluated on clean images and under PGD-40 alone"
     return ""
 
 
