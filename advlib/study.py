@@ -480,8 +480,19 @@ class Study:
 
     @property
     def runs(self) -> Path:
-        """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
-        return ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser() / self.study
+        """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``.
+
+        Raises
+        ------
+        NotADirectoryError
+            If that is a file.
+        """
+        folder = ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser()
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(
+                f"{folder}, where runs are kept, is no folder: name one in ADVLIB_RUNS, or unset it"
+            )
+        return folder / self.study
 
     @property
     def published(self) -> Path:

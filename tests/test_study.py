@@ -247,3 +247,12 @@ def test_audited_images_are_as_many_of_each_class():
         assert len(subset) == got
         if got < len(images):
             assert subset.labels.unique(return_counts=True)[1].tolist() == [got // 10] * 10
+
+
+def test_runs_are_kept_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path / "new"))
+    assert load_study("digits").runs == tmp_path / "new/digits"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path / "file"))
+    with pytest.raises(NotADirectoryError, match="file, where runs are kept, is no folder: name"):
+        _ = load_study("digits").runs
