@@ -452,3 +452,23 @@ def test_the_contents_hold_each_kind_of_page_once():
     pages_there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
     assert pages_there == {name for name in named if "generated" not in name}
     assert toc["root"] == "book/generated/index"
+
+
+def test_the_readers_own_study_comes_first_then_those_of_most_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "STUDIES", tmp_path)
+    monkeypatch.setattr(pages, "DEFAULT", "one")
+    known = {"dataset": "digits", "model": "cifar_resnet8", "pretrain_epochs": 1}
+    known["methods"] = ["std", "adv"]
+    for name, seeds in {"one": [0], "three": [0, 1, 2], "unrun": [0, 1, 2, 3]}.items():
+        text = yaml.safe_dump(known | {"study": name, "seeds": seeds})
+        (tmp_path / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(pages, "is_current", lambda study, folder: study.study != "unrun")
+
+    def order(running):
+        return [(s.study, source) for s, _, source in pages.studies_of_book(running)]
+
+    read = [("three", "committed"), ("one", "committed"), ("unrun", None)]
+    assert order(None) == read
+    monkeypatch.setattr(pages, "is_current", lambda s, f: s.study != "unrun" and f == s.published)
+    running = str(tmp_path / "one.yaml")
+    assert order(running) == [("one", "fresh"), ("three", "committed"), ("unrun", None)]
