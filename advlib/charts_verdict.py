@@ -70,11 +70,13 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
         x=alt.X("value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, values=TICKS), scale=scale),
         shape=alt.Shape("series:N", title=None, sort=series, scale=shapes, legend=legend),
     )
-    chart = (zero + rules + points).properties(width=310, height=alt.Step(13))
     studies = table.study.drop_duplicates().tolist()
+    columns = min(len(studies), 3)
+    width = min(310, 640 // columns - 10)
+    chart = (zero + rules + points).properties(width=width, height=alt.Step(13))
     chart = chart.facet(alt.Facet("study:N", title=None, sort=studies), columns=1)
     chart = chart.resolve_axis(x="independent", y="independent")
-    return side_by_side(chart)
+    return side_by_side(chart, columns)
 
 
 def error_by_delta(table: pd.DataFrame) -> alt.Chart:

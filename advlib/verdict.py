@@ -181,7 +181,7 @@ def undecided(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
 
 
 def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
-    """The differences for which the paper prints numbers, measured and printed, each once.
+    """The differences measured here for which the paper prints numbers, both, each once.
 
     Returns
     -------
@@ -208,7 +208,9 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     table["series"] = table.variant
     theirs = table.assign(series="the paper (ImageNet)", value=table.paper, low=np.nan, high=np.nan)
     order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
-    both = pd.concat([table[table.absent == ""], theirs], ignore_index=True)
+    ours = table[table.absent == ""]
+    theirs = theirs[theirs.effect.isin(ours.effect)]  # not where there is nothing to compare
+    both = pd.concat([ours, theirs], ignore_index=True)
     both = both.drop_duplicates(["study", "effect", "series"])
     both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
     return both[["study", "effect", "series", "value", "low", "high", "claimed"]]
