@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from advlib import annotations, metrics
-from advlib.seeds import over_seeds
+from advlib.seeds import over_seeds, t_interval
 from advlib.study import METHODS
 from advlib.tables import audit_paths, read_audit, read_study, read_tables, with_real
 
@@ -33,6 +33,7 @@ class Comparison:
     after: str
     sign: int  # -1: lower after; 1: higher; 0: shown beside the claim, which does not decide it
     part: str = ""  # the corruption or the factor that it is about; all images if empty
+    severity: int = 0  # of the corruption; 0: the mean of all five
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,13 @@ CLAIMS: dict[str, Claim] = {
         *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classwise_error"),
     ),
     "std_corruptions": Claim(
-        "Std errs less than Adv on most corruptions",
+        "Std errs less than Adv in most of the 75 corrupted conditions",
         *("corruptions", "error"),
-        tuple(Comparison("std", "adv", 1, name) for name in metrics.CORRUPTIONS),
+        tuple(
+            Comparison("std", "adv", 1, name, severity)
+            for name in metrics.CORRUPTIONS
+            for severity in range(1, 6)
+        ),
         *("corruptions", "“in most cases” (Figure 2, no numbers)"),
         most=True,
     ),
@@ -270,7 +275,7 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
     for seed in study.seeds[:1] if ablated else study.seeds:
         before, after = (tables[claim.benchmark, method, seed] for method in pair)
         n_resamples = study.n_resamples if seed == study.seeds[0] else 1  # else the value alone
-        row = _difference(claim, comparison.part, before, after, n_resamples)
+        row = _difference(claim, comparison, before, after, n_resamples)
         found.append({"seed": seed, "all": 0, **row})
     first = found[0]
     if np.isnan(first["value"]):
@@ -286,8 +291,9 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
     }
 
 
-def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dict:
+def _difference(claim: Claim, comparison: Comparison, before, after, n_resamples: int) -> dict:
     """value, low, high, raw and n_images of after - before in one seed; of SDs both errors too."""
+    part, severity = comparison.part, comparison.severity
     n_images = after.file_name.nunique()
     if claim.statistic == "error_ratio":
         factors = annotations.imagenet_x("top", filter_prototypes=True)
@@ -314,6 +320,8 @@ def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dic
     else:
         if part:
             before, after = (t[t.corruption == part] for t in (before, after))
+        if severity:
+            before, after = (t[t.severity == severity] for t in (before, after))
         value, low, high = metrics.bootstrap(after, "error", before, n_resamples=n_resamples)
     return {"value": value, "low": low, "high": high, "raw": np.nan, "n_images": int(n_images)}
 
@@ -321,22 +329,24 @@ def _difference(claim: Claim, part: str, before, after, n_resamples: int) -> dic
 def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     """On which side each comparison of one claim lies: 1 as claimed, -1 the other, 0 open.
 
-    It lies on a side if its 95 % interval does and, with several seeds, the difference has that
-    sign in all of them; without an interval nothing is decided.
+    It lies on a side if its 95 % interval over images does and, with several seeds, the one over
+    seeds (`advlib.seeds.t_interval`); without an interval nothing is decided.
 
     Parameters
     ----------
     rows : DataFrame
         As `judge` takes them, without those that have no sign.
     tests : (int, int)
-        For how many tests the interval is widened before it may lie on the claimed side and on the
-        other (Bonferroni, by the quantiles of a normal distribution).
+        For how many tests the interval over images is widened before it may lie on the claimed side
+        and on the other (Bonferroni, by the quantiles of a normal distribution).
     """
     value, low, high = (rows["sign"] * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
     for_it, against = (stats.norm.ppf(1 - 0.025 / n) / stats.norm.ppf(0.975) for n in tests)
-    hold = (rows["n_agree"] == rows["n_seeds"]) & (value - for_it * (value - low) > 0)
-    other = (rows["n_agree"] == 0) & (value + against * (high - value) < 0)
+    one = (rows["n_seeds"] == 1).to_numpy()
+    ends = t_interval(rows["sign"] * rows["mean"], rows["sd"], rows["n_seeds"])
+    hold = (one | (ends[0] > 0)) & (value - for_it * (value - low) > 0)
+    other = (one | (ends[1] < 0)) & (value + against * (high - value) < 0)
     return np.select([hold, other], [1, -1], 0)
 
 
@@ -390,10 +400,9 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         why = "the interval leaves out zero"
     elif rows["low"].isna().any():
         why = "no interval can be given"
-    elif (rows["n_agree"] % seeds).any():
-        why = "the seeds do not agree"
     else:
-        why = "the interval holds zero"
+        over_images = (rows["low"] <= 0) & (rows["high"] >= 0)
+        why = f"the interval over {'images' if over_images.all() else 'seeds'} holds zero"
     if edge := at_the_edge(rows):
         # An SD that is small of itself decides nothing, in favour of the claim or against it.
         verdict = CEILING
@@ -409,7 +418,7 @@ def judge(rows: pd.DataFrame) -> pd.Series:
 
 def _parts(rows: pd.DataFrame, side: np.ndarray) -> str:
     """The corruptions or factors on the other side, in brackets; empty if there are none."""
-    names = [part.replace("_", " ") for part in rows["part"][side == -1] if part]
+    names = dict.fromkeys(part.replace("_", " ") for part in rows["part"][side == -1] if part)
     return f" ({', '.join(names)})" if names else ""
 
 

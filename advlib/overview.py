@@ -228,7 +228,7 @@ def answer(
     (str, DataFrame, list of str)
         The figures are text: one row for the paper and one a study, a column for each headline.
     """
-    default = next(iter(claims.VARIANTS))
+    default, mixed = claims.VARIANTS
     rows = comparisons[comparisons.claim.isin([*claims.HEADLINES, "widens_clean"])]
     rows = rows[(rows.variant == default) & (rows.absent == "")]
     verdict = judged[judged.variant == default].set_index(["study", "claim"]).verdict
@@ -241,11 +241,12 @@ def answer(
     several = len(asked) > 1
     if all(held):
         opening = "Found here" + ("" if of_its_size else " in sign, not in size")
-        opening += f", in all {len(asked)} studies" * several
+        opening += f", in all of {len(asked)} studies" * several
     elif any(held):
         opening = "Found here in part"
     else:
-        opening = "Not found here" + f", in any of {len(asked)} studies" * several
+        either = "either" if len(asked) == 2 else "any"
+        opening = "Not found here" + f", in {either} of {len(asked)} studies" * several
     by_claim = rows.set_index(["study", "claim"])
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
@@ -255,7 +256,27 @@ def answer(
         figures.append({"study": title, "seeds": len(studies[name].seeds), **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
     hurt = [_unequal(studies[s], classes[s], verdict[s, "widens_clean"]) for s in asked.index]
-    return f"{opening}.", table, [line for line in hurt if line]
+    opening += f", with {default}. {_other_reading(comparisons, judged, studies, mixed)}"
+    return opening.strip(), table, [line for line in hurt if line]
+
+
+def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: str) -> str:
+    """Where the headline holds under the other reading, in a sentence; empty if nowhere asked."""
+    rows = comparisons[(comparisons.variant == variant) & (comparisons.absent == "")]
+    rows = rows[rows.claim.isin(claims.HEADLINES)]
+    if rows.empty:
+        return ""
+    held = judged[(judged.variant == variant) & (judged.verdict == claims.HOLDS)]
+    found = rows.merge(held[["study", "claim"]])
+    parts = []
+    for name, title in claims.HEADLINES.items():
+        own = found[found.claim == name]
+        where = [f"on {studies[r.study].title} ({in_per_cent(r)} points)" for r in own.itertuples()]
+        title = title[0].lower() + title[1:]
+        parts.append(f"{title} falls {' and '.join(where) if where else 'nowhere'}")
+    n = rows.study.nunique()
+    asked = f" (asked in {n} {'study' if n == 1 else 'studies'})"
+    return f"With {variant}, the other reading{asked}, {' and '.join(parts)}."
 
 
 def _moved(row) -> str:
@@ -263,7 +284,7 @@ def _moved(row) -> str:
     clear = "lower" if row.high < 0 else "higher" if row.low > 0 else "no clear change"
     figures = f"{clear}: {in_per_cent(row)}"
     if row.n_seeds > 1:
-        figures += f"<br>over seeds {with_spread(row['mean'], row.sd)}"
+        figures += f"<br>{row.n_seeds:.0f} seeds: {with_spread(row['mean'], row.sd, row.n_seeds)}"
     return figures
 
 

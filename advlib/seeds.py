@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from advlib.tables import per_cent
 
@@ -34,9 +36,35 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return found.reset_index().rename(columns={"std": "sd", "count": "n_seeds"})
 
 
-def with_spread(mean: float, sd: float) -> str:
-    """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD."""
+def t_interval(mean, sd, n_seeds):
+    """The 95 % interval over seeds, Student's t: wide for few, since so few say little of training.
+
+    Parameters
+    ----------
+    mean, sd : float or array of shape (n,)
+        Over the seeds, sample SD.
+    n_seeds : int or array of shape (n,)
+        At least 2; below, the interval is the whole line.
+
+    Returns
+    -------
+    (low, high)
+        Of the shape of mean.
+    """
+    n = np.asarray(n_seeds)
+    half = np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)) * sd / np.sqrt(n), np.inf)
+    return mean - half, mean + half
+
+
+def with_spread(mean: float, sd: float, n_seeds: int | None = None) -> str:
+    """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD.
+
+    With `n_seeds`, the interval of `t_interval` follows: "12.34 ± 0.56 [10.95, 13.73]".
+    """
     spread = "" if pd.isna(sd) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{per_cent(sd)}"
+    if n_seeds is not None and pd.notna(sd):
+        low, high = (per_cent(end) for end in t_interval(mean, sd, n_seeds))
+        spread += f" [{low},\N{NO-BREAK SPACE}{high}]"
     return per_cent(mean) + spread
 
 

@@ -115,10 +115,10 @@ def overview(
         for study_id, study in studies.items():
             part = chosen[chosen.study == study_id]
             found = verdict[name, study_id, variant]
-            lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**"]
-            if found == ABSENT:
-                lines = [found]
-            else:
+            lines = [found]
+            if found != ABSENT:
+                one = ", one seed" if (part.n_seeds == 1).all() else ""
+                lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**{one}"]
                 lines.append(measured_words(part, study.names | study.ablation_names))
             if (share := share_words(part, found)) != "–":
                 lines.append(f"share {share}")
@@ -135,15 +135,16 @@ def over_training_seeds(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataF
     Returns
     -------
     DataFrame
-        claim, then by the title of each study with several seeds: mean ± SD in points, and in how
-        many seeds the difference has the paper's sign. Empty if every study has one seed.
+        claim, then by the title of each study with several seeds: mean ± SD in points, its 95 %
+        interval (`advlib.seeds.t_interval`), and in how many seeds the difference has the paper's
+        sign. Empty if every study has one seed.
     """
     rows = comparisons[(comparisons.n_seeds > 1) & (comparisons.part == "")]
     rows = rows[~rows.duplicated(["study", "variant", "claim"], keep=False)]
     found = {}
     for row in rows.itertuples():
-        words = f"{with_spread(row.mean, row.sd)}; as claimed in "
-        words += f"{row.n_agree:.0f} of {row.n_seeds:.0f}"
+        words = with_spread(row.mean, row.sd, row.n_seeds)
+        words += f"; as claimed in {row.n_agree:.0f} of {row.n_seeds:.0f}"
         title = CLAIMS[row.claim].title
         if row.variant != next(iter(VARIANTS)):
             title += f" ({row.variant})"
@@ -322,9 +323,12 @@ def _lower(title: str) -> str:
 def counted(found: pd.Series) -> str:
     """How many of these verdicts there are of each kind, in words."""
     n = {v: int((found == v).sum()) for v in VERDICTS}
-    words = f"{n[HOLDS]} hold in sign, {n[FAILS]} do not hold, {n[OPEN]} are not resolved"
+    words = f"{n[HOLDS]} {'holds' if n[HOLDS] == 1 else 'hold'} in sign"
+    words += f", {n[FAILS]} {'does' if n[FAILS] == 1 else 'do'} not hold"
+    words += f", {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} not resolved"
     words += f", {n[CEILING]} cannot be tested (ceiling)" if n[CEILING] else ""
-    return words + (f", {n[ABSENT]} were not measured" if n[ABSENT] else "")
+    known = f", {n[ABSENT]} {'was' if n[ABSENT] == 1 else 'were'} not measured"
+    return words + (known if n[ABSENT] else "")
 
 
 def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
@@ -333,8 +337,9 @@ def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, methods, corruptions, errs less, errs more, open (by the 95 % intervals), and the
-        first two again by the intervals that decide ("–" where nothing is judged).
+        study, methods, corruptions, errs less, errs more, open (by the 95 % intervals, as
+        `advlib.claims.sides`), and the first two again by the intervals that decide ("–" where
+        nothing is judged).
     """
     rows = []
     chosen = comparisons[comparisons.part.isin(metrics.CORRUPTIONS) & (comparisons.absent == "")]
@@ -344,7 +349,7 @@ def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
         if sign:
             m = needed(claim, n)
             ways = sign * sides(part), sign * sides(part, (n - m + 1, m))
-            few = {13: "the thirteen that the claim is about", 15: "all fifteen"}[n]
+            few = {13: "the thirteen that the claim is about", 75: "all 15 × 5 severities"}[n]
         else:
             ways = ((part.low > 0) * 1 - (part.high < 0) * 1).to_numpy(), None
             few = "JPEG and pixelate, not judged"
@@ -363,7 +368,8 @@ def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
     known = comparisons[comparisons.low.notna()]
     of = [(CLAIMS[name].benchmark, CLAIMS[name].statistic) for name in known.claim]
     # Two claims share a comparison.
-    intervals = len(known.assign(of=of).drop_duplicates(["study", "of", "before", "after", "part"]))
+    what = ["study", "of", "before", "after", "part", "severity"]
+    intervals = len(known.assign(of=of).drop_duplicates(what))
     return (
         f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
         f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "

@@ -15,7 +15,7 @@ import yaml
 from advlib import annotations, charts_verdict, claims, metrics, verdict
 from advlib import tables as tables_module
 from advlib.predictions import write_predictions
-from advlib.seeds import over_seeds, seeds_table, with_spread
+from advlib.seeds import over_seeds, seeds_table, t_interval, with_spread
 from advlib.study import ROOT, load_study
 
 PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
@@ -120,7 +120,9 @@ def test_there_is_a_chapter_for_every_claim():
     for claim in claims.CLAIMS.values():
         assert (ROOT / "notebooks" / f"{claim.chapter}.ipynb").is_file()
     most = claims.CLAIMS["std_corruptions"]
-    assert most.most and [c.part for c in most.comparisons] == list(metrics.CORRUPTIONS)
+    conditions = [(c.part, c.severity) for c in most.comparisons]
+    every = [(name, severity) for name in metrics.CORRUPTIONS for severity in range(1, 6)]
+    assert most.most and conditions == every
     corruptions = claims.CLAIMS["corruptions"].comparisons
     assert [c.part for c in corruptions] == list(metrics.CORRUPTIONS)
     assert sum(c.sign == -1 for c in corruptions) == 13
@@ -141,7 +143,7 @@ def test_a_claim_holds_fails_is_open_or_is_not_measured(corrupted_study):
     assert verdict_of(found, "clean").verdict == claims.HOLDS
     assert verdict_of(found, "pgd40").verdict == claims.FAILS
     assert verdict_of(found, "mce").verdict == claims.OPEN
-    assert verdict_of(found, "mce").why == "the interval holds zero; one seed"
+    assert verdict_of(found, "mce").why == "the interval over images holds zero; one seed"
     real = verdict_of(found, "sd_real")
     assert real.verdict == claims.ABSENT and "ImageNet's validation images" in real.why
     assert "no stand-in" in verdict_of(found, "ratios").why
@@ -225,7 +227,7 @@ def test_a_spread_that_the_ceiling_leaves_no_room_decides_nothing(study, error, 
         assert judged.verdict == (claims.CEILING if at_the_ceiling else claims.HOLDS), claim
         assert (f"Std errs on {100 * error:.2f} % of the images" in judged.why) == at_the_ceiling
     lines = verdict.findings(found, claims.verdicts(found), {study.study: study})
-    assert ("1 hold in sign, 0 do not hold" in lines[2]) == at_the_ceiling  # the PGD-40 error
+    assert ("1 holds in sign, 0 do not hold" in lines[2]) == at_the_ceiling  # the PGD-40 error
     assert (", 2 cannot be tested (ceiling)" in lines[2]) == at_the_ceiling
     why = verdict.undecided(found, claims.verdicts(found), {study.study: study})
     edge = [line for line in why if line.startswith(f"* *{claims.CEILING}* (Digits (8 × 8)): ")]
@@ -250,9 +252,9 @@ def test_the_ceiling_speaks_against_no_claim_and_only_about_spreads(study):
     assert verdict_of(found, "pgd40").verdict == claims.HOLDS
 
 
-def comparison_rows(values, half=0.01, sign=-1, n_seeds=1, n_agree=None, claim="clean"):
+def comparison_rows(values, half=0.01, sign=-1, n_seeds=1, sd=np.nan, claim="clean"):
+    """Comparisons of one claim, with intervals of this half width; the mean is the value."""
     values = np.asarray(values, float)
-    agree = (np.sign(values) == sign) * n_seeds if n_agree is None else n_agree
     return pd.DataFrame(
         {
             "claim": claim,
@@ -265,8 +267,9 @@ def comparison_rows(values, half=0.01, sign=-1, n_seeds=1, n_agree=None, claim="
             **dict.fromkeys(["error_before", "error_after"], np.nan),
             "before": "adv",
             "after": "adv_plus",
+            "mean": values,
+            "sd": sd,
             "n_seeds": n_seeds,
-            "n_agree": agree,
         }
     )
 
@@ -306,14 +309,17 @@ def test_most_is_a_majority_on_either_side():
     assert judged([0.0] * 7 + [-0.0142] * 8) == claims.FAILS
 
 
-def test_seeds_that_disagree_leave_a_claim_open():
-    clear = comparison_rows([-0.05], n_seeds=3, n_agree=3)
-    assert claims.judge(clear).verdict == claims.HOLDS
-    torn = claims.judge(clear.assign(n_agree=2))
-    assert torn.verdict == claims.OPEN and torn.why == "the seeds do not agree; 3 seeds"
-    against = comparison_rows([0.05], n_seeds=3, n_agree=0)
-    assert claims.judge(against).verdict == claims.FAILS
-    assert claims.judge(against.assign(n_agree=1)).verdict == claims.OPEN
+def test_seeds_that_do_not_tell_leave_a_claim_open():
+    """Student's t with two degrees of freedom: 4.303 / sqrt(3) = 2.484 SDs on either side."""
+    for value, verdict_ in ((-0.05, claims.HOLDS), (0.05, claims.FAILS)):
+        clear = comparison_rows([value], n_seeds=3, sd=0.0199)
+        assert claims.judge(clear).verdict == verdict_
+        torn = claims.judge(clear.assign(sd=0.0203))
+        assert torn.verdict == claims.OPEN
+        assert torn.why == "the interval over seeds holds zero; 3 seeds"
+    low, high = t_interval(np.array([0.1, 0.1]), np.array([0.01, np.nan]), np.array([3, 1]))
+    assert low[0] == pytest.approx(0.1 - 0.02484, abs=1e-5) and low[1] == -np.inf == -high[1]
+    assert with_spread(0.1, 0.01, 3) == "10.00\u00a0±\u00a01.00 [7.52,\u00a012.48]"
 
 
 def test_without_an_interval_nothing_is_decided():
@@ -431,7 +437,7 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
     table = verdict.overview(found, judged, studies, default, beside).set_index("the paper's claim")
     clean = table.loc["Label augmentation lowers the clean error"]
     word, here, share, more = clean[study.title].split("<br>")
-    assert word == "**[holds in sign](digits/average_error.ipynb)**"
+    assert word == "**[holds in sign](digits/average_error.ipynb)**, one seed"
     assert here.startswith("−40.00 [−") and more == "[more](a.ipynb)"
     assert clean["the paper (points)"] == "−5.48"
     assert share.startswith("share 730 % [")  # 40 / 5.48
@@ -586,9 +592,9 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
     page = execute("verdict", tmp_path, *options)
     assert "[holds in sign](two_seeds/average_error.ipynb)" in shown(page, "tab-verdict")
     sure = shown(page, "tab-verdict-sure")
-    assert "−30.00\u00a0±\u00a00.00; as claimed in 2 of 2" in sure
+    assert "−30.00\u00a0±\u00a00.00 [−30.00,\u00a0−30.00]; as claimed in 2 of 2" in sure
     counted = shown(page, "tab-verdict-corruptions")
-    assert "Std → Adv" in counted and "all fifteen" in counted
+    assert "Std → Adv" in counted and "all 15 × 5 severities" in counted
     assert "| classes | 10 |" in shown(page, "tab-verdict-data")
     said = [
         output.data["text/markdown"]

@@ -299,17 +299,17 @@ LOWER = (-0.02, -0.03, -0.01)
 @pytest.mark.parametrize(
     "found, opening",
     [
-        ({"a": (OPEN, OPEN)}, "Not found here."),
-        ({"a": (LOWER, LOWER)}, "Found here in sign, not in size."),
-        ({"a": ((-0.38, -0.4, -0.3), LOWER)}, "Found here."),
-        ({"a": (LOWER, OPEN)}, "Found here in part."),
-        ({"a": (OPEN, OPEN), "b": (OPEN, OPEN)}, "Not found here, in any of 2 studies."),
-        ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part."),
+        ({"a": (OPEN, OPEN)}, "Not found here"),
+        ({"a": (LOWER, LOWER)}, "Found here in sign, not in size"),
+        ({"a": ((-0.38, -0.4, -0.3), LOWER)}, "Found here"),
+        ({"a": (LOWER, OPEN)}, "Found here in part"),
+        ({"a": (OPEN, OPEN), "b": (OPEN, OPEN)}, "Not found here, in either of 2 studies"),
+        ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part"),
     ],
 )
 def test_the_answer_follows_the_intervals(found, opening):
     said, figures, hurt = overview.answer(*asked(**found))
-    assert said == opening and len(hurt) == len(found)
+    assert said == f"{opening}, with adversarial batches." and len(hurt) == len(found)
     rows = figures.set_index("study")["The error under PGD-40"]
     assert rows.pop("the paper, on ImageNet") == "−37.62"
     for (name, (robust, _)), cell in zip(found.items(), rows, strict=True):
@@ -322,12 +322,26 @@ def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
     _, figures, (hurt,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
     row = figures.iloc[1]
     assert row.study == "[Title a](a/index.md)" and row.seeds == 3
-    assert row["The error under PGD-40"].endswith("<br>over seeds 0.05\u00a0±\u00a00.10")
+    assert row["The error under PGD-40"].endswith(
+        "<br>3 seeds: 0.05\u00a0±\u00a00.10 [−0.20,\u00a00.30]"
+    )
     assert row["The class-wise SD on clean images"].startswith("lower: −2.00 [")
     assert hurt == "on Title a Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %"
     comparisons, judged, *others = asked(a=(OPEN, LOWER))
     judged.loc[judged.claim == "widens_clean", "verdict"] = claims.OPEN
     assert overview.answer(comparisons, judged, *others)[2] == []
+
+
+def test_the_answer_tells_where_the_other_reading_holds():
+    comparisons, judged, *others = asked(a=(OPEN, OPEN), b=(OPEN, LOWER))
+    mixed = {"variant": "mixed batches"}
+    both = [pd.concat([table, table.assign(**mixed)]) for table in (comparisons, judged)]
+    said, _, _ = overview.answer(*both, *others)
+    assert said.endswith(
+        "With mixed batches, the other reading (asked in 2 studies), the error under PGD-40 falls "
+        "nowhere and the class-wise SD on clean images falls on Title b (−2.00 [−3.00,\u00a0−1.00] "
+        "points)."
+    )
 
 
 def test_without_both_methods_there_is_no_answer():
@@ -341,7 +355,7 @@ def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
     _, judged, studies, _ = asked(a=(LOWER, OPEN))
     judged.loc[judged.claim == "sd_clean", "verdict"] = claims.FAILS
     (line,) = overview.counts(judged, studies)
-    assert line.startswith("**Title a**: of 16 claims, 2 hold in sign, 1 do not hold, 0 are not")
+    assert line.startswith("**Title a**: of 16 claims, 2 hold in sign, 1 does not hold, 0 are not")
     assert line.endswith("What does not hold: Label augmentation lowers the class-wise SD, clean.")
 
 
