@@ -28,11 +28,13 @@ MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pa
     ("clean", "sd_noise_corrected"): "Class-wise SD, clean",
     ("pgd40", "sd_noise_corrected"): "Class-wise SD, PGD-40",
 }
-WITHIN = {  # of these, what the findings are about, as a sentence has them
+WITHIN = {  # of these, what a claim of the paper is about, as a sentence has them
     ("pgd40", "error"): "PGD-40 error",
     ("clean", "error"): "clean error",
     ("clean", "sd_noise_corrected"): "class-wise SD on clean images",
 }
+IN_WORDS = WITHIN | {("pgd40", "sd_noise_corrected"): "class-wise SD under PGD-40"}
+CLIMBED_TOO = ", in the loss and in what the attack climbs"
 
 
 def adversarial_runs(study) -> dict[str, str]:
@@ -180,6 +182,20 @@ def same_attack(study) -> str | None:
     return next((name for name, own in runs.items() if own == wanted), None)
 
 
+def parted_words(study) -> str:
+    """The comparisons under one training attack with and without label and logit, in a sentence."""
+    names = study.names | study.ablation_names
+    runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
+    pairs = [
+        f"{names[run]} − {names[other]}"
+        for _, run, other in comparisons(study).itertuples(index=False)
+        if {k for k in runs[run] if runs[run][k] != runs[other][k]} == {"logits", "label"}
+    ]
+    if not pairs:
+        return "No two runs of this study part label and logit from the training attack."
+    return f"The same training attack without and with label and logit: {', '.join(pairs)}."
+
+
 def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) -> str:
     """Does what Adv⁺ changes come from label and logit, or from what its training attack climbs?
 
@@ -194,10 +210,11 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
     Returns
     -------
     str
-        A sentence without its full stop; empty where the study has no run that tells them apart.
+        A sentence without its full stop; empty where the study has no run that tells them apart,
+        or its Adv⁺ has the training attack of Adv.
     """
     between = same_attack(study)
-    if between is None:
+    if between in (None, "adv_plus"):
         return ""
     rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
     rows = rows.set_index(["run", "control"])
@@ -217,10 +234,13 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
     with_label, with_attack = (side(row) == side(whole) for row in (label, attack))
     if side(whole) == 0:
         return f"{said}. There is no clear change to part"
-    if with_attack and not with_label:
-        return f"{said}. The change comes with another training attack, not with label and logit"
-    if with_label and not with_attack:
-        return f"{said}. The change comes with label and logit, not with another training attack"
+    if with_attack != with_label:
+        attack, label = "the training attack alone differs", "label and logit alone differ"
+        there, elsewhere = (attack, label) if with_attack else (label, attack)
+        return (
+            f"{said}. In these networks, of one seed, the change appears where {there}, not where "
+            f"{elsewhere}; another seed may differ"
+        )
     return f"{said}. The images do not tell which of the two it comes with"
 
 
@@ -239,6 +259,7 @@ def _questions(own: dict) -> list[tuple[str, dict, dict]]:
         found.append((words, smoothed, {climbed: INGREDIENTS[climbed]}))
     if own["logits"] > 1:
         words = f"M = {own['logits']}, not 1"
+        words += CLIMBED_TOO if own[climbed] != WITHOUT[climbed] else ""
         found.append((words, {"logits": 1}, {"transforms": "other images"}))
     if own[climbed] != WITHOUT[climbed]:
         found.append((INGREDIENTS[climbed], {climbed: WITHOUT[climbed]}, {}))
@@ -256,7 +277,12 @@ def _words(own: dict, lacking: list[str]) -> str:
             title = f"{own[key]} extra logits"
         if key in ("label", "smoothing"):
             title += f" (δ = {own[key]:g})"
+        # The attack that climbs Eq. 4 does so with the run's own label, so it differs as well.
+        climbs = own["train_objective"] != WITHOUT["train_objective"]
+        if key == "label" and climbs and "train_objective" not in lacking:
+            title += CLIMBED_TOO
         words.append(title)
+    words.sort(key=lambda title: title.endswith(CLIMBED_TOO))  # it has a comma of its own
     return " and ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
 
 
@@ -363,7 +389,7 @@ def spread_over_seeds(study, source: str) -> pd.DataFrame:
 def findings(
     study, found: pd.DataFrame, summary: pd.DataFrame, sweep: pd.DataFrame, yardstick: pd.DataFrame
 ) -> list[str]:
-    """What was found, in at most ten lines computed from `differences`, `run_summary`,
+    """What was found, in at most eleven lines computed from `differences`, `run_summary`,
     `delta_sweep` and `spread_over_seeds`.
 
     Parameters
@@ -377,10 +403,10 @@ def findings(
     clear = found[(found.low > 0) | (found.high < 0)]
     n = int(found.low.notna().sum())
     lines.append(
-        f"{len(clear)} of {n} intervals leave out zero; if no ingredient did anything, about "
-        f"{0.05 * n:.0f} would."
+        f"Of {n} intervals {len(clear) or 'none'} leave{'s' * (len(clear) < 2)} out zero; if no "
+        f"ingredient did anything, about {0.05 * n:.0f} would."
     )
-    for (benchmark, statistic), words in WITHIN.items():
+    for (benchmark, statistic), words in IN_WORDS.items():
         rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
         lines.append(f"{words[0].upper()}{words[1:]}, points: {_told(rows)}.")
     told = []
@@ -388,31 +414,40 @@ def findings(
         error = summary[(summary.benchmark == "pgd40") & (summary.statistic == "error")]
         error = error.set_index("run").value[part.run]
         told.append(
-            f"{family} {per_cent(error.min())} to {per_cent(error.max())} % with δ from "
+            f"{family} between {per_cent(error.min())} and {per_cent(error.max())} % for δ from "
             f"{part.delta.min():g} to {part.delta.max():g}"
         )
     if told:
         lines.append(f"PGD-40 error by the weight of the label: {'; '.join(told)}.")
     if len(clear):
         largest = clear.loc[clear.value.abs().idxmax()]
-        of = WITHIN.get((largest.benchmark, largest.statistic), "class-wise SD under PGD-40")
+        of = IN_WORDS[largest.benchmark, largest.statistic]
         lines.append(
             f"The largest change is that of {names[largest.run]} against {names[largest.control]}: "
             f"{in_per_cent(largest)} points of the {of}."
         )
     if len(yardstick):
-        spread = yardstick[(yardstick.benchmark == "pgd40") & (yardstick.statistic == "error")]
-        lines.append(
-            "Over training seeds the PGD-40 differences between the study's methods have SDs of up "
-            f"to {per_cent(spread.sd.max())} points: a smaller change of one seed is not told from "
-            "the chance of training."
-        )
+        lines.append(_over_seeds_words(yardstick, names))
     else:
         lines.append(
             "Every run is one seed, so that a difference beyond the chance of the test images may "
             "still be the chance of training."
         )
     return lines
+
+
+def _over_seeds_words(yardstick: pd.DataFrame, names: dict) -> str:
+    """How much each pair's differences vary over the seeds."""
+    told = []
+    for (run, other), rows in yardstick.groupby(["run", "control"], sort=False):
+        spread = rows.set_index(["benchmark", "statistic"]).sd
+        sds = ", ".join(f"{words} {per_cent(spread[key])}" for key, words in IN_WORDS.items())
+        told.append(f"{names[run]} − {names[other]}: {sds}")
+    seeds, of = yardstick.n_seeds.max(), "this pair" if len(told) == 1 else "these pairs"
+    return (
+        f"SDs over {seeds} seeds, in points, of {'; of '.join(told)}. {seeds} seeds give these "
+        f"only roughly, and for {of} alone."
+    )
 
 
 def _told(rows: pd.DataFrame) -> str:
@@ -424,8 +459,8 @@ def _told(rows: pd.DataFrame) -> str:
         told = []
         for words, some in rows[chosen].groupby(kinds[chosen], sort=False):
             ends = (per_cent(v, sign="+") for v in (some.value.min(), some.value.max()))
-            many = f" in {len(some)} of {sizes[words]}" if sizes[words] > 1 else ""
-            told.append(f"{words}{many} ({' to '.join(dict.fromkeys(ends))})")
+            many = f"{len(some)} of {sizes[words]}: " if sizes[words] > 1 else ""
+            told.append(f"{words} ({many}{' to '.join(dict.fromkeys(ends))})")
         which = f": {'; '.join(told)}" if told else ""
         parts.append(f"clearly {title} in {chosen.sum()} of {len(rows)} comparisons{which}")
     return "; ".join(parts)

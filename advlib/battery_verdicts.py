@@ -5,6 +5,7 @@ a reason why PGD would. An image that is wrong unattacked counts as broken by ev
 mistakes are no difference anywhere. The thresholds were fixed before any model was tested.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,6 +171,12 @@ COMPONENTS = {
 }
 """Titles of AutoAttack's components, and what they do."""
 
+ATTACKS = (  # by which networks are compared: the title, a condition that breaks, those that do not
+    ("PGD-40", ["pgd40"], []),
+    ("AutoAttack", ["square"], []),
+    ("AutoAttack alone", ["square"], ["pgd40"]),
+)
+
 
 def autoattack_titles(settings: dict) -> dict[str, str]:
     """Titles of PGD-40 and of the components that ran, each on what those before it left.
@@ -200,6 +207,28 @@ def autoattack_words(settings: dict) -> str:
             "this chapter means the others."
         )
     return words
+
+
+def added_words(tables: Mapping[str, pd.DataFrame], settings: dict) -> str:
+    """What FAB and Square broke of the images that the components before them had left.
+
+    Parameters
+    ----------
+    tables : mapping
+        By a network's title, a table as in `broken_images`.
+    settings : dict
+        As in `autoattack_titles`.
+    """
+    ran, told = settings["components"], []
+    for before, name in zip(ran[:-1], ran[1:], strict=True):
+        if name in ("fab_t", "square"):
+            added = {}
+            for title, table in tables.items():
+                broken = broken_images(table)
+                added[title] = int((broken[name] & ~broken[before]).sum())
+            counts = [f"{count} of {title}" for title, count in added.items() if count]
+            told.append(f"{COMPONENTS[name][0]} broke {', '.join(counts) or 'none'}")
+    return f"Of the images that those before it had left, {'; '.join(told)}."
 
 
 def interval(count: int, n: int) -> tuple[float, float]:
@@ -248,6 +277,8 @@ def paired_changes(
 ) -> pd.DataFrame:
     """What one network errs more than another on the same images, under PGD-40 and AutoAttack.
 
+    And how much more of it falls to AutoAttack and not to PGD-40, since an attack may favour one.
+
     Parameters
     ----------
     table : DataFrame
@@ -259,21 +290,20 @@ def paired_changes(
     Returns
     -------
     DataFrame
-        before, after, attack ("PGD-40", "AutoAttack"), value, low, high (fractions). Without the
-        attack's condition there is no row.
+        before, after, attack ("PGD-40", "AutoAttack", "AutoAttack alone"), value, low, high
+        (fractions). Without the attack's condition there is no row.
     """
     wrong = {}
     for method, part in table.groupby("method", sort=False, observed=True):
         images = part[part.attack == "clean"][["file_name", "label"]]
         images = images.assign(predicted_class=images.label)  # what counts is the next column
-        broken = broken_images(part)
-        for attack, condition in (("PGD-40", "pgd40"), ("AutoAttack", "square")):
-            if condition in broken:
-                right = ~broken[condition].loc[images.file_name].to_numpy()
-                wrong[method, attack] = images.assign(multilabel_correct=right)
+        broken = broken_images(part).loc[images.file_name]
+        for attack, by, left_by in ATTACKS:
+            if (found := _standing(broken, by, left_by)) is not None:
+                wrong[method, attack] = images.assign(multilabel_correct=~found.to_numpy())
     rows = []
     for before, after in pairs:
-        for attack in ("PGD-40", "AutoAttack"):
+        for attack, *_ in ATTACKS:
             ends = [wrong.get((method, attack)) for method in (after, before)]
             if all(end is not None for end in ends):
                 change = metrics.bootstrap(ends[0], "error", ends[1], n_resamples=n_resamples)

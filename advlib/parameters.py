@@ -60,14 +60,14 @@ def _off_file(study: Study) -> Study:
     """The study; under another id if it is not what the file of its id says.
 
     So a trial with other values neither overwrites the study's tables nor is taken for them. The
-    number of processes and the like (`advlib.study.HOW`) may differ.
+    number of processes and the like (`advlib.study.HOW`) may differ, and so may the note.
     """
     try:
         filed = load_study(study.study)
     except FileNotFoundError:
         return study
     values, known = study.to_dict(), filed.to_dict()
-    changed = {k: v for k, v in values.items() if k not in HOW and v != known[k]}
+    changed = {k: v for k, v in values.items() if k not in (*HOW, "note") and v != known[k]}
     if not changed:
         return study
     study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")

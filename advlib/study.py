@@ -73,6 +73,7 @@ class Study:
     dataset: str  # digits, fashion_mnist, cifar10, imagenet, or folder (any ImageFolder)
     model: str = ""  # cifar_resnet8, cifar_resnet8_w32, … or a torchvision or timm classifier
     title: str = ""  # as pages show it; the id if empty
+    note: str = ""  # what the study's index page says of its settings, where they deviate
     data_dir: str | None = None  # folder with the data; None looks in the usual places
     image_size: int | None = None  # px after cropping; None: the data set's own
     resize: int | None = None  # px of the short side before cropping, for large images
@@ -353,7 +354,7 @@ class Study:
             reasons["evaluate_imagenet_x"] = f"ImageNet-X's annotations {only}"
             reasons["evaluate_real"] = f"ReaL's labels {only}"
             if self.predictions:
-                reasons["factors"] = "factors are measured on images, of which there are none"
+                reasons["factors"] = "factors are measured on images: no image files were brought"
             if len(self.benchmarks) == 1:
                 reasons["hard_classes"] = "there is only one benchmark"
             if not self.groups:

@@ -1,7 +1,7 @@
 """The tables of a study: which there are, whether they belong together, and reading them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -69,6 +69,53 @@ def in_words(frame: pd.DataFrame):
     """
     left = {"selector": "th, td", "props": "text-align: left"}
     return frame.style.set_table_styles([left]).hide(axis="index")
+
+
+def images_of(known: Mapping) -> str:
+    """How many images of which split a table has, by its facts: "4,000 test images"."""
+    kinds = {"test": "test images", "holdout": "images of the training split"}
+    return f"{known['n_images']:,} {kinds[known['split']]}"
+
+
+def arithmetic(facts: Iterable[Mapping]) -> str:
+    """In which numbers an attack was computed, and where: by the facts of its tables.
+
+    Parameters
+    ----------
+    facts : iterable of mappings
+        One a table, with dtype (of the attack's search; what is recorded is always float32) and
+        device; both None in predictions that were brought.
+
+    Returns
+    -------
+    str
+        "searched in bfloat16, verdicts in float32, on cpu", or "" of predictions that were brought.
+    """
+    found = {}
+    for known in facts:
+        if known["dtype"] is not None:
+            dtype = known["dtype"].removeprefix("torch.")
+            how = "in float32"
+            if dtype != "float32":
+                how = f"searched in {dtype}, verdicts in float32"
+            found[f"{how}, on {known['device']}"] = None
+    return " or ".join(found)
+
+
+def attack_lines(study, facts: Mapping[tuple, Mapping]) -> list[str]:
+    """A line for each attack of a study: its threat model and its arithmetic.
+
+    Parameters
+    ----------
+    study : advlib.study.Study
+    facts : mapping
+        Those of `read_study`, by (benchmark, method, seed).
+    """
+    lines = []
+    for attack in study.attacks:
+        how = arithmetic(known for key, known in facts.items() if key[0] == attack)
+        lines.append(f"{attack}: {study.condition(attack)}{how and f'; {how}'}")
+    return lines
 
 
 def as_markdown(table: pd.DataFrame) -> str:

@@ -48,6 +48,7 @@ LARGE = 5_000_000  # bytes: larger checkpoints are not published, larger tables 
 NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to be published
 CHAPTER_CODE = {  # modules that one chapter uses beside those of every chapter
     "gallery": ["charts_gallery", "samples"],
+    "classwise_error": ["claims"],
     "class_explorer": ["charts_class"],
     "ablations": ["ablations", "charts_verdict"],
     "ledger": ["charts_ledger", "charts_verdict", "ledger"],
@@ -202,7 +203,7 @@ def place_pages(
 
 def _source_text(study: Study, name: str, source: str | None, audited: bool) -> str:
     return _source_sentence(name, source, audited) + (
-        f" **The images are a copy of the official ones: {study.title}.**"
+        f" **The images are a copy of the official ones: {study.title}** ({{term}}`JPEG copy`)."
         if study.title.endswith("copy)")
         else ""
     )
@@ -350,7 +351,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     images = {key: f"{n:,}" if (n := getattr(study, f"{key}_images")) else "all" for key in SPLITS}
     rows = {
         "Data": f"{study.dataset}, {images['train']} training and {images['test']} test images",
-        "Network": f"{study.model}"
+        "{term}`Network <network name>`": f"{study.model}"
         + (f", pretrained weights {study.weights}" if study.weights else "")
         + (f", {study.pretrain_epochs} clean epochs first" if study.pretrain_epochs else ""),
         "Methods": names,
@@ -381,8 +382,9 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     seeds = "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     attacked = sum(METHODS[m].adversarial for m in study.methods if m in METHODS)
     text += (
-        "\n\n**What it costs.** A pass is one forward and one backward pass of the network for one "
-        f"image. An adversarial method takes {study.train_steps + 1} passes a training image and "
+        "\n\n**What it costs.** A {term}`pass` is counted here as one forward and one backward, "
+        "for one image. "
+        f"An adversarial method takes {study.train_steps + 1} passes a training image and "
         f"epoch ({study.train_steps + 2} with mixed batches), Std one; those of an attack are "
         "shorter, without gradients of the weights ({doc}`What it costs <../cost>`). "
         f"{attacked} of the {len(study.methods)} methods here are adversarial, each with {seeds}. "
@@ -398,7 +400,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
 
 
 def _opening(study: Study, rows: dict[str, str]) -> str:
-    """The question of a study's first page, where its answer is, and its settings as a table."""
+    """The question of a study's first page, where its answer is, its settings and its note."""
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     question = (
         f"**The question.** What do {len(study.methods)} networks make of the same images"
@@ -413,6 +415,7 @@ def _opening(study: Study, rows: dict[str, str]) -> str:
             "| setting | value |",
             "|---|---|",
             *lines,
+            *(["", study.note] if study.note else []),
         ]
     )
 

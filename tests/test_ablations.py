@@ -114,10 +114,35 @@ def test_comparisons_ask_also_about_smoothing_and_the_whole(study):
     assert (f"extra logit and {climbs}", "adv_extra_logit", "adv") in asked
     two = f"2 extra logits, transformation label (δ = 0.03) and {climbs}"
     assert (two, "plus_two", "adv_two") in asked
-    assert ("M = 2, not 1, and other images", "plus_two", "adv_plus") in asked
-    assert ("transformation label (δ = 0.3)", "strong_label", "adv_extra_logit") in asked
+    # The attack that climbs Eq. 4 has the run's own label and logits, so it differs as well.
+    both = ", in the loss and in what the attack climbs"
+    assert (f"M = 2, not 1{both}, and other images", "plus_two", "adv_plus") in asked
+    label = f"transformation label (δ = 0.3){both}"
+    assert (label, "strong_label", "adv_extra_logit") in asked
     assert ("epochs = 20", "longer", "adv") in asked
     assert not rows.duplicated(["run", "control"]).any()
+
+
+def test_a_label_that_the_attack_does_not_climb_is_in_the_loss_alone(study):
+    others = {name: run for name, run in ABLATIONS.items() if name != "cross_entropy"}
+    study = dataclasses.replace(study, train_objective="cross_entropy", ablations=others)
+    rows = ablations.comparisons(study).set_index(["run", "control"]).ingredient
+    assert rows["adv_plus", "adv_extra_logit"] == "transformation label (δ = 0.03)"
+    assert rows["plus_two", "adv_plus"] == "M = 2, not 1, and other images"
+    # Adv⁺ has the attack of Adv itself: there is nothing to part.
+    whole = "extra logit and transformation label (δ = 0.03)"
+    assert rows["adv_plus", "adv"] == whole
+    found = pd.DataFrame(columns=["run", "control", "benchmark", "statistic"])
+    assert ablations.attack_or_label(study, found, "clean", "error") == ""
+    assert "Adv⁺ − Adv" in ablations.parted_words(study)
+
+
+def test_the_page_says_whether_a_run_parts_label_from_attack(study):
+    said = ablations.parted_words(study)
+    assert "without and with label and logit: " in said and "cross_entropy − Adv" in said
+    few = {name: ABLATIONS[name] for name in ("adv_extra_logit", "strong_label")}
+    said = ablations.parted_words(dataclasses.replace(study, ablations=few))
+    assert said.startswith("No two runs of this study part")
 
 
 def test_the_sweep_of_delta_starts_at_the_network_without_a_label(study):
@@ -145,8 +170,8 @@ def test_adv_plus_beside_adv_comes_first_then_its_ingredients_then_mixed_batches
 @pytest.mark.parametrize(
     "whole, label, attack, said",
     [
-        (-0.03, 0.001, -0.03, "with another training attack, not with label and logit"),
-        (-0.03, -0.03, 0.001, "with label and logit, not with another training attack"),
+        (-0.03, 0.001, -0.03, "where the training attack alone differs, not where label and logit"),
+        (-0.03, -0.03, 0.001, "where label and logit alone differ, not where the training attack"),
         (-0.03, -0.02, -0.02, "The images do not tell"),
         (-0.03, 0.03, 0.001, "The images do not tell"),
         (0.001, 0.03, -0.03, "no clear change to part"),
@@ -164,6 +189,9 @@ def test_the_training_attack_is_told_from_label_and_logit(study, whole, label, a
     found = ablations.written_differences(pd.DataFrame(rows))
     line = ablations.attack_or_label(study, found, "clean", "error")
     assert line.startswith("Clean error, Adv⁺ − Adv: ") and said in line.rpartition(". ")[2]
+    # One seed shows where a change appears, and not what causes it.
+    assert ("of one seed" in line and "may differ" in line) == ("where" in said)
+    assert "comes with label" not in line and "comes with another" not in line
     few = dataclasses.replace(study, ablations={})
     assert ablations.attack_or_label(few, found, "clean", "error") == ""
 
@@ -203,20 +231,24 @@ def test_findings_count_what_leaves_out_zero(study, tables):
     summary = ablations.run_summary(tables, 200)
     none = pd.DataFrame(columns=["benchmark", "statistic", "sd"])
     lines = ablations.findings(study, found, summary, ablations.delta_sweep(study), none)
-    assert len(lines) <= 10 and sum("no clear change to part" in line for line in lines[:3]) == 3
+    assert len(lines) <= 11 and sum("no clear change to part" in line for line in lines[:3]) == 3
     lines = lines[3:]
     clear = (found.low > 0) | (found.high < 0)
     n = found.low.notna().sum()
-    assert lines[0].startswith(f"{clear.sum()} of {n} intervals leave out zero")
+    assert lines[0].startswith(f"Of {n} intervals {clear.sum()} leave out zero")
     assert f"about {0.05 * n:.0f} would" in lines[0]
     # Of adv_plus and strong_label; the mixed pair has the same images wrong.
     many = len(pairs)
-    said = f"clearly lower in 2 of {many} comparisons: transformation label in 2 of 3"
-    assert f"PGD-40 error, points: {said} (−30.00);" in lines[1]
+    label = "transformation label, in the loss and in what the attack climbs"
+    said = f"clearly lower in 2 of {many} comparisons: {label} (2 of 3: −30.00);"
+    assert f"PGD-40 error, points: {said}" in lines[1]
     said = f"clearly higher in 1 of {many} comparisons: extra logit and what the attack"
-    assert f"{said} climbs in 1 of 2 (+30.00)." in lines[1]
+    assert f"{said} climbs (1 of 2: +30.00)." in lines[1]
     assert lines[2].startswith(f"Clean error, points: clearly lower in 0 of {many}")
-    assert "Adv⁺ 50.00 to 80.00 % with δ from 0 to 0.3" in lines[4]
+    counts = [re.findall(r"clearly \w+ in (\d+) of", line) for line in lines[1:5]]
+    assert sum(int(count) for line in counts for count in line) == clear.sum()  # all four measures
+    # The highest error is that of δ = 0 here: the ends of the one range are not those of the other.
+    assert "Adv⁺ between 50.00 and 80.00 % for δ from 0 to 0.3" in lines[5]
     assert "still be the chance of training" in lines[-1]
 
 
@@ -256,6 +288,45 @@ def test_seeds_are_a_yardstick(audited):
     assert (row["mean"], row.sd, row.n_seeds) == (0, 0, 2)  # made with the same errors
     one = dataclasses.replace(study, seeds=[0])
     assert ablations.spread_over_seeds(one, "fresh").empty
+
+
+def test_findings_give_the_spread_over_seeds_of_every_measure_and_pair(study, tables):
+    pairs = ablations.comparisons(study)
+    found = ablations.differences(tables, pairs, 20)
+    summary, sweep = ablations.run_summary(tables, 20), ablations.delta_sweep(study)
+    keys = ["run", "control", "benchmark", "statistic", "sd", "n_seeds"]
+    rows = [
+        ("adv_plus", "adv", *key, 0.001 * (i + 1), 3) for i, key in enumerate(ablations.MEASURES)
+    ]
+    line = ablations.findings(study, found, summary, sweep, pd.DataFrame(rows, columns=keys))[-1]
+    wanted = "clean error 0.10", "PGD-40 error 0.20", "on clean images 0.30", "under PGD-40 0.40"
+    assert all(words in line for words in wanted) and "of Adv⁺ − Adv: " in line
+    assert line.startswith("SDs over 3 seeds") and line.endswith("for this pair alone.")
+    rows += [("adv_plus_mix", "adv_mix", *row[2:]) for row in rows]
+    line = ablations.findings(study, found, summary, sweep, pd.DataFrame(rows, columns=keys))[-1]
+    assert "; of Adv⁺ mixed − Adv mixed: " in line and line.endswith("for these pairs alone.")
+
+
+def test_the_chapter_on_classes_says_whether_the_gaps_narrow(tmp_path):
+    """Adv's classes are far apart and Adv⁺'s alike; Std errs on all images and has no spread."""
+    values = {"study": "classes", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
+    values |= {"pretrain_epochs": 1, "methods": ["std", "adv", "adv_plus"], "seeds": [0, 1]}
+    file = tmp_path / "classes.yaml"
+    file.write_text(yaml.safe_dump(values | {"n_resamples": 100, "corruption_images": 200}))
+    made_up_run(load_study(file), {"std": 1.0, "adv": np.linspace(0.1, 0.9, 10)})
+    options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
+    cells = execute("classwise_error", tmp_path, *options).cells
+    (text,) = [
+        output.data["text/markdown"]
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if "classes are few" in str(output.get("data", {}).get("text/markdown"))
+    ]
+    clean, robust = text.splitlines()[:2]
+    assert clean.startswith("* Clean: Adv⁺ − Adv −") and ", narrower; " in clean
+    assert clean.endswith("Std errs on 100.00 % of the images: no spread to compare.")
+    assert "− Std" not in clean and robust.startswith("* PGD-40: Adv − Std ")
+    assert robust.count("no clear change") == 3
 
 
 def test_the_chapter_shows_each_run_against_its_control(audited, tmp_path):

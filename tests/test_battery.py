@@ -266,7 +266,10 @@ def test_networks_are_compared_image_by_image():
     table = pd.concat([part.assign(method=method) for method, part in ends.items()])
     found = battery_verdicts.paired_changes(table, [("adv", "adv_plus")], 400)
     found = found.set_index("attack")
-    assert found.value.to_dict() == pytest.approx({"PGD-40": 0.02, "AutoAttack": -0.08})
+    # Of images 200 to 217 of Adv, which AutoAttack alone breaks, none is left.
+    wanted = {"PGD-40": 0.02, "AutoAttack": -0.08, "AutoAttack alone": -0.036}
+    assert found.value.to_dict() == pytest.approx(wanted)
+    assert found.high["AutoAttack alone"] < 0
     assert 0.005 < found.low["PGD-40"] < 0.02 < found.high["PGD-40"] < 0.035
     plain = table[table.attack != "square"]
     assert len(battery_verdicts.paired_changes(plain, [("adv", "adv_plus")], 50)) == 1
@@ -404,6 +407,19 @@ def test_the_chapter_names_the_components_that_ran(digit_images, num_classes):
     else:
         assert titles["square"] == "+ Square, no APGD-T" and "Here ran 3 attacks" in words
         assert "not among them, since it needs four classes" in words
+
+
+def test_what_fab_and_square_add_is_counted_beside_the_component_before():
+    """FAB finds two images that APGD left, Square three more; what PGD-40 misses is no matter."""
+    settings = {"components": ["apgd_ce", "apgd_t", "fab_t", "square"]}
+    tables = {"Adv": made_up()[0], "Adv⁺": made_up(fab_t=220, square=223)[0]}
+    words = battery_verdicts.added_words(tables, settings)
+    assert words.endswith("had left, FAB-T broke 2 of Adv⁺; Square broke 3 of Adv⁺.")
+    words = battery_verdicts.added_words({"Adv": made_up()[0]}, settings)
+    assert words.endswith("FAB-T broke none; Square broke none.")
+    two_classes = {"components": ["apgd_ce", "fab_t", "square"]}
+    words = battery_verdicts.added_words({"Adv": made_up()[0]}, two_classes)
+    assert words.endswith("FAB-T broke 13 of Adv; Square broke none.")
 
 
 def test_charts_hold_what_the_table_says(adv):
@@ -558,5 +574,13 @@ def test_the_chapter_says_which_images_and_attacks_it_is_about(tmp_path, capsys,
     assert said in printed and ("as many of each class" in printed) == (n_images < 100)
     assert names["order"] == ["PGD-40", "APGD-CE", "+ Square, no APGD-T"]
     assert set(names["wide"].columns) > set(names["order"])
+    # Networks with the same verdict share one line, and each names what is odd about it.
+    heads = [line for line in names["lines"] if line.startswith("* ")]
+    assert len(heads) == 1 and heads[0].startswith("* **Std, Adv: ")
+    odd = [line for line in names["lines"] if line.startswith("  * ")]
+    assert {line.split(":")[0] for line in odd} == {"  * Std", "  * Adv"}
+    (change,) = [line for line in names["finding"] if "Std → Adv" in line]
+    # Both have the same table, from which no interval can be given.
+    assert change.endswith("Of images that fall to AutoAttack alone: 0.00, no interval.")
     verdicts = pd.read_csv(study.runs / "results/battery.csv")
     assert set(verdicts.verdict) >= {battery_verdicts.TOO_FEW, battery_verdicts.NOT_RUN}

@@ -534,6 +534,7 @@ def made_up_run(study, errors=None) -> None:
         settings = study.training_settings(method, seed, "train-images", "start")
         facts = {"settings": settings, "data": "images", "split": "test", "data_title": "Digits"}
         facts |= {"checkpoint_hash": "none", "threat": None, "corruptions": None}
+        facts |= {"dtype": "torch.float32", "device": "cpu"}
         tables = {
             "clean": predictions(errors.get(method, 0.4), number),
             "pgd40": predictions(0.6, 100 + number),

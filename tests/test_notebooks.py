@@ -82,3 +82,8 @@ def test_the_training_chapter_gives_the_mean_over_the_steps_of_the_last_epoch(tm
         last = (log.epoch > log.epoch.max() - 1 + 1e-6).to_numpy()
         error = 100 * np.average(log.error[last], weights=steps[last])
         assert f"{study.names[method]}: error of the batches {error:.2f} % in the last" in page
+        before = ~last & (log.epoch > log.epoch.max() - 2 + 1e-6).to_numpy()
+        change = error - 100 * np.average(log.error[before], weights=steps[before])
+        way = "still falling" if change < -0.5 else "still rising" if change > 0.5 else "settled"
+        line = re.search(rf"\* {study.names[method]}: error of the batches.*?images/s", page)[0]
+        assert f": {way};" in line

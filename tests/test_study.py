@@ -145,6 +145,16 @@ def test_other_values_than_the_files_get_runs_of_their_own():
     assert same == filed
 
 
+def test_a_note_decides_nothing():
+    """Words on a page: tables stay current, and runs stay where they are."""
+    study = load_study("digits")
+    noted = dataclasses.replace(study, note="Another text.")
+    assert study.note and noted.data_settings() == study.data_settings()
+    settings = [one.training_settings("adv_plus", 0, "", None) for one in (study, noted)]
+    assert settings[0] == settings[1]
+    assert notebook_parameters(noted.to_dict())[0].study == "digits"
+
+
 def test_the_check_may_run_again(tmp_path):
     """By hand, `study` is then the study itself and not its name."""
     study, _ = notebook_parameters({"study": "digits"})

@@ -8,12 +8,16 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from advlib import annotations, metrics
 from advlib.brought import bring
 from advlib.predictions import read_facts, read_predictions, write_predictions
 from advlib.study import ROOT, load_study, make_study
 from advlib.tables import (
+    arithmetic,
+    attack_lines,
+    images_of,
     in_per_cent,
     on_all_images,
     per_cent,
@@ -248,6 +252,26 @@ def test_a_value_is_shown_with_its_interval():
     assert in_per_cent(row.replace({0.1: float("nan")}), digits=3) == "12.345"
 
 
+def test_an_attack_names_the_numbers_that_it_was_computed_in():
+    """Of its own tables, not the clean ones; a search in float32 is not called another thing."""
+    study = load_study("digits", seeds=[0, 1])
+    half, whole = ({"dtype": f"torch.{name}", "device": "cpu"} for name in ("bfloat16", "float32"))
+    facts = {("clean", "adv", 0): whole, ("pgd40", "adv", 0): half, ("pgd40", "adv", 1): half}
+    (line,) = attack_lines(study, facts)
+    assert line.startswith("pgd40: PGD-40, L∞, ε = 0.1")
+    assert line.endswith("; searched in bfloat16, verdicts in float32, on cpu")
+    assert arithmetic([whole, {"dtype": "float32", "device": "cpu"}]) == "in float32, on cpu"
+    assert arithmetic([half, whole | {"device": "cuda"}]).endswith(" or in float32, on cuda")
+    brought = {("pgd40", "adv", 0): {"dtype": None, "device": None}}
+    assert attack_lines(study, brought) == [f"pgd40: {study.condition('pgd40')}"]
+
+
+def test_images_kept_apart_are_called_images_of_the_training_split():
+    known = {"n_images": 4000, "split": "test"}
+    assert images_of(known) == "4,000 test images"
+    assert images_of(known | {"split": "holdout"}) == "4,000 images of the training split"
+
+
 def test_one_number_is_printed_alike_however_it_was_summed():
     share = 463 / 4000  # 11.575 %: the last bit of a sum decides how plain formatting rounds it
     assert {per_cent(v) for v in (share, 0.1 + share - 0.1, np.mean([share] * 7))} == {"11.58"}
@@ -392,3 +416,50 @@ def test_imagenet_predictions_are_judged_by_real_labels_too(tmp_path):
     assert real.multilabel_correct.mean() == pytest.approx(sum(expected) / len(expected))
     assert tables.attrs["facts"]["real", "net", 0]["n_images"] == 50_000
     assert len(tables.attrs["class_names"]) == 1000
+
+
+# --- what a chapter says of several seeds ---------------------------------------------------------
+
+
+def test_the_corruptions_count_the_signs_of_all_seeds(tiny_study, table, tmp_path):
+    """Adv is better under all corruptions in seed 0, and worse under five of them in seed 1."""
+    changes = {"methods": ["std", "adv"], "seeds": [0, 1], "n_resamples": 50}
+    study = dataclasses.replace(tiny_study, **changes, corruption_images=60)
+    table = pd.concat([table.assign(file_name=table.file_name + str(i)) for i in range(20)])
+    data = {s: {"fingerprint": s, "images": 60} for s in ("train", "test")}
+    study.runs.mkdir(parents=True)
+    record = data | {"class_names": list("abcd"), "settings": study.data_settings()}
+    (study.runs / "data.json").write_text(json.dumps(record))
+    (study.runs / "measures.parquet").touch()
+    (study.runs / "train").mkdir()
+    for method, seed in study.method_runs:
+        (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
+        facts = {"settings": study.training_settings(method, seed, "train", "start")}
+        facts |= {"data": "test", "split": "test", "data_title": "Digits", "num_classes": 4}
+        facts |= {"n_images": 60, "checkpoint_hash": "x"}
+        for benchmark in study.benchmarks:
+            predicted, known = table.assign(predicted_class=table.label), facts | {"threat": None}
+            if benchmark == "pgd40":
+                known["threat"] = study.threat("pgd40").to_dict()
+            if benchmark == "corruptions":
+                known["corruptions"] = "generated"
+                predicted = predicted.merge(CORRUPTED, how="cross")
+                turned = predicted.corruption.isin(metrics.CORRUPTIONS[:5]) & (seed == 1)
+                bad = turned if method == "adv" else ~turned
+                bad |= predicted.file_name.str.endswith("7")  # else they have no interval
+                predicted["predicted_class"] = predicted.label + bad
+            path = study.runs / "predictions" / benchmark / f"{method}-seed{seed}.parquet"
+            write_predictions(predicted, path, **known)
+    file = tmp_path / "digits.yaml"
+    file.write_text(yaml.safe_dump(study.to_dict(), allow_unicode=True), encoding="utf-8")
+    options = ["-p", "study", str(file), "--no-progress-bar", "--kernel", "python3"]
+    command = [sys.executable, "-m", "papermill", *options]
+    command += [str(ROOT / "notebooks/corruptions.ipynb"), str(tmp_path / "out.ipynb")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert "mCE from 100.00 to 10.00 % in seed 0. Of the 15 intervals 15 lie below zero (" in page
+    assert (
+        "none lies above zero; 10 of these 15 differences have the same sign in all 2 seeds."
+        in page
+    )
