@@ -401,6 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{images.title}: {len(images):,} {split} images in {images.num_classes} classes, from "
             f"{images.source}; fingerprint {images.fingerprint[:12]}"
         )
+    print(f"licence: {DATASETS[options.dataset].licence}")
     return 0
 
 

@@ -695,7 +695,7 @@ def test_evaluation_takes_any_sequence():
 def test_command_line(capsys, tmp_path):
     assert data.main(["digits"]) == 0
     line = capsys.readouterr().out
-    assert line.count("\n") == 2
+    assert line.count("\n") == 3 and "licence: CC BY 4.0" in line
     assert "Digits: 1,297 train images in 10 classes, from scikit-learn" in line
     assert "Digits: 500 test images in 10 classes, from scikit-learn" in line
     assert data.main(["fashion_mnist", "--data-dir", str(tmp_path)]) == 1
