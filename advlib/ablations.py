@@ -5,7 +5,7 @@ import dataclasses
 import pandas as pd
 
 from advlib import metrics
-from advlib.seeds import over_seeds
+from advlib.seeds import over_seeds, with_spread
 from advlib.study import METHODS
 from advlib.tables import in_per_cent, per_cent, read_study
 
@@ -403,8 +403,9 @@ def findings(
     clear = found[(found.low > 0) | (found.high < 0)]
     n = int(found.low.notna().sum())
     lines.append(
-        f"Of {n} intervals {len(clear) or 'none'} leave{'s' * (len(clear) < 2)} out zero; if no "
-        f"ingredient did anything, about {0.05 * n:.0f} would."
+        f"Of {n} intervals over the images {len(clear) or 'none'} "
+        f"leave{'s' * (len(clear) < 2)} out zero; if no ingredient did anything, about "
+        f"{0.05 * n:.0f} would. The next four lines count them."
     )
     for (benchmark, statistic), words in IN_WORDS.items():
         rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
@@ -437,21 +438,24 @@ def findings(
 
 
 def _over_seeds_words(yardstick: pd.DataFrame, names: dict) -> str:
-    """How much each pair's differences vary over the seeds."""
+    """What each pair's differences are over the seeds."""
     told = []
     for (run, other), rows in yardstick.groupby(["run", "control"], sort=False):
-        spread = rows.set_index(["benchmark", "statistic"]).sd
-        sds = ", ".join(f"{words} {per_cent(spread[key])}" for key, words in IN_WORDS.items())
-        told.append(f"{names[run]} − {names[other]}: {sds}")
+        known = rows.set_index(["benchmark", "statistic"])
+        means = ", ".join(
+            f"{words} {with_spread(known['mean'][key], known.sd[key])}"
+            for key, words in IN_WORDS.items()
+        )
+        told.append(f"{names[run]} − {names[other]}: {means}")
     seeds, of = yardstick.n_seeds.max(), "this pair" if len(told) == 1 else "these pairs"
     return (
-        f"SDs over {seeds} seeds, in points, of {'; of '.join(told)}. {seeds} seeds give these "
-        f"only roughly, and for {of} alone."
+        f"Mean ± SD over {seeds} seeds, in points, of {'; of '.join(told)}. They are known for "
+        f"{of} alone; a difference no larger than such an SD may be the chance of training."
     )
 
 
 def _told(rows: pd.DataFrame) -> str:
-    """Which ingredients clearly lower and raise one figure, in words."""
+    """Which ingredients lower and raise one figure beyond the chance of the images, in words."""
     # Doses of one ingredient, "… (δ = 0.1)" and "… (δ = 0.2)", are told together.
     kinds = rows.ingredient.str.replace(r" \(δ = [^)]*\)", "", regex=True)
     sizes, parts = kinds.value_counts(), []
@@ -462,7 +466,7 @@ def _told(rows: pd.DataFrame) -> str:
             many = f"{len(some)} of {sizes[words]}: " if sizes[words] > 1 else ""
             told.append(f"{words} ({many}{' to '.join(dict.fromkeys(ends))})")
         which = f": {'; '.join(told)}" if told else ""
-        parts.append(f"clearly {title} in {chosen.sum()} of {len(rows)} comparisons{which}")
+        parts.append(f"{title} in {chosen.sum()} of {len(rows)} comparisons{which}")
     return "; ".join(parts)
 
 

@@ -27,7 +27,7 @@ METHOD_COLOURS = {
 # with every common colour-vision deficiency too.
 OTHER_COLOURS = ["#8e63ce", "#a0662a", "#808080", "#c3a9e8", "#d9b183", "#bdbdbd"]
 CLEAR = ["black", "#999999"]  # beyond chance in the page's own ink, within it in grey
-ERROR_AXIS = {"format": ".0%"}
+ERROR_AXIS = {"format": ".0%", "tickMinStep": 0.01}  # so that no two ticks round to one
 # Labels of an axis in points, of fractions.
 POINTS = "abs(datum.value) > 1e-9 ? format(100 * datum.value, '+.3~g') : '0'"
 

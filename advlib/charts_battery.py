@@ -117,7 +117,7 @@ def autoattack_components(table: pd.DataFrame) -> alt.Chart:
             "value:Q",
             title="Error (%)",
             scale=alt.Scale(zero=False),
-            axis=alt.Axis(**ERROR_AXIS, tickCount=5, tickMinStep=0.01),
+            axis=alt.Axis(**ERROR_AXIS, tickCount=5),
         )
     )
     return (

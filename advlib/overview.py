@@ -10,7 +10,7 @@ import pandas as pd
 
 from advlib import claims
 from advlib.predictions import read_facts
-from advlib.seeds import over_seeds, with_spread
+from advlib.seeds import over_seeds, t_interval, with_spread
 from advlib.study import ROOT, STUDIES, Study, load_study
 from advlib.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
 from advlib.verdict import counted
@@ -251,7 +251,7 @@ def answer(
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
     for name in asked.index:
-        ours = {c: _moved(by_claim.loc[name, c]) for c in claims.HEADLINES}
+        ours = {c: _moved(by_claim.loc[name, c], studies[name].seeds[0]) for c in claims.HEADLINES}
         title = f"[{studies[name].title}]({name}/index.md)"
         figures.append({"study": title, "seeds": len(studies[name].seeds), **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
@@ -279,13 +279,18 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
     return f"With {variant}, the other reading{asked}, {' and '.join(parts)}."
 
 
-def _moved(row) -> str:
-    """A difference as a verb, which follows its interval, with its figures."""
-    clear = "lower" if row.high < 0 else "higher" if row.low > 0 else "no clear change"
-    figures = f"{clear}: {in_per_cent(row)}"
-    if row.n_seeds > 1:
-        figures += f"<br>{row.n_seeds:.0f} seeds: {with_spread(row['mean'], row.sd, row.n_seeds)}"
-    return figures
+def _moved(row, seed: int) -> str:
+    """A difference as a verb, which follows its interval, with its figures; then over the seeds."""
+
+    def verb(low, high):
+        return "lower" if high < 0 else "higher" if low > 0 else "no clear change"
+
+    figures = f"{verb(row.low, row.high)}: {in_per_cent(row)}"
+    if not row.n_seeds > 1:
+        return figures
+    over = verb(*t_interval(row["mean"], row.sd, row.n_seeds))
+    spread = with_spread(row["mean"], row.sd, row.n_seeds)
+    return f"seed {seed}, {figures}<br>{row.n_seeds:.0f} seeds, {over}: {spread}"
 
 
 def _unequal(study: Study, errors: pd.DataFrame, verdict: str) -> str:

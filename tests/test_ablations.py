@@ -235,17 +235,17 @@ def test_findings_count_what_leaves_out_zero(study, tables):
     lines = lines[3:]
     clear = (found.low > 0) | (found.high < 0)
     n = found.low.notna().sum()
-    assert lines[0].startswith(f"Of {n} intervals {clear.sum()} leave out zero")
+    assert lines[0].startswith(f"Of {n} intervals over the images {clear.sum()} leave out zero")
     assert f"about {0.05 * n:.0f} would" in lines[0]
     # Of adv_plus and strong_label; the mixed pair has the same images wrong.
     many = len(pairs)
     label = "transformation label, in the loss and in what the attack climbs"
-    said = f"clearly lower in 2 of {many} comparisons: {label} (2 of 3: −30.00);"
+    said = f"lower in 2 of {many} comparisons: {label} (2 of 3: −30.00);"
     assert f"PGD-40 error, points: {said}" in lines[1]
-    said = f"clearly higher in 1 of {many} comparisons: extra logit and what the attack"
+    said = f"higher in 1 of {many} comparisons: extra logit and what the attack"
     assert f"{said} climbs (1 of 2: +30.00)." in lines[1]
-    assert lines[2].startswith(f"Clean error, points: clearly lower in 0 of {many}")
-    counts = [re.findall(r"clearly \w+ in (\d+) of", line) for line in lines[1:5]]
+    assert lines[2].startswith(f"Clean error, points: lower in 0 of {many}")
+    counts = [re.findall(r"(?:lower|higher) in (\d+) of", line) for line in lines[1:5]]
     assert sum(int(count) for line in counts for count in line) == clear.sum()  # all four measures
     # The highest error is that of δ = 0 here: the ends of the one range are not those of the other.
     assert "Adv⁺ between 50.00 and 80.00 % for δ from 0 to 0.3" in lines[5]
@@ -294,17 +294,19 @@ def test_findings_give_the_spread_over_seeds_of_every_measure_and_pair(study, ta
     pairs = ablations.comparisons(study)
     found = ablations.differences(tables, pairs, 20)
     summary, sweep = ablations.run_summary(tables, 20), ablations.delta_sweep(study)
-    keys = ["run", "control", "benchmark", "statistic", "sd", "n_seeds"]
+    keys = ["run", "control", "benchmark", "statistic", "mean", "sd", "n_seeds"]
     rows = [
-        ("adv_plus", "adv", *key, 0.001 * (i + 1), 3) for i, key in enumerate(ablations.MEASURES)
+        ("adv_plus", "adv", *key, -0.01, 0.001 * (i + 1), 3)
+        for i, key in enumerate(ablations.MEASURES)
     ]
     line = ablations.findings(study, found, summary, sweep, pd.DataFrame(rows, columns=keys))[-1]
-    wanted = "clean error 0.10", "PGD-40 error 0.20", "on clean images 0.30", "under PGD-40 0.40"
+    ends = "clean error", "PGD-40 error", "on clean images", "under PGD-40"
+    wanted = [f"{end} −1.00\xa0±\xa00.{i}0" for i, end in enumerate(ends, 1)]
     assert all(words in line for words in wanted) and "of Adv⁺ − Adv: " in line
-    assert line.startswith("SDs over 3 seeds") and line.endswith("for this pair alone.")
+    assert line.startswith("Mean ± SD over 3 seeds") and "for this pair alone;" in line
     rows += [("adv_plus_mix", "adv_mix", *row[2:]) for row in rows]
     line = ablations.findings(study, found, summary, sweep, pd.DataFrame(rows, columns=keys))[-1]
-    assert "; of Adv⁺ mixed − Adv mixed: " in line and line.endswith("for these pairs alone.")
+    assert "; of Adv⁺ mixed − Adv mixed: " in line and "for these pairs alone;" in line
 
 
 def test_the_chapter_on_classes_says_whether_the_gaps_narrow(tmp_path):

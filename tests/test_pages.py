@@ -323,9 +323,9 @@ def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
     row = figures.iloc[1]
     assert row.study == "[Title a](a/index.md)" and row.seeds == 3
     assert row["The error under PGD-40"].endswith(
-        "<br>3 seeds: 0.05\u00a0±\u00a00.10 [−0.20,\u00a00.30]"
+        "<br>3 seeds, no clear change: 0.05\u00a0±\u00a00.10 [−0.20,\u00a00.30]"
     )
-    assert row["The class-wise SD on clean images"].startswith("lower: −2.00 [")
+    assert row["The class-wise SD on clean images"].startswith("seed 0, lower: −2.00 [")
     assert hurt == "on Title a Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 %"
     comparisons, judged, *others = asked(a=(OPEN, LOWER))
     judged.loc[judged.claim == "widens_clean", "verdict"] = claims.OPEN
