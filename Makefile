@@ -45,8 +45,9 @@ bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on 
 lint: setup  ## check style and undefined names
 	@ruff check . && ruff format --check .
 
-lab: setup  ## open JupyterLab with the notebooks
-	@ADVLIB_LAB=1 jupyter lab --notebook-dir=notebooks
+lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
+	@ADVLIB_LAB=1 PYTHONPATH=$(CURDIR) jupyter lab --notebook-dir=notebooks \
+	  --ContentsManager.pre_save_hook=lab.without_outputs $(LAB)
 
 setup:  ## create .venv and install the pinned requirements
 	@$(PYTHON) preflight.py book

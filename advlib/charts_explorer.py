@@ -96,7 +96,7 @@ def class_panel(errors: pd.DataFrame, label: int | None) -> alt.FacetChart:
             alt.Tooltip("class_name:N", title="Class"),
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("error:Q", title="Error", format=".2%"),
-            alt.Tooltip("rank:Q", title=f"Rank of {k} (1: largest error)"),
+            alt.Tooltip("rank:Q", title=f"Rank of {k} (1: lowest error)"),
         ],
     )
     ticks = base.mark_tick(thickness=2, size=14, opacity=0.5 if k <= 100 else 0.15)
@@ -150,7 +150,8 @@ def pictures(images: dict, steps: pd.DataFrame, class_names: list[str], threat) 
         scale = (threat.eps if threat.norm == "Linf" else np.abs(attacked - x).max()) or 1.0
         before, after = (
             f"{'✓' if row.predicted_class == row.label else '✗'} "
-            f"{escape(class_names[row.predicted_class])} {100 * row.predicted_probability:.0f} %"
+            f"{escape(class_names[row.predicted_class])} "
+            f"{100 * row.predicted_probability:.0f}\N{NO-BREAK SPACE}%"
             for row in (own.iloc[0], own.iloc[-1])
         )
         attacked_picture = picture(255 * attacked, f"Attacked image: {method} sees {after}")

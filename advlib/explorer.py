@@ -22,7 +22,6 @@ from advlib.charts_explorer import (
     BENCHMARKS,
     CLEAN,
     class_panel,
-    picture,
     pictures,
     probability_chart,
 )
@@ -33,6 +32,8 @@ from advlib.samples import decode_png, read_samples
 from advlib.study import STUDIES, Study, check_choice, load_study
 from advlib.tables import read_data, read_tables
 from advlib.threat import ThreatModel
+
+ATTACK = ("eps", "steps", "automatic", "step_size", "random_start", "start")  # one column
 
 
 def attack_steps(
@@ -101,14 +102,14 @@ def class_errors(study: Study, source: str) -> pd.DataFrame:
     -------
     DataFrame
         Columns method (its name), benchmark (in words), label, class_name, error (fraction) and
-        rank among the classes; 1 has the largest error.
+        rank among the classes; 1 has the lowest error.
     """
     wanted = [name for name in BENCHMARKS if name in study.benchmarks]
     parts = []
     for (benchmark, method, seed), table, _ in read_tables(study, source, wanted):
         if seed == study.seeds[0]:
             errors = metrics.class_error(table).reset_index(drop=True)
-            errors["rank"] = errors.error.rank(method="min", ascending=False).astype(int)
+            errors["rank"] = errors.error.rank(method="min").astype(int)
             parts.append(errors.assign(method=study.names[method], benchmark=BENCHMARKS[benchmark]))
     names = read_data(study.tables(source))["class_names"]
     whole = pd.concat(parts, ignore_index=True)
@@ -116,11 +117,22 @@ def class_errors(study: Study, source: str) -> pd.DataFrame:
 
 
 def own_image(content: bytes, shape: tuple) -> np.ndarray:
-    """An image file as the network takes it: uint8 of `shape` (C, H, W), its middle cut out."""
-    from PIL import Image, ImageOps
+    """An image file as the network takes it: uint8 of `shape` (C, H, W), its middle cut out.
+
+    Raises
+    ------
+    ValueError
+        If it is not an image.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     c, h, w = shape
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    except UnidentifiedImageError:
+        raise ValueError("that is not an image file: choose a PNG or a JPEG") from None
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     image = ImageOps.fit(image.convert("L" if c == 1 else "RGB"), (w, h))
     return np.array(image).reshape(h, w, c).transpose(2, 0, 1)
 
@@ -214,12 +226,13 @@ class Explorer(widgets.VBox):
             check_choice("methods", name, tuple(study.methods))
         self.studies = {path.stem: None for path in sorted(STUDIES.glob("*.yaml"))}
         self.studies[study.study] = study
+        read_samples(study, source)  # its error ends the cell; a later study's is shown
         self.preferred, self.delay = methods or ["std", "adv", "adv_plus"], delay
         self.networks, self.errors, self.marked = {}, {}, None
         self.samples, self.own, self.filling = None, None, False
         self.steps = pd.DataFrame()
         self.controls = _controls(list(self.studies), study.study, source)
-        self.thumbnail, self.status = widgets.HTML(), widgets.HTML()
+        self.status = widgets.HTML()
         self.pictures = widgets.HTML(layout={"max_width": "100%", "overflow": "auto"})
         self.progress = widgets.IntProgress(description="Attack")
         self.cancel = widgets.Button(description="Cancel", icon="stop", disabled=True)
@@ -234,15 +247,15 @@ class Explorer(widgets.VBox):
             for height in (350, 200)
         )
         c, wrap = self.controls, {"flex_flow": "row wrap", "overflow": "visible"}
+        self.attack = widgets.VBox([c[key] for key in ATTACK])
         columns = (
-            (c["study"], c["source"], c["label"], c["number"], c["upload"]),
-            (c["eps"], c["steps"], c["automatic"], c["step_size"], c["random_start"], c["start"]),
-            (c["label_source"], c["attack_logits"], c["loss"], self.thumbnail),
+            widgets.VBox([c[key] for key in ("study", "source", "label", "number", "upload")]),
+            self.attack,
+            widgets.VBox([c["label_source"], c["attack_logits"], c["loss"], c["methods"]]),
         )
         super().__init__(
             [
-                widgets.HBox([widgets.VBox(column) for column in columns], layout=wrap),
-                c["methods"],
+                widgets.HBox(columns, layout=wrap),
                 widgets.HBox([self.progress, self.cancel]),
                 self.status,
                 widgets.HBox([self.pictures, self.probabilities], layout=wrap),
@@ -273,7 +286,7 @@ class Explorer(widgets.VBox):
             samples = read_samples(self.study, source)
         except Exception as error:  # ipywidgets would write it to a log that nobody reads
             self._draw([], {}, [], None)
-            self.thumbnail.value, self.classes.chart, self.marked = "", None, None
+            self.classes.chart = self.marked = None
             return self._failed(error)
         self.filling = True  # many changes, one attack
         names, threat = samples.attrs["class_names"], self.study.threat("pgd40")
@@ -281,10 +294,17 @@ class Explorer(widgets.VBox):
         c["label"].value = int(samples.label.iloc[0])
         c["number"].max = c["number"].value = 1
         most = min(1.0, 4 * threat.eps) if threat.norm == "Linf" else 4 * threat.eps
-        for slider, least in ((c["eps"], 0.0), (c["step_size"], threat.eps / 100)):
-            slider.min, slider.max = 0, 10**6  # else the old bounds may not contain the new ones
-            slider.step, slider.max, slider.min = threat.eps / 100, most, least
-        c["eps"].value, c["step_size"].value, c["steps"].value = threat.eps, threat.step, 40
+        for key, least, value in (
+            ("eps", 0.0, threat.eps),
+            ("step_size", threat.eps / 100, threat.step),
+        ):
+            # New ones: a browser snaps the old value to new bounds and sends it back.
+            c[key] = _slider(c[key].description, value, (least, most), threat.eps / 100)
+            c[key].observe(self._changed, "value")
+        self.attack.children = [c[key] for key in ATTACK]
+        for key in ("steps", "random_start", "label_source", "attack_logits", "loss"):
+            c[key].value = getattr(threat, key)
+        c["automatic"].value, c["start"].value = threat.step_size is None, 0
         preferred = [m for m in self.preferred if m in self.study.methods]
         boxes = [
             widgets.Checkbox(
@@ -333,8 +353,9 @@ class Explorer(widgets.VBox):
             name, label, pixels = shown.file_name, int(shown.label), decode_png(shown.image)
             if self.own:
                 name, label = self.own["name"], None
-                pixels = own_image(bytes(self.own["content"]), pixels.shape)
-            self.thumbnail.value = f"{picture(pixels, 'The chosen image')}<br>{escape(name)}"
+                content, self.own = bytes(self.own["content"]), None  # kept if it is an image
+                pixels = own_image(content, pixels.shape)
+                self.own = {"name": name, "content": content}
             same = ("eps", "steps", "random_start", "label_source", "attack_logits", "loss")
             threat = dataclasses.replace(
                 self.study.threat("pgd40"),
@@ -347,7 +368,7 @@ class Explorer(widgets.VBox):
             x = torch.tensor(pixels, device=default_device())[None] / 255
             names = self.samples.attrs["class_names"]
             job = self._attack(
-                self.study, c["source"].value, names, methods, x, label, threat, seed
+                self.study, c["source"].value, name, names, methods, x, label, threat, seed
             )
         except Exception as error:
             self.filling = False
@@ -356,13 +377,16 @@ class Explorer(widgets.VBox):
         else:
             self.background.start(job, self.delay)
 
-    def _attack(self, study, source, names, methods, x, label, threat, seed):
+    def _attack(self, study, source, image, names, methods, x, label, threat, seed):
         """The job: attack the methods one after the other, and draw now and then."""
         rows, images, said = [], {}, []
+        title = escape(f"{image}: {threat}")
+        if label is None:
+            title += ". Its class is not known: the one predicted on the clean image counts as true"
         self.progress.max, self.progress.value = len(methods) * (threat.steps + 2), 0
-        self.cancel.disabled, self.status.value = False, escape(str(threat))
+        self.cancel.disabled, self.status.value = False, title
         self._mark_class(study, source, label, said)
-        due, state = 0.0, "Done."
+        due, state = 0.0, "Done." if methods else "Nothing is attacked: choose a method."
         try:
             for method in methods:
                 try:
@@ -385,7 +409,7 @@ class Explorer(widgets.VBox):
         self._draw(rows, images, names, threat)
         self.cancel.disabled = True
         said = "".join(f"<br><b>{escape(text)}</b>" for text in said)
-        self.status.value = f"{escape(str(threat))}. {state}{said}"
+        self.status.value = f"{title}. {state}{said}"
 
     def _network(self, study, source, method, device):
         key = study.study, source, method
@@ -427,30 +451,40 @@ class Explorer(widgets.VBox):
         self.status.value = f"<b>{escape(said)}</b>{where}"
 
 
+LOOK = {"style": {"description_width": "80px"}, "layout": {"width": "285px"}}
+
+
+def _slider(description: str, value=0.0, bounds=(0.0, 1.0), step=0.1) -> widgets.FloatSlider:
+    return widgets.FloatSlider(
+        value, min=bounds[0], max=bounds[1], step=step,
+        description=description, readout_format=".4f", **LOOK,
+    )  # fmt: skip
+
+
 def _controls(studies: list[str], study: str, source: str) -> dict[str, widgets.Widget]:
     """What the reader moves, before a study fills it."""
-    own = {"style": {"description_width": "80px"}, "layout": {"width": "285px"}}
-    precise = {"readout_format": ".4f", **own}
     sources = [("published", "committed"), ("of your own run", "fresh")]
     logits = [("of the K classes", "class"), ("all K+M", "all")]
     labels = [("the true label", "true"), ("the predicted label", "predicted")]
     losses = ["cross_entropy", "margin", "dlr"]
     return {
-        "study": widgets.Dropdown(options=studies, value=study, description="Study", **own),
-        "source": widgets.Dropdown(options=sources, value=source, description="Networks", **own),
-        "label": widgets.Dropdown(description="Class", **own),
-        "number": widgets.IntSlider(1, 1, 1, description="Image", **own),
+        "study": widgets.Dropdown(options=studies, value=study, description="Study", **LOOK),
+        "source": widgets.Dropdown(options=sources, value=source, description="Networks", **LOOK),
+        "label": widgets.Dropdown(description="Class", **LOOK),
+        "number": widgets.IntSlider(1, 1, 1, description="Image", **LOOK),
         "upload": widgets.FileUpload(
             accept="image/*", description="An image of your own", layout={"width": "auto"}
         ),
-        "eps": widgets.FloatSlider(description="ε", **precise),
-        "steps": widgets.IntSlider(40, 1, 100, description="Steps", **own),
-        "automatic": widgets.Checkbox(True, description="Step 2.5·ε/min(steps, 10)", **own),
-        "step_size": widgets.FloatSlider(description="Step size", **precise),
-        "random_start": widgets.Checkbox(True, description="Random start", **own),
-        "start": widgets.IntSlider(0, 0, 9, description="Start", **own),
-        "label_source": widgets.Dropdown(options=labels, description="Leaves", **own),
-        "attack_logits": widgets.Dropdown(options=logits, description="Logits", **own),
-        "loss": widgets.Dropdown(options=losses, description="Climbs", **own),
-        "methods": widgets.HBox(layout={"flex_flow": "row wrap", "overflow": "visible"}),
+        "eps": _slider("ε"),
+        "steps": widgets.IntSlider(40, 1, 100, description="Steps", **LOOK),
+        "automatic": widgets.Checkbox(True, description="Step 2.5·ε/min(steps, 10)", **LOOK),
+        "step_size": _slider("Step size"),
+        "random_start": widgets.Checkbox(True, description="Random start", **LOOK),
+        "start": widgets.IntSlider(0, 0, 9, description="Start", **LOOK),
+        "label_source": widgets.Dropdown(options=labels, description="Leaves", **LOOK),
+        "attack_logits": widgets.Dropdown(options=logits, description="Logits", **LOOK),
+        "loss": widgets.Dropdown(options=losses, description="Climbs", **LOOK),
+        "methods": widgets.HBox(
+            layout={"flex_flow": "row wrap", "overflow": "visible", "width": "285px"}
+        ),
     }

@@ -511,9 +511,12 @@ class Study:
         check_choice("source", source, ("fresh", "committed"))
         folder = self.runs if source == "fresh" else self.published
         if not folder.is_dir():
+            other, there = ("committed", self.published), ("fresh", self.runs)
+            other, there = other if source == "fresh" else there
+            read = f", or read the {other} ones: source = {other!r}" if there.is_dir() else ""
             raise FileNotFoundError(
                 f"the study {self.study!r} has no {source} tables in {folder}: "
-                f"run `make book STUDY={self.study}`"
+                f"run `make book STUDY={self.study}`{read}"
             )
         return folder
 

@@ -11,6 +11,7 @@ import time
 from datetime import datetime
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,7 +19,7 @@ from PIL import Image
 
 from advlib import explorer
 from advlib.attacks import pgd_attack
-from advlib.charts_explorer import class_panel, probability_chart, verdict
+from advlib.charts_explorer import class_panel, picture, probability_chart, verdict
 from advlib.explorer import Background, Explorer, attack_steps, class_errors, own_image
 from advlib.runs import load_run
 from advlib.samples import decode_png, read_samples
@@ -213,7 +214,7 @@ def test_the_class_panel_follows_the_image(make):
     errors = class_errors(STUDY, "committed")
     row = errors[(errors.method == "Adv") & (errors.benchmark == "PGD-40") & (errors.label == 6)]
     assert row.error.item() == pytest.approx(wrong[6]) and row.class_name.item() == "Shirt"
-    assert row["rank"].item() == 1 + (wrong > wrong[6]).sum()
+    assert row["rank"].item() == 1 + (wrong < wrong[6]).sum()
     assert len(errors) == 2 * 6 * 10
 
 
@@ -221,7 +222,7 @@ def test_the_pictures_hold_what_the_attack_changed(make, samples):
     known = samples[samples.method == "adv"].iloc[0]
     shown = make()
     shown.background.wait()
-    assert explorer.picture(decode_png(known.image), "The clean image") in shown.pictures.value
+    assert picture(decode_png(known.image), "The clean image") in shown.pictures.value
     png = re.search(r'alt="Change of Adv, magnified".*?base64,([^"]+)', shown.pictures.value)[1]
     change, expected = decode_png(base64.b64decode(png)), decode_png(known.perturbation)
     assert abs(change.astype(int) - expected).max() <= 1  # the table rounds in float64
@@ -255,9 +256,41 @@ def test_networks_that_are_not_there_say_what_to_run(make, monkeypatch):
     shown.controls["source"].value = "fresh"
     shown.controls["study"].value = "fashion_mnist_quick"
     assert "no fresh tables" in shown.status.value
+    assert "or read the committed ones: source = 'committed'" in shown.status.value.replace(
+        "&#x27;", "'"
+    )
     shown.controls["source"].value = "committed"
     shown.background.wait()
     assert "Done." in shown.status.value
+
+
+def test_a_study_without_networks_ends_the_cell():
+    with pytest.raises(FileNotFoundError, match="make book STUDY=digits"):
+        Explorer(study="digits")
+
+
+def test_a_study_brings_its_own_attack(make):
+    shown = make()
+    shown.background.wait()
+    for name, value in {"eps": 0.05, "loss": "margin", "random_start": False, "start": 3}.items():
+        shown.controls[name].value = value
+    before = shown.controls["eps"]
+    shown.controls["study"].value = "cifar10"
+    shown.background.wait()
+    c = shown.controls
+    # A browser answers new bounds with the old value on their grid: only a new slider is safe.
+    assert c["eps"] is not before and c["eps"] in shown.attack.children
+    assert (c["eps"].value, c["loss"].value, c["start"].value) == (0.03, "cross_entropy", 0)
+    assert "PGD-40, L∞, ε = 0.03" in shown.status.value and "Done." in shown.status.value
+    c["eps"].value = 0.015
+    shown.background.wait()
+    assert "ε = 0.015" in shown.status.value
+
+
+def test_an_image_of_sixteen_bits():
+    file = io.BytesIO()
+    Image.fromarray(np.full((28, 28), 257 * 100, dtype=np.uint16)).save(file, "PNG")
+    assert (own_image(file.getvalue(), (1, 28, 28)) == 100).all()
 
 
 @pytest.mark.parametrize("methods", [["nonsense"], ["adv", "pretraned"]])
@@ -279,12 +312,12 @@ def test_an_image_of_ones_own(make):
     upload = shown.controls["upload"]
     upload.value = ({**content, "content": memoryview(file.getvalue())},)
     shown.background.wait()
-    assert "mine.png" in shown.thumbnail.value
+    assert "mine.png: PGD-40" in shown.status.value and "counts as true" in shown.status.value
     first = shown.steps.iloc[0]
     assert first.label == first.predicted_class  # no true label: the predicted one
     assert "datum.label === -1" in str(shown.classes.chart.to_dict())
     upload.value = ({**content, "content": memoryview(b"no image")},)
-    assert "UnidentifiedImageError" in shown.status.value
+    assert "that is not an image file" in shown.status.value
     shown.controls["number"].value = 2  # back to the study's images
     shown.background.wait()
     assert "Done." in shown.status.value and upload.value == ()

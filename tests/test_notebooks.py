@@ -1,5 +1,6 @@
 """The notebooks as sources, and each run alone by papermill."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
 from advlib.study import ROOT, load_study
 
@@ -44,6 +46,25 @@ def test_every_figure_has_a_caption_and_is_cited(path):
         if figure:
             assert figure["caption"].endswith(".")
             assert f"{{numref}}`{figure['name']}`" in prose, f"{figure['name']} is not cited"
+
+
+def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
+    for name in ("known.ipynb", "copy.ipynb"):
+        cell = nbformat.v4.new_code_cell("1", execution_count=1)
+        cell.outputs = [nbformat.v4.new_output("stream", text="1")]
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {}})
+        nbformat.write(notebook, tmp_path / name)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "known.ipynb"], cwd=tmp_path, check=True)
+    # As `make lab` starts it, so that the name of the option is tried too.
+    manager = AsyncLargeFileManager(root_dir=str(tmp_path), pre_save_hook="lab.without_outputs")
+    for name, kept in (("known.ipynb", False), ("copy.ipynb", True)):
+        model = asyncio.run(manager.get(name))
+        asyncio.run(manager.save(model, name))
+        notebook = nbformat.read(tmp_path / name, as_version=4)
+        assert bool(notebook.cells[0].outputs) == kept
+        assert bool(notebook.cells[0].execution_count) == kept == ("widgets" in notebook.metadata)
+    assert "--ContentsManager.pre_save_hook=lab.without_outputs" in (ROOT / "Makefile").read_text()
 
 
 def test_a_mistyped_parameter_stops_in_the_first_cell(tmp_path):
