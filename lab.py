@@ -1,11 +1,12 @@
 """What `make lab` adds to JupyterLab: the project's notebooks stay sources when they are saved."""
 
+import json
 import subprocess
 from pathlib import Path
 
 
 def without_outputs(model: dict, path: str, contents_manager, **_) -> None:
-    """A pre-save hook: a notebook that git tracks is saved without its outputs.
+    """A pre-save hook: a notebook that git tracks is saved without its outputs and kernel.
 
     They stay on the page. A copy under another name, or any notebook outside git, keeps its own.
 
@@ -17,10 +18,12 @@ def without_outputs(model: dict, path: str, contents_manager, **_) -> None:
         Of the notebook, from the folder that is served.
     contents_manager : jupyter_server.services.contents.manager.ContentsManager
     """
-    if model["type"] != "notebook" or not _tracked(Path(contents_manager.root_dir) / path):
+    file = Path(contents_manager.root_dir) / path
+    if model["type"] != "notebook" or not _tracked(file):
         return
     notebook = model["content"]
-    notebook["metadata"].pop("widgets", None)
+    # JupyterLab adds the widgets' state and the reader's kernel.
+    notebook["metadata"] = json.loads(file.read_text(encoding="utf-8"))["metadata"]
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
