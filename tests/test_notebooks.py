@@ -1,6 +1,5 @@
 """The notebooks as sources, and each run alone by papermill."""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 
 from advlib.study import ROOT, load_study
 
@@ -56,11 +55,11 @@ def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "known.ipynb"], cwd=tmp_path, check=True)
     # As `make lab` starts it, so that the name of the option is tried too.
-    manager = AsyncLargeFileManager(root_dir=str(tmp_path), pre_save_hook="lab.without_outputs")
+    manager = LargeFileManager(root_dir=str(tmp_path), pre_save_hook="lab.without_outputs")
     for name, kept in (("known.ipynb", False), ("copy.ipynb", True)):
-        model = asyncio.run(manager.get(name))
+        model = manager.get(name)
         model["content"]["metadata"]["widgets"] = {}  # as JupyterLab does
-        asyncio.run(manager.save(model, name))
+        manager.save(model, name)
         notebook = nbformat.read(tmp_path / name, as_version=4)
         assert bool(notebook.cells[0].outputs) == kept
         assert bool(notebook.cells[0].execution_count) == kept == ("widgets" in notebook.metadata)
