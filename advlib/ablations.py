@@ -1,11 +1,12 @@
 """Which ingredient does what: the runs of a study, each with the control that lacks one of them."""
 
 import dataclasses
+import math
 
 import pandas as pd
 
 from advlib import metrics
-from advlib.seeds import over_seeds, with_spread
+from advlib.seeds import over_seeds, t_interval, with_spread
 from advlib.study import METHODS
 from advlib.tables import in_per_cent, per_cent, read_study
 
@@ -192,7 +193,10 @@ def parted_words(study) -> str:
         if {k for k in runs[run] if runs[run][k] != runs[other][k]} == {"logits", "label"}
     ]
     if not pairs:
-        return "No two runs of this study part label and logit from the training attack."
+        return (
+            "No two runs of this study differ in label and logit alone: what the training attack "
+            "climbs changes with them."
+        )
     return f"The same training attack without and with label and logit: {', '.join(pairs)}."
 
 
@@ -448,9 +452,11 @@ def _over_seeds_words(yardstick: pd.DataFrame, names: dict) -> str:
         )
         told.append(f"{names[run]} − {names[other]}: {means}")
     seeds, of = yardstick.n_seeds.max(), "this pair" if len(told) == 1 else "these pairs"
+    reach = t_interval(0.0, 1.0, seeds)[1] * math.sqrt(seeds + 1)  # of one more run, in SDs
     return (
         f"Mean ± SD over {seeds} seeds, in points, of {'; of '.join(told)}. They are known for "
-        f"{of} alone; a difference no larger than such an SD may be the chance of training."
+        f"{of} alone. By the chance of training one more run may lie {reach:.1f} such SDs from the "
+        "mean (Student's t, 95 %): a smaller difference of one seed is not resolved."
     )
 
 

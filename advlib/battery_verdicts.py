@@ -375,8 +375,8 @@ def overall(verdicts: pd.DataFrame) -> tuple[str, str]:
             "that may lie a few points too low."
         )
     return EXPECTED, (
-        "Nothing here says that PGD-40 misses much. Its error stays a lower bound on the worst "
-        "case: an attack that is made for this network may find more."
+        "No test goes beyond its tolerance. The error by PGD-40 stays a lower bound on the worst "
+        "case, and two networks that differ by less than AutoAttack adds are not ranked by it."
     )
 
 

@@ -379,17 +379,20 @@ def order_words(study: Study, table: pd.DataFrame) -> str:
     pattern = published_pattern()
     paper = pattern["attacked", "adv_plus"] - pattern["attacked", "adv"]
     lowest = found.loc[found.value.idxmin()]
-    text = "Adv⁺ errs at least as much as Adv under every switch"
+    seed = f"In seed {study.seeds[0]}, the one that is audited, " if len(study.seeds) > 1 else ""
+    text = f"{seed}Adv⁺ errs at least as much as Adv under every switch"
     if lowest.value < 0:
         text = (
-            f"No switch puts Adv⁺ more than {tables.per_cent(-lowest.value)} points below Adv on "
-            f"these networks (“{LEDGER[lowest.attack].title}”: {tables.in_per_cent(lowest)})"
+            f"{seed + 'no' if seed else 'No'} switch puts Adv⁺ more than "
+            f"{tables.per_cent(-lowest.value)} points below Adv on these "
+            f"networks (“{LEDGER[lowest.attack].title}”: {tables.in_per_cent(lowest)})"
         )
     there = found[found.low <= paper].attack
     if there.empty:
-        return f"{text}: none of them gives the paper's {tables.per_cent(-paper)}."
+        return f"{text}: none of them gives the paper's {tables.per_cent(-paper)} points."
     names = ", ".join(f"“{LEDGER[attack].title}”" for attack in there)
-    return f"{text}; as much as the paper's {tables.per_cent(-paper)} is possible under {names}."
+    as_much = f"as much as the paper's {tables.per_cent(-paper)} points is possible"
+    return f"{text}; {as_much} under {names}."
 
 
 def one_image_a_class(table: pd.DataFrame) -> bool:

@@ -239,14 +239,16 @@ def answer(
     held = [verdict[s, c] == claims.HOLDS for s in asked.index for c in claims.HEADLINES]
     of_its_size = ((asked.low <= asked.paper) & (asked.paper <= asked.high)).all()
     several = len(asked) > 1
+    sets = len({studies[name].dataset for name in asked.index})
+    sets = f" ({sets} data set{'s' * (sets > 1)})"
     if all(held):
         opening = "Found here" + ("" if of_its_size else " in sign, not in size")
-        opening += f", in all of {len(asked)} studies" * several
+        opening += f", in all of {len(asked)} studies{sets}" * several
     elif any(held):
         opening = "Found here in part"
     else:
         either = "either" if len(asked) == 2 else "any"
-        opening = "Not found here" + f", in {either} of {len(asked)} studies" * several
+        opening = "Not found here" + f", in {either} of {len(asked)} studies{sets}" * several
     by_claim = rows.set_index(["study", "claim"])
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
@@ -271,9 +273,15 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
     parts = []
     for name, title in claims.HEADLINES.items():
         own = found[found.claim == name]
-        where = [f"on {studies[r.study].title} ({in_per_cent(r)} points)" for r in own.itertuples()]
+        where = [
+            f"on {studies[r.study].title} ({in_per_cent(r)} points"
+            f"{', one seed' * (not r.n_seeds > 1)})"
+            for r in own.itertuples()
+        ]
         title = title[0].lower() + title[1:]
-        parts.append(f"{title} falls {' and '.join(where) if where else 'nowhere'}")
+        said = f"{title} falls {' and '.join(where) if where else 'nowhere'}"
+        rest = rows[rows.claim == name].study.nunique() - len(own)
+        parts.append(f"{said}, not on the other {rest}" if where and rest else said)
     n = rows.study.nunique()
     asked = f" (asked in {n} {'study' if n == 1 else 'studies'})"
     return f"With {variant}, the other reading{asked}, {' and '.join(parts)}."
@@ -320,7 +328,8 @@ def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
         failed = [claims.CLAIMS[c].title for c in own.claim[own.verdict == claims.FAILS]]
         which = f" What does not hold: {'; '.join(failed)}." if failed else ""
         lines.append(
-            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {counted(own.verdict)}." + which
+            f"**{study.title}**{' (one seed)' * (len(study.seeds) == 1)}: of {len(claims.CLAIMS)} "
+            f"claims, {counted(own.verdict)}." + which
         )
     return lines
 

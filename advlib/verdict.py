@@ -246,7 +246,11 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             if known != name:
                 continue
             row, verdict = rows.iloc[0], _verdict(judged, study_id, name, default)
-            parts[study_id] = f"{in_per_cent(row)} points, *{verdict}*"
+            figures = f"{in_per_cent(row)} points"
+            if row.n_seeds > 1:
+                over = with_spread(row["mean"], row.sd, row.n_seeds)
+                figures += f" in seed {studies[study_id].seeds[0]}, {over} over {row.n_seeds:.0f}"
+            parts[study_id] = f"{figures}, *{verdict}*"
             # Only errors: the paper's SDs are not corrected for noise.
             if claim.statistic == "error" and verdict == HOLDS:
                 parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"

@@ -203,7 +203,8 @@ def place_pages(
 
 def _source_text(study: Study, name: str, source: str | None, audited: bool) -> str:
     return _source_sentence(name, source, audited) + (
-        f" **The images are a copy of the official ones: {study.title}** ({{term}}`JPEG copy`)."
+        f" **The images are a copy of the official ones: {study.title}** "
+        "({term}`what that means <JPEG copy>`)."
         if study.title.endswith("copy)")
         else ""
     )
@@ -353,16 +354,28 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
         "Data": f"{study.dataset}, {images['train']} training and {images['test']} test images",
         "{term}`Network <network name>`": f"{study.model}"
         + (f", pretrained weights {study.weights}" if study.weights else "")
-        + (f", {study.pretrain_epochs} clean epochs first" if study.pretrain_epochs else ""),
+        + (
+            f", {study.pretrain_epochs} clean epochs first, learning rate {study.pretrain_lr:g}"
+            if study.pretrain_epochs
+            else ""
+        ),
         "Methods": names,
         "Fine-tuning": f"{study.epochs} epochs, batches of {study.batch_size}, SGD with momentum "
-        f"{study.momentum:g}, learning rate {study.lr:g} with cosine annealing",
+        f"{study.momentum:g}, learning rate {study.lr:g} with cosine annealing, weight decay "
+        f"{study.weight_decay:g}",
+        "Augmentation": study.augment.replace("_", " "),
         "Attack in training": str(study.train_threat),
         "Label augmentation": f"δ = {study.delta:g}, M = {study.num_transforms}",
         "Seeds": ", ".join(map(str, study.seeds)),
     }
     if not study.trained:
-        for key in ("Fine-tuning", "Attack in training", "Label augmentation", "Seeds"):
+        for key in (
+            "Fine-tuning",
+            "Augmentation",
+            "Attack in training",
+            "Label augmentation",
+            "Seeds",
+        ):
             del rows[key]
         held_out = study.evaluation_split == "holdout"
         rows["Data"] = f"{study.dataset}, {images['holdout' if held_out else 'test']} " + (
@@ -410,8 +423,8 @@ def _opening(study: Study, rows: dict[str, str]) -> str:
     return "\n".join(
         [
             f"{question}, on average and class by class, clean, attacked and corrupted? "
-            "{doc}`../study_index` has the errors of all studies in one table, {doc}`../verdict` "
-            "what they say of the paper's claims.\n",
+            "All errors of all studies stand in one table: {doc}`../study_index`. What they say of "
+            "the paper's claims: {doc}`../verdict`.\n",
             "| setting | value |",
             "|---|---|",
             *lines,

@@ -142,7 +142,7 @@ def test_the_page_says_whether_a_run_parts_label_from_attack(study):
     assert "without and with label and logit: " in said and "cross_entropy − Adv" in said
     few = {name: ABLATIONS[name] for name in ("adv_extra_logit", "strong_label")}
     said = ablations.parted_words(dataclasses.replace(study, ablations=few))
-    assert said.startswith("No two runs of this study part")
+    assert said.startswith("No two runs of this study differ in label and logit alone")
 
 
 def test_the_sweep_of_delta_starts_at_the_network_without_a_label(study):
@@ -303,10 +303,14 @@ def test_findings_give_the_spread_over_seeds_of_every_measure_and_pair(study, ta
     ends = "clean error", "PGD-40 error", "on clean images", "under PGD-40"
     wanted = [f"{end} −1.00\xa0±\xa00.{i}0" for i, end in enumerate(ends, 1)]
     assert all(words in line for words in wanted) and "of Adv⁺ − Adv: " in line
-    assert line.startswith("Mean ± SD over 3 seeds") and "for this pair alone;" in line
+    assert (
+        line.startswith("Mean ± SD over 3 seeds")
+        and "for this pair alone. " in line
+        and "may lie 5.0 such SDs" in line
+    )
     rows += [("adv_plus_mix", "adv_mix", *row[2:]) for row in rows]
     line = ablations.findings(study, found, summary, sweep, pd.DataFrame(rows, columns=keys))[-1]
-    assert "; of Adv⁺ mixed − Adv mixed: " in line and "for these pairs alone;" in line
+    assert "; of Adv⁺ mixed − Adv mixed: " in line and "for these pairs alone. " in line
 
 
 def test_the_chapter_on_classes_says_whether_the_gaps_narrow(tmp_path):

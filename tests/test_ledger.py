@@ -279,7 +279,7 @@ def test_which_switch_gives_adv_plus_the_lead(monkeypatch):
     study = dataclasses.replace(load_study("digits"), n_resamples=100)
     said = ledger.order_words(study, table)  # four images: an interval that holds the paper's
     assert "No switch puts Adv⁺ more than 25.00 points below Adv" in said and "“All logits”" in said
-    assert said.endswith("as much as the paper's 37.62 is possible under “All logits”.")
+    assert said.endswith("as much as the paper's 37.62 points is possible under “All logits”.")
     never = table[table.method == "adv"]
     never = pd.concat([never, never.assign(method="adv_plus")])
     never.attrs["same"] = dict.fromkeys(("adv", "adv_plus"), {"all_logits": "default"})

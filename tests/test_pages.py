@@ -303,7 +303,10 @@ LOWER = (-0.02, -0.03, -0.01)
         ({"a": (LOWER, LOWER)}, "Found here in sign, not in size"),
         ({"a": ((-0.38, -0.4, -0.3), LOWER)}, "Found here"),
         ({"a": (LOWER, OPEN)}, "Found here in part"),
-        ({"a": (OPEN, OPEN), "b": (OPEN, OPEN)}, "Not found here, in either of 2 studies"),
+        (
+            {"a": (OPEN, OPEN), "b": (OPEN, OPEN)},
+            "Not found here, in either of 2 studies (1 data set)",
+        ),
         ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part"),
     ],
 )
@@ -340,7 +343,7 @@ def test_the_answer_tells_where_the_other_reading_holds():
     assert said.endswith(
         "With mixed batches, the other reading (asked in 2 studies), the error under PGD-40 falls "
         "nowhere and the class-wise SD on clean images falls on Title b (−2.00 [−3.00,\u00a0−1.00] "
-        "points)."
+        "points, one seed), not on the other 1."
     )
 
 
@@ -355,7 +358,9 @@ def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
     _, judged, studies, _ = asked(a=(LOWER, OPEN))
     judged.loc[judged.claim == "sd_clean", "verdict"] = claims.FAILS
     (line,) = overview.counts(judged, studies)
-    assert line.startswith("**Title a**: of 16 claims, 2 hold in sign, 1 does not hold, 0 are not")
+    assert line.startswith(
+        "**Title a** (one seed): of 16 claims, 2 hold in sign, 1 does not hold, 0 are not"
+    )
     assert line.endswith("What does not hold: Label augmentation lowers the class-wise SD, clean.")
 
 
