@@ -57,6 +57,9 @@ if MODE == "audit" and not STUDY.audits:
 PYTHON = shlex.quote(sys.executable)
 # A kernel may be slow to start on a busy machine.
 PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeout 300 --kernel python3"
+# A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
+# their own end an error.
+PAGE = "2> >(grep -v '^.IPKernelApp' >&2) " + PAPERMILL.replace("--log-output", "--log-level WARNING")
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
@@ -482,7 +485,7 @@ rule analyse:
     benchmark:
         "_build/studies/{study}/benchmarks/{chapter}.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study {params.file:q} -p source {params.source} "
+        "{PAGE} {input.notebook:q} {log:q} -p study {params.file:q} -p source {params.source} "
         "-p output {params.folder:q} && cp {log:q} {output.executed:q}"
 
 
@@ -526,7 +529,7 @@ rule claims:
     benchmark:
         "_build/benchmarks/claims.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables printed in the paper, copied into the repository.' "
         "--tables {input.paper}"
 
@@ -550,7 +553,7 @@ rule table_check:
     benchmark:
         "_build/benchmarks/table_check.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The figures printed in the paper, and figures of public models copied into the "
         "repository with their sources; none of those is recomputed here.' --tables {input.tables}"
 
@@ -579,7 +582,7 @@ rule verdict:
     benchmark:
         "_build/benchmarks/verdict.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.studies:q} -y {params.ablations:q} "
+        "{PAGE} {input.notebook:q} {log:q} -y {params.studies:q} -y {params.ablations:q} "
         "-p output _build/verdict && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
         "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv "
@@ -623,7 +626,7 @@ rule cover:
     benchmark:
         "_build/benchmarks/cover.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
+        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The tables of the studies that the page names, and the verdict page.' "
         "--tables _build/verdict/verdict.csv --read {input.tables:q}"
@@ -647,7 +650,7 @@ rule study_index:
     benchmark:
         "_build/benchmarks/study_index.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
+        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The study files, and the tables of the studies, fresh or committed as the page says.' "
         "--read {input.tables:q}"
@@ -669,7 +672,7 @@ rule not_run:
     benchmark:
         "_build/benchmarks/not_run.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -y {params.book:q} && "
+        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The study files, and which of their tables there are.' --read {input.tables:q}"
 
@@ -691,7 +694,7 @@ rule speed:
     benchmark:
         "_build/benchmarks/benchmark.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'The committed tables of one run of the benchmark, on the machine that the page "
         "names; `make bench` makes them afresh on yours.' --tables {input.tables} "
         "--read {input.facts}"
@@ -717,7 +720,7 @@ rule cost:
     benchmark:
         "_build/benchmarks/cost.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
         "--source 'Predictions on paper, from committed tables of FLOPs, GPUs and published speeds; "
         "nothing was run on a GPU. The last section: one run on two CPU cores.' "
         "--tables {input.tables} --read {input.quick}"
@@ -739,7 +742,7 @@ rule bring_example:
     benchmark:
         "_build/benchmarks/bring_your_own.tsv"
     shell:
-        "{PAPERMILL} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
+        "{PAGE} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
         "{PYTHON} book/place.py notebook {log} {output} "
         "--source 'The published clean predictions of Std and Adv (quick Fashion-MNIST study), read "
         "as if they were your files.' --tables _build/brought/*.csv --read {input.tables}"

@@ -42,6 +42,7 @@ def theme() -> alt.theme.ThemeConfig:
             "font": "system-ui, sans-serif",
             # Three dicts: what a chart adds to one of them must not show in the others.
             "axis": {**size},
+            "axisX": {"labelSeparation": 5},  # of numbers on a telephone
             "legend": {**size},
             "header": {**size},
             "view": {"stroke": None},

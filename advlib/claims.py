@@ -155,6 +155,14 @@ def published_difference(paper: pd.DataFrame, claim: Claim, comparison: Comparis
     return float(value[comparison.after] - value[comparison.before])
 
 
+def published_room(paper: pd.DataFrame, claim: Claim, comparison: Comparison) -> float:
+    """`published_difference`, were the second method immune to PGD-40; nan for other claims."""
+    if (claim.benchmark, claim.statistic) != ("pgd40", "error"):
+        return np.nan
+    value = paper[paper.statistic == "error"].set_index(["benchmark", "method"]).value
+    return float(value["clean", comparison.after] - value["pgd40", comparison.before])
+
+
 def read_evidence(study, source: str) -> tuple[dict, dict]:
     """The tables that the claims are about: clean, ReaL, PGD-40 and corruptions.
 
@@ -221,8 +229,9 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
         study, variant, claim, before, after, part, sign, paper (the printed difference), value,
         low, high, raw, n_images, mean, sd, n_seeds, n_agree (seeds in which the difference has the
         paper's sign), error_before and error_after (the mean errors behind a difference of SDs),
-        absent (why it was not measured, or ""). Differences are fractions, those of error ratios
-        plain numbers.
+        room and paper_room (of a PGD-40 error: the difference were the second method immune, its
+        error the clean one), absent (why it was not measured, or ""). Differences are fractions,
+        those of error ratios plain numbers.
     """
     rows = []
     for variant, names in VARIANTS.items():
@@ -236,10 +245,11 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row = {"study": study.study, "variant": variant, "claim": name}
                 row |= dataclasses.asdict(here)
                 row["paper"] = published_difference(paper, claim, asked)
+                row["paper_room"] = published_room(paper, claim, asked)
                 row["absent"] = _absent(study, tables, claim, here)
                 rows.append(row | ({} if row["absent"] else _measure(study, tables, claim, here)))
     columns = ["value", "low", "high", "raw", "n_images", "mean", "sd", "n_seeds", "n_agree"]
-    columns += ["error_before", "error_after"]
+    columns += ["error_before", "error_after", "room"]
     table = pd.DataFrame(rows)
     return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
 
@@ -283,6 +293,10 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
     over = over_seeds(pd.DataFrame(found), ["all"]).iloc[0]
     agree = sum(np.sign(row["value"]) == comparison.sign for row in found)
     kept = {key: first[key] for key in first if key not in ("seed", "all")}
+    clean = tables.get(("clean", pair[1], study.seeds[0]))
+    if (claim.benchmark, claim.statistic) == ("pgd40", "error") and clean is not None:
+        attacked = tables["pgd40", pair[0], study.seeds[0]]
+        kept["room"] = metrics.error(clean) - metrics.error(attacked)
     return kept | {
         "mean": over["mean"],
         "sd": over["sd"],

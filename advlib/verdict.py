@@ -231,7 +231,8 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
         by_study = judged[judged.variant == variant].groupby("study", sort=False).verdict
         found = {s: counted(part) for s, part in by_study if (part != ABSENT).any()}
         totals[variant] = _each(found, studies)
-    return headlines(comparisons, judged, studies) + [
+    robust, *others = headlines(comparisons, judged, studies)
+    return [robust, *room(comparisons, studies), *others] + [
         f"Of {len(CLAIMS)} claims: {totals[default]}.",
         f"With clean images in every batch, the other reading: {totals[mixed]}.",
     ]
@@ -250,11 +251,12 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             if row.n_seeds > 1:
                 over = with_spread(row["mean"], row.sd, row.n_seeds)
                 figures += f" in seed {studies[study_id].seeds[0]}, {over} over {row.n_seeds:.0f}"
+                figures += f" (as claimed in {row.n_agree:.0f})"
             parts[study_id] = f"{figures}, *{verdict}*"
             # Only errors: the paper's SDs are not corrected for noise.
             if claim.statistic == "error" and verdict == HOLDS:
                 parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
-            if claim.statistic == "error" and pd.notna(row.low):
+            if claim.statistic == "error" and pd.notna(row.low) and not row.room > row.paper:
                 if not row.low <= row.paper <= row.high:
                     parts[study_id] += "; an effect of the paper's size lies outside the interval"
         own = comparisons[comparisons.claim == name].paper.iloc[0]
@@ -263,6 +265,28 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             f"{_each(parts, studies)}."
         )
     return lines
+
+
+def room(comparisons: pd.DataFrame, studies: Mapping) -> list[str]:
+    """How far the PGD-40 error could fall at most, and how much of it Adv⁺ reaches: one sentence.
+
+    Empty where no study has both errors, or where PGD-40 costs Adv nothing.
+    """
+    rows = comparisons[
+        (comparisons.claim == "pgd40") & (comparisons.variant == next(iter(VARIANTS)))
+    ]
+    parts = {
+        row.study: f"{per_cent(row.room)} points, of which {per_cent(row.value / row.room, 0)} %"
+        for row in rows[rows.room < 0].itertuples()
+    }
+    if not parts:
+        return []
+    own = rows.iloc[0]
+    return [
+        "Were Adv⁺ immune to PGD-40, its error there would be its clean error. From Adv that is "
+        f"{per_cent(own.paper_room)} points in the paper, of which Adv⁺ reaches "
+        f"{per_cent(own.paper / own.paper_room, 0)} %. Here: {_each(parts, studies)}."
+    ]
 
 
 def conclusion(judged: pd.DataFrame, studies: Mapping) -> list[str]:

@@ -227,8 +227,9 @@ def test_a_spread_that_the_ceiling_leaves_no_room_decides_nothing(study, error, 
         assert judged.verdict == (claims.CEILING if at_the_ceiling else claims.HOLDS), claim
         assert (f"Std errs on {100 * error:.2f} % of the images" in judged.why) == at_the_ceiling
     lines = verdict.findings(found, claims.verdicts(found), {study.study: study})
-    assert ("1 holds in sign, 0 do not hold" in lines[2]) == at_the_ceiling  # the PGD-40 error
-    assert (", 2 cannot be tested (ceiling)" in lines[2]) == at_the_ceiling
+    total = next(line for line in lines if line.startswith("Of 16 claims"))
+    assert ("1 holds in sign, 0 do not hold" in total) == at_the_ceiling  # the PGD-40 error
+    assert (", 2 cannot be tested (ceiling)" in total) == at_the_ceiling
     why = verdict.undecided(found, claims.verdicts(found), {study.study: study})
     edge = [line for line in why if line.startswith(f"* *{claims.CEILING}* (Digits (8 × 8)): ")]
     assert len(edge) == at_the_ceiling
@@ -335,6 +336,24 @@ def test_no_interval_leaves_no_effect_outside(study):
     assert found[(found.claim == "pgd40") & (found.absent == "")].low.isna().all()
     line = verdict.headlines(found, claims.verdicts(found), {study.study: study})[0]
     assert "−100.00 points, *not resolved*" in line and "lies outside" not in line
+
+
+@pytest.mark.parametrize("clean, outside", [(0.25, True), (0.5, False)])
+def test_no_effect_is_asked_for_that_the_clean_error_leaves_no_room_for(study, clean, outside):
+    """From 0.75 to a clean error of 0.5 are 25 points: an effect of 37.62 cannot occur."""
+    same = {"adv": 0.75, "adv_plus": 0.75}
+    tables = evidence(study, clean={"adv_plus": clean}, pgd40=same)
+    found = claims.compare(study, tables, PAPER)
+    rows = found[found.claim == "pgd40"]
+    assert rows.room.iloc[0] == pytest.approx(clean - 0.75)
+    assert rows.paper_room.iloc[0] == pytest.approx(0.2670 - 0.7032)  # of the paper's Table 1
+    studies = {study.study: study}
+    line = verdict.headlines(found, claims.verdicts(found), studies)[0]
+    assert ("lies outside the interval" in line) == outside
+    said = "is −43.62 points in the paper, of which Adv⁺ reaches 86 %. Here: "
+    assert f"{said}−{75 - 100 * clean:.2f} points, of which " in verdict.room(found, studies)[0]
+    spared = evidence(study, clean={"adv_plus": 0.8}, pgd40=same)
+    assert verdict.room(claims.compare(study, spared, PAPER), studies) == []
 
 
 def test_real_evidence_is_the_clean_table_judged_anew(study, monkeypatch):
@@ -449,11 +468,11 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
     assert set(again[study.title]) == {claims.ABSENT}
     lines = verdict.findings(found, judged, studies)
     counts = judged[judged.variant == default].verdict.value_counts()
-    assert f"{counts[claims.HOLDS]} hold in sign" in lines[2]
+    assert f"{counts[claims.HOLDS]} hold in sign" in lines[-2]
     assert lines[-1].endswith("the other reading: not measured here.")
     assert lines[0].startswith("The error under PGD-40 from Adv to Adv⁺ (the paper: −37.62 points)")
-    assert "an effect of the paper's size lies outside the interval" in lines[0]
-    assert lines[1].startswith("The class-wise SD on clean images from Adv to Adv⁺")
+    assert lines[1].startswith("Were Adv⁺ immune to PGD-40, ")
+    assert lines[2].startswith("The class-wise SD on clean images from Adv to Adv⁺")
 
     total = verdict.conclusion(judged, studies)
     told = sum(line.count(";") + 1 for line in total)
@@ -604,7 +623,7 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
         if "text/markdown" in output.get("data", {})
     ]
     assert said[0].startswith(":::{admonition} In short\n* The error under PGD-40")
-    assert said[0].count("\n* ") == 4 and said[-1].startswith("* *holds in sign*: ")
+    assert said[0].count("\n* ") == 5 and said[-1].startswith("* *holds in sign*: ")
     reason = "mixed batches): every claim. The study has no adv_mix"
     assert sum(text.count(reason) for text in said) == 1
     prose = " ".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
