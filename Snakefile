@@ -49,6 +49,9 @@ GALLERIES = {
     s.study: pages.gallery_source(s, source, MODE != "read" and s == STUDY)
     for s, _, source in STUDIES
 }
+if workflow.is_main_process:
+    for reason in pages.left_out():
+        print(reason, file=sys.stderr)
 if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
     raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
 if MODE == "audit" and not STUDY.audits:

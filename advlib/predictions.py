@@ -451,8 +451,16 @@ def write_predictions(
 
 
 def read_facts(path: str | Path) -> dict:
-    """The JSON facts stored beside a table by `write_predictions`."""
-    return json.loads(pq.read_schema(path).metadata[b"advlib"])
+    """The JSON facts stored beside a table by `write_predictions`.
+
+    Raises FileNotFoundError where there is no file, OSError where it is no table, and KeyError or
+    TypeError where it is one without facts, such as measured pixels.
+    """
+    try:
+        return json.loads(pq.read_schema(path).metadata[b"advlib"])
+    except pa.ArrowInvalid as error:
+        what = "restore it (`git checkout`), or delete it and run its study again"
+        raise OSError(f"{path} cannot be read as a table ({error}): {what}") from error
 
 
 def environment() -> dict:

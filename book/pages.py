@@ -65,8 +65,13 @@ def from_root(path: Path) -> str:
 def is_current(study: Study, folder: Path, part: str | None = None) -> bool:
     """Whether a folder holds every table of a study, made with the study's present settings.
 
-    With `part`, those of a part of its audit, or its "samples".
+    With `part`, those of a part of its audit, or its "samples". Raises OSError for a broken file.
     """
+    return not _outdated(study, folder, part)
+
+
+def _outdated(study: Study, folder: Path, part: str | None) -> str:
+    """Why `is_current` is false; empty if it is true."""
     try:
         if part is None:
             study_tables(study, folder)
@@ -74,9 +79,28 @@ def is_current(study: Study, folder: Path, part: str | None = None) -> bool:
             samples_table(study, folder)
         else:
             audit_tables(study, folder, part)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+    except (FileNotFoundError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def left_out() -> list[str]:
+    """Why published tables that are there are not in the book: a sentence a study and part."""
+    reasons = []
+    for file in sorted(STUDIES.glob("*.yaml")):
+        study = load_study(file)
+        folder = study.published
+        for part in (None, "samples", *study.audits):
+            if part is None:
+                paths = [path for path, key in table_paths(study, folder).items() if key]
+            elif part == "samples":
+                paths = [folder / SAMPLES]
+            else:  # an ablation's tables stand among the methods' own, but for its training log
+                paths = audit_paths(study, folder, part)
+                paths = [p for p, key in paths.items() if part != "ablations" or not key]
+            if any(path.is_file() for path in paths) and (why := _outdated(study, folder, part)):
+                reasons.append(f"Not in the book, {study.title}, {part or 'all chapters'}: {why}.")
+    return reasons
 
 
 def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:

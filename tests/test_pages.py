@@ -12,7 +12,7 @@ import yaml
 
 from advlib import __version__, charts_cover, claims, overview
 from advlib.predictions import write_predictions
-from advlib.study import ROOT, make_study
+from advlib.study import ROOT, Study, make_study
 
 sys.path.insert(0, str(ROOT / "book"))
 import pages  # noqa: E402
@@ -471,6 +471,31 @@ def test_the_contents_hold_each_kind_of_page_once():
     pages_there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
     assert pages_there == {name for name in named if "generated" not in name}
     assert toc["root"] == "book/generated/index"
+
+
+def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):
+    assert pages.left_out() == []  # of this repository
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results/fashion_mnist_quick", results / "fashion_mnist_quick")
+    monkeypatch.setattr(Study, "published", property(lambda self: results / self.study))
+    assert pages.left_out() == []
+    folder = results / "fashion_mnist_quick"
+    (folder / "audit/ledger/adv_mix-seed0.parquet").unlink()
+    (line,) = pages.left_out()
+    assert line.startswith("Not in the book, Fashion-MNIST, shortened, ledger: ")
+    assert "adv_mix-seed0.parquet is missing: run `make audit STUDY=fashion_mnist_quick`" in line
+    data = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(data | {"settings": {}}))
+    said = pages.left_out()
+    assert [line.split(", ")[3].split(":")[0] for line in said] == [
+        "all chapters", "samples", "ablations", "ledger", "battery"
+    ]  # fmt: skip
+    assert "is of other images than the study's" in said[0]
+    broken = folder / "predictions/clean/std-seed0.parquet"
+    broken.write_bytes(broken.read_bytes()[:100])
+    (folder / "data.json").write_text(json.dumps(data))
+    with pytest.raises(OSError, match="std-seed0.parquet cannot be read as a table"):
+        pages.left_out()
 
 
 def test_the_readers_own_study_comes_first_then_those_of_most_seeds(tmp_path, monkeypatch):
