@@ -570,7 +570,7 @@ rule verdict:
         code=expand(
             "advlib/{name}.py",
             name=["ablations", "annotations", "charts", "charts_verdict", "claims", "metrics"]
-            + ["overview", "seeds", "tables", "verdict"],
+            + ["overview", "seeds", "table_check", "tables", "verdict"],
         ),
     output:
         "book/generated/verdict.ipynb",
@@ -615,7 +615,7 @@ rule cover:
             "book/place.py",
             *expand(
                 "advlib/{name}.py",
-                name=["ablations", "charts_cover", "claims", "overview", "verdict"],
+                name=["charts_cover", "claims", "overview", "verdict"],
             ),
         ],
     output:

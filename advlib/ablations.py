@@ -214,8 +214,8 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
     Returns
     -------
     str
-        A sentence without its full stop; empty where the study has no run that tells them apart,
-        or its Adv⁺ has the training attack of Adv.
+        A sentence without its full stop; empty where there is no clear change to part, where the
+        study has no run that tells them apart, or its Adv⁺ has the training attack of Adv.
     """
     between = same_attack(study)
     if between in (None, "adv_plus"):
@@ -237,13 +237,16 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
     )
     with_label, with_attack = (side(row) == side(whole) for row in (label, attack))
     if side(whole) == 0:
-        return f"{said}. There is no clear change to part"
+        return ""
     if with_attack != with_label:
-        attack, label = "the training attack alone differs", "label and logit alone differ"
-        there, elsewhere = (attack, label) if with_attack else (label, attack)
+        where, rest = "the training attack alone differs", label
+        if with_label:
+            where, rest = "label and logit alone differ", attack
+        as_large = rest.low <= whole.value <= rest.high
         return (
-            f"{said}. In these networks, of one seed, the change appears where {there}, not where "
-            f"{elsewhere}; another seed may differ"
+            f"{said}. In these networks, of one seed, only where {where} does the change lie beyond "
+            f"the chance of the images; the other interval {'allows' if as_large else 'excludes'} "
+            "one as large"
         )
     return f"{said}. The images do not tell which of the two it comes with"
 
@@ -408,8 +411,9 @@ def findings(
     n = int(found.low.notna().sum())
     lines.append(
         f"Of {n} intervals over the images {len(clear) or 'none'} "
-        f"leave{'s' * (len(clear) < 2)} out zero; if no ingredient did anything, about "
-        f"{0.05 * n:.0f} would. The next four lines count them."
+        f"leave{'s' * (len(clear) < 2)} out zero. Were the networks of each pair equally good on all "
+        f"images, about {0.05 * n:.0f} would; but networks that differ by the chance of training "
+        "alone are not, and leave it out far more often. The next four lines count them."
     )
     for (benchmark, statistic), words in IN_WORDS.items():
         rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]

@@ -162,7 +162,8 @@ def evaluate_attack(
     (``success="any"``, ``label_source="true"``), images wrong from the start are not attacked,
     and broken ones leave the batch and are replaced. Otherwise every image is attacked to the end.
     That holds with ``model_mode="train"`` too, where an image's neighbours in its batch matter: the
-    batches are fixed, in the order of the images, and dropout is drawn from the seed.
+    batches are fixed and mixed, in an order drawn from the seed (data sets often come sorted by
+    class, and one class alone has other batch statistics), and dropout is drawn from the seed too.
     With ``model_mode="eval"`` the search runs on the network with its batch norm folded
     (`advlib.folding`); what is recorded is computed on `model` itself.
     """
@@ -175,12 +176,15 @@ def evaluate_attack(
         batch_size = probe_batch_size(
             model, dataset, threat, n_images=n_images, device=device, dtype=dtype
         )
-    search, tables = None, []
+    search, tables, order = None, [], None
     # Sixteen batches at a time: few enough to hold in memory, enough to keep a batch full.
     chunk = 16 * batch_size
     if threat.model_mode == "train":
-        n_images = len(dataset) if indices is None else len(indices)
-        while n_images % batch_size == 1 and batch_size > 2:  # batch norm needs two images
+        positions = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "batches"))
+        order = torch.randperm(len(positions), generator=generator)
+        indices = positions[order]
+        while len(positions) % batch_size == 1 and batch_size > 2:  # batch norm needs two images
             batch_size -= 1
         chunk = batch_size
     chunks = evaluation_batches(
@@ -212,7 +216,8 @@ def evaluate_attack(
         table.insert(0, "file_name", chunk_names)
         table.insert(1, "label", y.cpu().numpy())
         tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    return table if order is None else table.iloc[order.argsort()].reset_index(drop=True)
 
 
 def probe_batch_size(

@@ -9,13 +9,16 @@ import pandas as pd
 from scipy import stats
 
 from advlib import annotations, metrics
-from advlib.seeds import over_seeds, t_interval
+from advlib.seeds import t_interval
 from advlib.study import METHODS
+from advlib.table_check import noise_corrected_sd
 from advlib.tables import audit_paths, read_audit, read_study, read_tables, with_real
 
 HOLDS, FAILS, OPEN = "holds in sign", "does not hold", "not resolved"
+# What one training shows by its images is no verdict on a method: another seed may differ.
+ALIKE, UNLIKE = "as claimed in one training", "the other way in one training"
 CEILING, ABSENT = "cannot be tested (ceiling)", "not measured"
-VERDICTS = (HOLDS, FAILS, OPEN, CEILING, ABSENT)
+VERDICTS = (HOLDS, FAILS, OPEN, ALIKE, UNLIKE, CEILING, ABSENT)
 EDGE = 0.01  # with a mean error this near to 0 or 1, the spread over the classes is small of itself
 VARIANTS = {  # which of a study's methods stand for the paper's, which does not say what a batch is
     "adversarial batches": {},  # the default reading (Madry)
@@ -94,10 +97,6 @@ CLAIMS: dict[str, Claim] = {
         "Adversarial training widens the class-wise SD, ReaL",
         *("real", "sd", _ATTACK, "classwise_error"),
     ),
-    "widens_pgd40": Claim(
-        "Adversarial training widens the class-wise SD, PGD-40",
-        *("pgd40", "sd", _ATTACK, "classwise_error"),
-    ),
     "std_lowest": Claim(
         "Std has the lowest class-wise SD under PGD-40",
         *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classwise_error"),
@@ -163,6 +162,29 @@ def published_room(paper: pd.DataFrame, claim: Claim, comparison: Comparison) ->
     return float(value["clean", comparison.after] - value["pgd40", comparison.before])
 
 
+def published_expected(
+    paper: pd.DataFrame, claim: Claim, comparison: Comparison, room: float = np.nan
+) -> float:
+    """What the paper's difference would be in a study; nan where it prints none, or has no room.
+
+    An error's is the printed one; that of a PGD-40 error the same share of the ``room`` that the
+    study leaves as of the paper's own (`published_room`); an SD's that of noise-corrected SDs, as
+    ours are (`advlib.table_check`, 50 images of each of 1,000 classes; ReaL's as printed, since
+    how many of its images count is not known).
+    """
+    printed = published_difference(paper, claim, comparison)
+    if not np.isnan(own := published_room(paper, claim, comparison)):
+        return printed / own * room if room < 0 else np.nan
+    if claim.statistic == "sd" and claim.benchmark != "real":
+        chosen = paper[paper.benchmark == claim.benchmark].set_index(["statistic", "method"]).value
+        before, after = (
+            noise_corrected_sd(chosen["mean", method], chosen["sd", method])
+            for method in (comparison.before, comparison.after)
+        )
+        return float(after - before)
+    return printed
+
+
 def read_evidence(study, source: str) -> tuple[dict, dict]:
     """The tables that the claims are about: clean, ReaL, PGD-40 and corruptions.
 
@@ -211,9 +233,10 @@ def _as_they_are(study) -> set[str]:
 def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) -> pd.DataFrame:
     """Every comparison of every claim, measured in one study.
 
-    An interval is over images, paired, and of the study's first seed; ``mean`` and ``sd`` are over
-    seeds. The two never mix. Of an SD, ``value`` is the noise-corrected one and ``raw`` the other,
-    for which there is no honest interval (`advlib.metrics.bootstrap`).
+    ``value`` is the mean over the training seeds. Its interval ``low`` to ``high`` is over images,
+    paired, for these networks; ``sd`` is over seeds. The two never mix. Of an SD, ``value`` is the
+    noise-corrected one and ``raw`` the other, for which there is no honest interval
+    (`advlib.metrics.bootstrap`).
 
     Parameters
     ----------
@@ -226,12 +249,12 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
     Returns
     -------
     DataFrame
-        study, variant, claim, before, after, part, sign, paper (the printed difference), value,
-        low, high, raw, n_images, mean, sd, n_seeds, n_agree (seeds in which the difference has the
-        paper's sign), error_before and error_after (the mean errors behind a difference of SDs),
-        room and paper_room (of a PGD-40 error: the difference were the second method immune, its
-        error the clean one), absent (why it was not measured, or ""). Differences are fractions,
-        those of error ratios plain numbers.
+        study, variant, claim, before, after, part, severity, sign, paper (the printed difference),
+        paper_room (of a PGD-40 error: the difference were the second method immune, its error the
+        clean one), absent (why it was not measured, or ""), value, low, high, raw, n_images, sd,
+        n_seeds, n_agree (seeds in which the difference has the paper's sign), error_before and
+        error_after (the mean errors behind a difference of SDs), room (here), expected
+        (`published_expected`). Differences are fractions, those of error ratios plain numbers.
     """
     rows = []
     for variant, names in VARIANTS.items():
@@ -247,9 +270,13 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row["paper"] = published_difference(paper, claim, asked)
                 row["paper_room"] = published_room(paper, claim, asked)
                 row["absent"] = _absent(study, tables, claim, here)
-                rows.append(row | ({} if row["absent"] else _measure(study, tables, claim, here)))
-    columns = ["value", "low", "high", "raw", "n_images", "mean", "sd", "n_seeds", "n_agree"]
-    columns += ["error_before", "error_after", "room"]
+                if not row["absent"]:
+                    row |= _measure(study, tables, claim, here)
+                    left = row.get("room", np.nan)
+                    row["expected"] = published_expected(paper, claim, asked, left)
+                rows.append(row)
+    columns = ["value", "low", "high", "raw", "n_images", "sd", "n_seeds", "n_agree"]
+    columns += ["error_before", "error_after", "room", "expected"]
     table = pd.DataFrame(rows)
     return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
 
@@ -278,73 +305,79 @@ def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
 
 
 def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
-    """A comparison's figures, the interval from the first seed."""
-    found = []
+    """A comparison's figures: of all seeds' networks together, and how far these agree."""
     pair = comparison.before, comparison.after
     ablated = not set(pair) <= set(study.methods)
-    for seed in study.seeds[:1] if ablated else study.seeds:
-        before, after = (tables[claim.benchmark, method, seed] for method in pair)
-        n_resamples = study.n_resamples if seed == study.seeds[0] else 1  # else the value alone
-        row = _difference(claim, comparison, before, after, n_resamples)
-        found.append({"seed": seed, "all": 0, **row})
-    first = found[0]
-    if np.isnan(first["value"]):
+    seeds = study.seeds[:1] if ablated else study.seeds
+    before, after = ([tables[claim.benchmark, method, seed] for seed in seeds] for method in pair)
+    found = _difference(claim, comparison, before, after, study.n_resamples)
+    if np.isnan(found["value"]):
         return {"absent": "no value: too few images for it"}
-    over = over_seeds(pd.DataFrame(found), ["all"]).iloc[0]
-    agree = sum(np.sign(row["value"]) == comparison.sign for row in found)
-    kept = {key: first[key] for key in first if key not in ("seed", "all")}
-    clean = tables.get(("clean", pair[1], study.seeds[0]))
-    if (claim.benchmark, claim.statistic) == ("pgd40", "error") and clean is not None:
-        attacked = tables["pgd40", pair[0], study.seeds[0]]
-        kept["room"] = metrics.error(clean) - metrics.error(attacked)
-    return kept | {
-        "mean": over["mean"],
-        "sd": over["sd"],
-        "n_seeds": len(found),
-        "n_agree": int(agree),
-    }
+    ends = ([_statistic(claim, comparison, table) for table in side] for side in (before, after))
+    single = [there - here for here, there in zip(*ends, strict=True)]
+    found |= {"sd": np.std(single, ddof=1) if len(seeds) > 1 else np.nan, "n_seeds": len(seeds)}
+    found |= {"n_agree": sum(np.sign(value) == comparison.sign for value in single)}
+    if claim.statistic == "sd":
+        summaries = [[metrics.class_summary(t) for t in side] for side in (before, after)]
+        errors = [np.mean([s["mean"] for s in side]) for side in summaries]
+        found |= dict(zip(["error_before", "error_after"], errors, strict=True))
+        raw = [np.mean([s["sd"] for s in side]) for side in summaries]
+        found["raw"] = raw[1] - raw[0]
+    clean = [tables.get(("clean", pair[1], seed)) for seed in seeds]
+    if (claim.benchmark, claim.statistic) == ("pgd40", "error") and clean[0] is not None:
+        least, attacked = (np.mean([metrics.error(t) for t in side]) for side in (clean, before))
+        found["room"] = least - attacked
+    return found
+
+
+def _statistic(claim: Claim, comparison: Comparison, table: pd.DataFrame) -> float:
+    """What a comparison is about, of one network."""
+    if claim.statistic == "error_ratio":
+        factors = annotations.imagenet_x("top", filter_prototypes=True)
+        ratios = metrics.error_ratio(table, factors).set_index("factor").error_ratio
+        return ratios[comparison.part]
+    if claim.statistic == "sd":
+        return metrics.class_summary(table)["sd_noise_corrected"]
+    if claim.benchmark == "corruptions" and not comparison.part:
+        return metrics.mean_corruption_error(table)
+    if comparison.part:
+        return metrics.error(_chosen(comparison, table), by="severity").error.mean()
+    return metrics.error(table)
+
+
+def _chosen(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the corruption and the severity that a comparison is about."""
+    if comparison.part:
+        table = table[table.corruption == comparison.part]
+    return table[table.severity == comparison.severity] if comparison.severity else table
 
 
 def _difference(claim: Claim, comparison: Comparison, before, after, n_resamples: int) -> dict:
-    """value, low, high, raw and n_images of after - before in one seed; of SDs both errors too."""
-    part, severity = comparison.part, comparison.severity
-    n_images = after.file_name.nunique()
+    """value, low, high and n_images of after - before, each a list of one table a seed."""
+    n_images = after[0].file_name.nunique()
+    paired = {"paired_with": before, "n_resamples": n_resamples}
     if claim.statistic == "error_ratio":
         factors = annotations.imagenet_x("top", filter_prototypes=True)
-        found = metrics.factor_summary(
-            after, factors, paired_with=before, n_resamples=n_resamples
-        ).set_index("factor")
+        found = metrics.factor_summary(after, factors, **paired).set_index("factor")
         names = ["error_ratio", "ratio_low", "ratio_high", "n_images"]
-        value, low, high, n_images = found.loc[part, names]
+        value, low, high, n_images = found.loc[comparison.part, names]
     elif claim.statistic == "sd":
-        found = metrics.summarise(after, paired_with=before, n_resamples=n_resamples)
-        found = found.set_index("statistic")
-        value, low, high = found.loc["sd_noise_corrected", ["value", "low", "high"]]
-        errors = {
-            "error_before": metrics.class_summary(before)["mean"],
-            "error_after": metrics.class_summary(after)["mean"],
-        }
-        raw = found.loc["sd", "value"]
-        values = {"value": value, "low": low, "high": high, "raw": raw}
-        return values | {"n_images": n_images} | errors
-    elif claim.benchmark == "corruptions" and not part:
-        value, low, high = metrics.corruption_summary(
-            after, paired_with=before, n_resamples=n_resamples
-        )
+        value, low, high = metrics.bootstrap(after, "sd_noise_corrected", **paired)
+    elif claim.benchmark == "corruptions" and not comparison.part:
+        value, low, high = metrics.corruption_summary(after, **paired)
     else:
-        if part:
-            before, after = (t[t.corruption == part] for t in (before, after))
-        if severity:
-            before, after = (t[t.severity == severity] for t in (before, after))
-        value, low, high = metrics.bootstrap(after, "error", before, n_resamples=n_resamples)
-    return {"value": value, "low": low, "high": high, "raw": np.nan, "n_images": int(n_images)}
+        before, after = ([_chosen(comparison, t) for t in side] for side in (before, after))
+        paired["paired_with"] = before
+        value, low, high = metrics.bootstrap(after, "error", **paired)
+    return {"value": value, "low": low, "high": high, "n_images": int(n_images)}
 
 
 def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     """On which side each comparison of one claim lies: 1 as claimed, -1 the other, 0 open.
 
     It lies on a side if its 95 % interval over images does and, with several seeds, the one over
-    seeds (`advlib.seeds.t_interval`); without an interval nothing is decided.
+    seeds (`advlib.seeds.t_interval`); without an interval nothing is decided. Where a comparison
+    has no sign (0), 1 says higher and -1 lower.
 
     Parameters
     ----------
@@ -354,11 +387,12 @@ def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
         For how many tests the interval over images is widened before it may lie on the claimed side
         and on the other (Bonferroni, by the quantiles of a normal distribution).
     """
-    value, low, high = (rows["sign"] * rows[c].astype(float) for c in ("value", "low", "high"))
+    sign = rows["sign"].where(rows["sign"] != 0, 1)
+    value, low, high = (sign * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
     for_it, against = (stats.norm.ppf(1 - 0.025 / n) / stats.norm.ppf(0.975) for n in tests)
     one = (rows["n_seeds"] == 1).to_numpy()
-    ends = t_interval(rows["sign"] * rows["mean"], rows["sd"], rows["n_seeds"])
+    ends = t_interval(value, rows["sd"], rows["n_seeds"])
     hold = (one | (ends[0] > 0)) & (value - for_it * (value - low) > 0)
     other = (one | (ends[1] < 0)) & (value + against * (high - value) < 0)
     return np.select([hold, other], [1, -1], 0)
@@ -385,7 +419,8 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     Returns
     -------
     Series
-        verdict ("holds in sign"; "does not hold"; "not resolved": neither; "cannot be tested
+        verdict ("holds in sign"; "does not hold"; "not resolved": neither; the first two with one
+        seed "as claimed in one training" and "the other way in one training"; "cannot be tested
         (ceiling)": a mean error within `EDGE` of 0 or 1 leaves an SD no room, whatever its sign;
         "not measured"), why, n_tests, n_hold, n_against (by the 95 % intervals).
     """
@@ -401,6 +436,8 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     fails = (sure == -1).sum() > n - m
     verdict = FAILS if fails else HOLDS if (sure == 1).sum() >= m else OPEN
     seeds = int(rows["n_seeds"].iloc[0])
+    if seeds == 1:
+        verdict = {HOLDS: ALIKE, FAILS: UNLIKE}.get(verdict, verdict)
     if n > 1:
         why = f"{hold} of {n} as claimed, {against} on the other side{_parts(rows, side)}, "
         why += f"{n - hold - against} open"
@@ -422,7 +459,9 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         verdict = CEILING
         why += f"; {edge}"
     if len(beside):
-        changes = [f"{row.part.replace('_', ' ')} {_direction(row)}" for row in beside.itertuples()]
+        ways = dict(zip((-1, 0, 1), ("lower", "open", "higher"), strict=True))
+        names = beside["part"].str.replace("_", " ")
+        changes = [f"{name} {ways[s]}" for name, s in zip(names, sides(beside), strict=True)]
         why += f"; beside it, not judged: {', '.join(changes)}"
     why += "; one seed" if seeds == 1 else f"; {seeds} seeds"
     return pd.Series(
@@ -447,9 +486,19 @@ def at_the_edge(rows: pd.DataFrame) -> str:
     return ", ".join(found.values())
 
 
-def _direction(row) -> str:
-    """lower, higher or open, by the interval."""
-    return "higher" if row.low > 0 else "lower" if row.high < 0 else "open"
+def size_excluded(rows: pd.DataFrame) -> bool:
+    """Is an effect as large as the paper's excluded, by the intervals over images and over seeds?
+
+    They end short of it, whichever side of zero they lie on. False where the paper prints no
+    number, where there is no interval, and at the ceiling.
+    """
+    sign = rows["sign"]
+    ends = [sign * rows[column].astype(float) for column in ("low", "high")]
+    ends += [sign * end for end in t_interval(rows["value"], rows["sd"], rows["n_seeds"])]
+    of_images, of_seeds = np.maximum(*ends[:2]), np.maximum(*ends[2:])
+    size = sign * rows["expected"].astype(float)
+    short = (size > of_images) & ((rows["n_seeds"] == 1) | (size > of_seeds))
+    return bool(short.all() and not at_the_edge(rows))
 
 
 def verdicts(comparisons: pd.DataFrame) -> pd.DataFrame:

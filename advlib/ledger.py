@@ -83,7 +83,7 @@ LEDGER: dict[str, Switch] = {
         "Batch norm in training mode",
         {"model_mode": "train"},
         "The paper does not state it. Code that never leaves training mode attacks in it, and what "
-        "it finds depends on the batch.",
+        "it finds depends on which images share a batch: here they are drawn by chance.",
     ),
     "last": Switch(
         "Last iterate", {"success": "last"}, "Libraries return the last iterate, not the worst."
@@ -241,7 +241,7 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
         for name, (threat, make) in makes.items():
             decided = facts | sizes | {"ledger": threat}
             if threat and threat["model_mode"] == "train":  # judged by the batch it sits in
-                decided["batch_size"] = study.eval_batch_size
+                decided |= {"batch_size": study.eval_batch_size, "batches": "mixed"}
             part = study.runs / "parts" / digest(decided) / "ledger.parquet"
             bar.set_postfix_str(name)
             kept(part, functools.partial(make, bar.update))

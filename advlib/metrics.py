@@ -36,12 +36,11 @@ ALEXNET_CORRUPTION_ERROR = {
 }
 CORRUPTIONS = tuple(ALEXNET_CORRUPTION_ERROR)
 STATISTICS = "error mean sd sd_noise_corrected worst worst_decile gap cv sd_normalised".split()
-SIGN = np.array([1.0, -1.0])  # x @ SIGN: a table less another; of one table cut to its length
 _MULTILABEL = "multilabel_correct"  # written by multilabel_table, decides what counts as an error
 By = str | Sequence[str] | None
 Groups = Mapping[int, str] | pd.Series  # label -> group of classes
 LabelSets = Mapping[str, Collection[int]]  # file name -> class numbers
-Other = pd.DataFrame | None  # the table to compare with
+Tables = pd.DataFrame | Sequence[pd.DataFrame]  # several: of networks whose mean is asked for
 
 
 class BootstrapInterval(NamedTuple):
@@ -249,22 +248,23 @@ def error_ratio(
 
 
 def factor_summary(
-    table: pd.DataFrame,
+    table: Tables,
     annotations: pd.DataFrame,
     *,
     denominator: str = "annotated",
-    paired_with: Other = None,
+    paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """`factor_error` and `error_ratio`, or their table - paired_with, with 95 % intervals.
 
-    Percentile intervals: images are resampled as in `bootstrap` and carry their factors, so that
-    factor and denominator vary together. nan where that hides the uncertainty: all images of the
-    factor fare (or differ) alike, or more than 5 % of the classes have one image.
+    Several tables are taken as in `bootstrap`. Percentile intervals: images are resampled as there
+    and carry their factors, so that factor and denominator vary together. nan where that hides the
+    uncertainty: all images of the factor fare (or differ) alike, or more than 5 % of the classes
+    have one image.
     Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
     """
-    images, wrong, _ = _images([table, paired_with], n_resamples)
+    images, wrong, weights, _ = _images(table, paired_with, n_resamples)
     labels, position = images["label"].to_numpy(), images.reset_index(names="position")
     rows, factors = _annotated(position, annotations)
     member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
@@ -278,14 +278,12 @@ def factor_summary(
         with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no image, or no error at all
             errors = sums[:, 1:] / sums[:, :1]
             ratios = errors[..., 1:] / errors[..., :1]
-        return pd.DataFrame(
-            SIGN[: wrong.shape[1]] @ np.concatenate([errors[..., 1:], ratios], axis=2)
-        )
+        return pd.DataFrame(weights @ np.concatenate([errors[..., 1:], ratios], axis=2))
 
     flat, sums = counted.reshape(len(images), -1), np.zeros((n_resamples, counted[0].size))
     for drawn, _, counts, distinct in _draws(labels, flat, n_resamples, seed):
         sums[drawn] += counts @ distinct
-    judged = wrong @ SIGN[: wrong.shape[1]]
+    judged = wrong @ weights
     differ = [(part != part[:1]).any() for part in (judged[has > 0] for has in member.T[1:])]
     shown = np.array(differ, dtype=bool) & _varied(labels, judged[:, None] * member[:, 1:])
     ends = figures(sums).quantile([0.025, 0.975])
@@ -548,17 +546,21 @@ def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.Dat
 
 
 def _images(
-    tables: Sequence[Other], n_resamples: int, reference: Mapping[str, float] | None = None
-) -> tuple[pd.DataFrame, np.ndarray, int | None]:
-    """The images; each one's mean over its rows in the one or two ``tables``, (N, 1) or (N, 2); q.
+    table: Tables,
+    paired_with: Tables | None,
+    n_resamples: int,
+    reference: Mapping[str, float] | None = None,
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, int | None]:
+    """The images; each one's mean over its rows in each of the m tables, (N, m); weights (m,); q.
 
-    All means are multiples of 1 / q. ``reference``: a row counts with 1 / that of its corruption,
-    and there is no q.
+    x @ weights is the mean over ``table``, less that over ``paired_with``. All weighted means are
+    multiples of 1 / q. ``reference``: a row counts with 1 / that of its corruption, and there is
+    no q.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
-    parts = []
-    for one in (table for table in tables if table is not None):
+    sides, parts = (_several(table), _several(paired_with)), []
+    for one in itertools.chain(*sides):
         present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
         rows = _checked(one, present)
         if reference is not None:
@@ -569,11 +571,19 @@ def _images(
                 "an image needs one label and a row in every condition; here some "
                 "images have several labels, or fewer rows than others."
             )
-    if len(parts) == 2:
-        _same_images(*parts)
-    q = None if reference else int(np.lcm.reduce([part["n_images"].iloc[0] for part in parts]))
+        _same_images(parts[0], images)
+    sizes = [len(side) for side in sides]
+    weights = np.repeat([1 / max(1, sizes[0]), -1 / max(1, sizes[1])], sizes)
+    q = None
+    if reference is None:
+        q = int(np.lcm.reduce([part["n_images"].iloc[0] for part in parts]))
+        q *= int(np.lcm.reduce([max(1, size) for size in sizes]))
     wrong = np.column_stack([part["error"] for part in parts])
-    return parts[0][["file_name", "label"]], wrong, q
+    return parts[0][["file_name", "label"]], wrong, weights, q
+
+
+def _several(tables: Tables | None) -> list[pd.DataFrame]:
+    return [tables] if isinstance(tables, pd.DataFrame) else list(tables or [])
 
 
 def _varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -644,27 +654,37 @@ def _error_ends(labels: np.ndarray, values: np.ndarray, q: int) -> np.ndarray:
 
 
 def _error(
-    images: pd.DataFrame, wrong: np.ndarray, q: int | None, n_resamples: int, seed: int
+    images: pd.DataFrame,
+    wrong: np.ndarray,
+    weights: np.ndarray,
+    q: int | None,
+    n_resamples: int,
+    seed: int,
 ) -> BootstrapInterval:
     """The first row of `_summarise`, where there is a q without any draw."""
     if q is None:
-        rows = _summarise(images, wrong, q, n_resamples, seed)
+        rows = _summarise(images, wrong, weights, q, n_resamples, seed)
         return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])
-    labels, sign = images["label"].to_numpy(), SIGN[: wrong.shape[1]]
-    varied = _varied(labels, (wrong @ sign)[:, None]).any()
-    ends = _error_ends(labels, wrong @ sign, q) if varied else (np.nan, np.nan)
-    return BootstrapInterval(sign @ [column.mean() for column in wrong.T], *ends)
+    labels = images["label"].to_numpy()
+    varied = _varied(labels, (wrong @ weights)[:, None]).any()
+    ends = _error_ends(labels, wrong @ weights, q) if varied else (np.nan, np.nan)
+    return BootstrapInterval(weights @ [column.mean() for column in wrong.T], *ends)
 
 
 def _summarise(
-    images: pd.DataFrame, wrong: np.ndarray, q: int | None, n_resamples: int, seed: int
+    images: pd.DataFrame,
+    wrong: np.ndarray,
+    weights: np.ndarray,
+    q: int | None,
+    n_resamples: int,
+    seed: int,
 ) -> pd.DataFrame:
-    labels, sign = images["label"].to_numpy(), SIGN[: wrong.shape[1]]
+    labels = images["label"].to_numpy()
     classes = [_averages(images.assign(wrong=column), ["label"]) for column in wrong.T]
     values = [
         {"error": column.mean(), **_summary(c)} for column, c in zip(wrong.T, classes, strict=True)
     ]
-    value = sign @ pd.DataFrame(values)[[*STATISTICS]].to_numpy()
+    value = weights @ pd.DataFrame(values)[[*STATISTICS]].to_numpy()
     result = pd.DataFrame({"statistic": STATISTICS, "value": value}).assign(
         low=np.nan, high=np.nan, n_images=len(images)
     )
@@ -674,35 +694,40 @@ def _summarise(
     # A replicate holds the noise of the data and its own: it lies around the observed variance,
     # not around the corrected one, so its deviations are taken from the former.
     observed, corrected = np.transpose([_corrected_variance(c) for c in classes])
-    if len(sign) == 1:
+    if len(weights) == 1:
         deviations = variances[:, 0] - observed[0]
         sd = _root(corrected[0] - np.quantile(deviations, [0.975, 0.025]))
     else:
-        deviations = (_root(variances) - _root(observed)) @ sign
-        sd = _root(corrected) @ sign - np.quantile(deviations, [0.975, 0.025])
-    ends = [np.quantile(drawn @ sign, [0.025, 0.975]) for drawn in (errors, means)]
+        deviations = (_root(variances) - _root(observed)) @ weights
+        sd = _root(corrected) @ weights - np.quantile(deviations, [0.975, 0.025])
+    ends = [np.quantile(drawn @ weights, [0.025, 0.975]) for drawn in (errors, means)]
     if q is not None:
-        ends[0] = _error_ends(labels, wrong @ sign, q)
+        ends[0] = _error_ends(labels, wrong @ weights, q)
         if classes[0]["n_images"].nunique() == 1:  # then the mean over the classes is the error
             ends[1] = ends[0]
     rows = result["statistic"].isin(["error", "mean", "sd_noise_corrected"])
     result.loc[rows, ["low", "high"]] = [*ends, sd]
-    if not _varied(labels, (wrong @ sign)[:, None]).any():  # each class differs by the same for all
+    # Each class differs by the same for all its images.
+    if not _varied(labels, (wrong @ weights)[:, None]).any():
         result.loc[result["statistic"].isin(["error", "mean"]), ["low", "high"]] = np.nan
     return result
 
 
 def summarise(
-    table: pd.DataFrame, *, paired_with: Other = None, n_resamples: int = 10_000, seed: int = 0
+    table: Tables,
+    *,
+    paired_with: Tables | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    return _summarise(*_images([table, paired_with], n_resamples), n_resamples, seed)
+    return _summarise(*_images(table, paired_with, n_resamples), n_resamples, seed)
 
 
 def bootstrap(
-    table: pd.DataFrame,
+    table: Tables,
     statistic: str,
-    paired_with: Other = None,
+    paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> BootstrapInterval:
@@ -710,7 +735,9 @@ def bootstrap(
 
     ``statistic`` is one of `STATISTICS`: ``"error"`` (over images) or one of `class_summary`.
     Images are resampled within their class: the classes are fixed. In a table of several conditions
-    an image counts with its mean error over all its rows, and carries them all.
+    an image counts with its mean error over all its rows, and carries them all. Several tables,
+    such as those of several seeds, have one statistic each, whose mean is taken; an image is drawn
+    with all of them, so that the interval is that of these networks on other images.
 
     * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class). Those
       of the error, and of the mean where all classes have as many images, are exact, as with
@@ -727,7 +754,7 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
-    parts = (*_images([table, paired_with], n_resamples), n_resamples, seed)
+    parts = (*_images(table, paired_with, n_resamples), n_resamples, seed)
     if statistic == "error":
         return _error(*parts)
     rows = _summarise(*parts).set_index("statistic")
@@ -735,9 +762,9 @@ def bootstrap(
 
 
 def corruption_summary(
-    table: pd.DataFrame,
+    table: Tables,
     reference: Mapping[str, float] | None = None,
-    paired_with: Other = None,
+    paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> BootstrapInterval:
@@ -746,8 +773,9 @@ def corruption_summary(
     With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
     hold the same images. Raises ValueError as both functions do.
     """
-    tables = [one for one in (table, paired_with) if one is not None]
-    for one in tables:
-        mean_corruption_error(one, reference)  # names what is missing
-    kept = [one[one["corruption"].isin(CORRUPTIONS)] for one in tables]
-    return _error(*_images(kept, n_resamples, reference), n_resamples, seed)
+    kept = []
+    for side in map(_several, (table, paired_with)):
+        for one in side:
+            mean_corruption_error(one, reference)  # names what is missing
+        kept.append([one[one["corruption"].isin(CORRUPTIONS)] for one in side])
+    return _error(*_images(*kept, n_resamples, reference), n_resamples, seed)

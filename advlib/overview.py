@@ -10,10 +10,10 @@ import pandas as pd
 
 from advlib import claims
 from advlib.predictions import read_facts
-from advlib.seeds import over_seeds, t_interval, with_spread
+from advlib.seeds import over_seeds, with_spread
 from advlib.study import ROOT, STUDIES, Study, load_study
 from advlib.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
-from advlib.verdict import counted
+from advlib.verdict import EXCLUDED, counted, in_points
 
 HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
 PARTS = {  # of a study, as `book` is given them, and what pages call them
@@ -171,7 +171,7 @@ def class_errors(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        method and benchmark (their names), class_name, error; of the first seed.
+        method and benchmark (their names), class_name, error, n_images; of the first seed.
     """
     methods = [name for name in claims.COMPARED if name in study.methods] or study.methods
     attack = "pgd40" if "pgd40" in study.attacks else next(iter(study.attacks), None)
@@ -187,6 +187,7 @@ def class_errors(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
             "benchmark": chosen.benchmark.map(benchmarks),
             "class_name": chosen.group,
             "error": chosen.value,
+            "n_images": chosen.n_images,
         }
     ).reset_index(drop=True)
 
@@ -236,30 +237,41 @@ def answer(
     if asked.empty:
         said = "No study here attacks both Adv and Adv⁺, so it was not measured."
         return said, pd.DataFrame(), []
-    held = [verdict[s, c] == claims.HOLDS for s in asked.index for c in claims.HEADLINES]
-    of_its_size = ((asked.low <= asked.paper) & (asked.paper <= asked.high)).all()
+    held = [verdict[s, c] in _AS_CLAIMED for s in asked.index for c in claims.HEADLINES]
     several = len(asked) > 1
     sets = len({studies[name].dataset for name in asked.index})
     sets = f" ({sets} data set{'s' * (sets > 1)})"
     if all(held):
-        opening = "Found here" + ("" if of_its_size else " in sign, not in size")
-        opening += f", in all of {len(asked)} studies{sets}" * several
+        opening = "Found here, in sign" + f", in all of {len(asked)} studies{sets}" * several
     elif any(held):
         opening = "Found here in part"
     else:
         either = "either" if len(asked) == 2 else "any"
         opening = "Not found here" + f", in {either} of {len(asked)} studies{sets}" * several
+    known = rows[rows.claim.isin(claims.HEADLINES)].groupby("study", sort=False)
+    sizes = [all(claims.size_excluded(r) for _, r in own.groupby("claim")) for _, own in known]
+    opening += f", with {default}"
+    if all(sizes):
+        opening += f"; {EXCLUDED}" + " everywhere" * several
     by_claim = rows.set_index(["study", "claim"])
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
     for name in asked.index:
-        ours = {c: _moved(by_claim.loc[name, c], studies[name].seeds[0]) for c in claims.HEADLINES}
+        ours = {
+            c: _moved(by_claim.loc[[(name, c)]], tell_size=not all(sizes)) for c in claims.HEADLINES
+        }
         title = f"[{studies[name].title}]({name}/index.md)"
         figures.append({"study": title, "seeds": len(studies[name].seeds), **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
-    hurt = [_unequal(studies[s], classes[s], verdict[s, "widens_clean"]) for s in asked.index]
-    opening += f", with {default}. {_other_reading(comparisons, judged, studies, mixed)}"
-    return opening.strip(), table, [line for line in hurt if line]
+    # What one training shows is told only where no study has several.
+    widened = {s: verdict[s, "widens_clean"] for s in asked.index}
+    told = [s for s in widened if widened[s] == claims.HOLDS]
+    told = told or [s for s in widened if widened[s] == claims.ALIKE]
+    hurt = [_unequal(studies[s], classes[s]) for s in told]
+    return f"{opening}. {_other_reading(comparisons, judged, studies, mixed)}".strip(), table, hurt
+
+
+_AS_CLAIMED = (claims.HOLDS, claims.ALIKE)
 
 
 def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: str) -> str:
@@ -268,46 +280,38 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
     rows = rows[rows.claim.isin(claims.HEADLINES)]
     if rows.empty:
         return ""
-    held = judged[(judged.variant == variant) & (judged.verdict == claims.HOLDS)]
-    found = rows.merge(held[["study", "claim"]])
+    verdict = judged[judged.variant == variant].set_index(["study", "claim"]).verdict
     parts = []
     for name, title in claims.HEADLINES.items():
-        own = found[found.claim == name]
-        where = [
-            f"on {studies[r.study].title} ({in_per_cent(r)} points"
-            f"{', one seed' * (not r.n_seeds > 1)})"
-            for r in own.itertuples()
-        ]
-        title = title[0].lower() + title[1:]
-        said = f"{title} falls {' and '.join(where) if where else 'nowhere'}"
-        rest = rows[rows.claim == name].study.nunique() - len(own)
-        parts.append(f"{said}, not on the other {rest}" if where and rest else said)
+        own, moved = rows[rows.claim == name], {"falls": [], "rises": []}
+        for row in own.itertuples():
+            found = verdict[row.study, name]
+            if found not in (claims.OPEN, claims.CEILING):
+                one = ", one seed" * (not row.n_seeds > 1)
+                where = f"on {studies[row.study].title} ({in_points(row)} points{one})"
+                moved["falls" if found in _AS_CLAIMED else "rises"].append(where)
+        said = [f"{verb} {' and '.join(where)}" for verb, where in moved.items() if where]
+        n_open = len(own) - sum(map(len, moved.values()))
+        if not said:
+            said = ["neither falls nor rises clearly"]
+        elif n_open:
+            said.append(f"does neither clearly on the other{f' {n_open}' * (n_open > 1)}")
+        parts.append(f"{title[0].lower()}{title[1:]} {', '.join(said)}")
     n = rows.study.nunique()
     asked = f" (asked in {n} {'study' if n == 1 else 'studies'})"
-    return f"With {variant}, the other reading{asked}, {' and '.join(parts)}."
+    return f"With {variant}, the other reading{asked}, {'; '.join(parts)}."
 
 
-def _moved(row, seed: int) -> str:
-    """A difference as a verb, which follows its interval, with its figures; then over the seeds."""
-
-    def verb(low, high):
-        return "lower" if high < 0 else "higher" if low > 0 else "no clear change"
-
-    figures = f"{verb(row.low, row.high)}: {in_per_cent(row)}"
-    if not row.n_seeds > 1:
-        return figures
-    over = verb(*t_interval(row["mean"], row.sd, row.n_seeds))
-    spread = with_spread(row["mean"], row.sd, row.n_seeds)
-    return f"seed {seed}, {figures}<br>{row.n_seeds:.0f} seeds, {over}: {spread}"
+def _moved(rows: pd.DataFrame, tell_size: bool) -> str:
+    """One comparison as a verb, by all its intervals, with its figures."""
+    side = int(claims.sides(rows)[0] * rows["sign"].iloc[0])
+    verb = {-1: "lower", 0: "no clear change", 1: "higher"}[side]
+    out = f"<br>{EXCLUDED}" * (tell_size and claims.size_excluded(rows))
+    return f"{verb}: {in_points(next(rows.itertuples())).replace('; ', '<br>')}{out}"
 
 
-def _unequal(study: Study, errors: pd.DataFrame, verdict: str) -> str:
-    """What adversarial training does to the hardest hit and the least hit class, in words.
-
-    Empty where it does not widen the spread over the classes.
-    """
-    if verdict != claims.HOLDS:
-        return ""
+def _unequal(study: Study, errors: pd.DataFrame) -> str:
+    """What adversarial training does to the hardest hit and the least hit class, in words."""
     clean = errors[errors.benchmark == errors.benchmark.iloc[0]]
     wide = clean.pivot(index="class_name", columns="method", values="error")
     change = (wide["Adv"] - wide["Std"]).sort_values(ascending=False)
@@ -315,7 +319,9 @@ def _unequal(study: Study, errors: pd.DataFrame, verdict: str) -> str:
         f"{name} goes from {per_cent(wide.Std[name])} to {per_cent(wide.Adv[name])} %"
         for name in change.index[[0, -1]]
     )
-    return f"on {study.title} {most}, {least}"
+    n = clean.set_index("class_name").n_images[change.index[[0, -1]]]
+    images = f"{n.min():,}" if n.nunique() == 1 else f"{n.min():,} to {n.max():,}"
+    return f"on {study.title} {most}, {least} (seed {study.seeds[0]}, {images} images a class)"
 
 
 def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
@@ -328,8 +334,7 @@ def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
         failed = [claims.CLAIMS[c].title for c in own.claim[own.verdict == claims.FAILS]]
         which = f" What does not hold: {'; '.join(failed)}." if failed else ""
         lines.append(
-            f"**{study.title}**{' (one seed)' * (len(study.seeds) == 1)}: of {len(claims.CLAIMS)} "
-            f"claims, {counted(own.verdict)}." + which
+            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {counted(own.verdict)}." + which
         )
     return lines
 

@@ -8,22 +8,39 @@ import pandas as pd
 from advlib import metrics
 from advlib.claims import (
     ABSENT,
+    ALIKE,
     CEILING,
     CLAIMS,
     FAILS,
     HEADLINES,
     HOLDS,
     OPEN,
+    UNLIKE,
     VARIANTS,
     VERDICTS,
     at_the_edge,
     judge,
     needed,
     sides,
+    size_excluded,
 )
-from advlib.seeds import with_spread
+from advlib.seeds import t_interval
 from advlib.study import METHODS
 from advlib.tables import in_per_cent, per_cent
+
+EXCLUDED = "an effect of the paper's size is excluded"
+
+
+def in_points(row) -> str:
+    """A comparison: its value, the 95 % interval over images, and with several seeds over these.
+
+    "0.33 [0.14, 0.53]; 3 seeds [0.23, 0.44]", in points.
+    """
+    words = in_per_cent(row)
+    if row.n_seeds > 1:
+        low, high = (per_cent(end) for end in t_interval(row.value, row.sd, row.n_seeds))
+        words += f"; {row.n_seeds:.0f}\N{NO-BREAK SPACE}seeds [{low},\N{NO-BREAK SPACE}{high}]"
+    return words
 
 
 def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
@@ -45,7 +62,7 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     for row in rows.itertuples():
         which = f"{names[row.before]} → {names[row.after]}: " if len(rows) > 1 else ""
         raw = "" if pd.isna(row.raw) else f" (raw\N{NO-BREAK SPACE}{per_cent(row.raw)})"
-        cells.append(f"{which}{in_per_cent(row)}{raw}")
+        cells.append(f"{which}{in_points(row)}{raw}")
     return "<br>".join(cells)
 
 
@@ -56,10 +73,10 @@ def paper_words(rows: pd.DataFrame) -> str:
 
 
 def share_words(rows: pd.DataFrame, verdict: str) -> str:
-    """The measured difference as a share of the printed one, for a table's cell, with its interval.
+    """The measured difference as a share of the paper's, for a table's cell, with its interval.
 
     "–" where the paper prints no number, or the data say nothing of it. Below zero: the other
-    direction. The shares of SDs are those of noise-corrected ones to the SDs as printed.
+    direction. The paper's is its `advlib.claims.published_expected`.
 
     Parameters
     ----------
@@ -67,13 +84,13 @@ def share_words(rows: pd.DataFrame, verdict: str) -> str:
         Those of `compare` for one study, variant and claim.
     verdict : str
     """
-    if verdict in (ABSENT, CEILING) or rows["paper"].isna().any():
+    if verdict in (ABSENT, CEILING) or rows["expected"].isna().any():
         return "–"
     cells = []
     for row in rows.itertuples():
-        cell = f"{per_cent(row.value / row.paper, 0)} %"
+        cell = f"{per_cent(row.value / row.expected, 0)} %"
         if pd.notna(row.low):
-            ends = sorted((row.low / row.paper, row.high / row.paper))
+            ends = sorted((row.low / row.expected, row.high / row.expected))
             cell += f" [{per_cent(ends[0], 0)},\N{NO-BREAK SPACE}{per_cent(ends[1], 0)}]"
         cells.append(cell)
     return "; ".join(cells)
@@ -104,7 +121,7 @@ def overview(
     DataFrame
         claim, the paper (in points), and by the title of each study, in Markdown: the verdict with
         a link to the chapter that shows it, what was measured (in points), and how much that is of
-        the paper's figure.
+        the paper's, and whether the intervals leave out an effect of that size.
     """
     verdict = judged.set_index(["claim", "study", "variant"]).verdict
     rows = []
@@ -117,11 +134,13 @@ def overview(
             found = verdict[name, study_id, variant]
             lines = [found]
             if found != ABSENT:
-                one = ", one seed" if (part.n_seeds == 1).all() else ""
+                one = ", one seed" if (part.n_seeds == 1).all() and "one" not in found else ""
                 lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**{one}"]
                 lines.append(measured_words(part, study.names | study.ablation_names))
             if (share := share_words(part, found)) != "–":
                 lines.append(f"share {share}")
+            if found != ABSENT and size_excluded(part):
+                lines.append(f"*{EXCLUDED}*")
             if more := beside.get((study_id, name)):
                 lines.append(more)
             row[study.title] = "<br>".join(lines)
@@ -135,16 +154,15 @@ def over_training_seeds(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataF
     Returns
     -------
     DataFrame
-        claim, then by the title of each study with several seeds: mean ± SD in points, its 95 %
-        interval (`advlib.seeds.t_interval`), and in how many seeds the difference has the paper's
-        sign. Empty if every study has one seed.
+        claim, then by the title of each study with several seeds: the SD over the seeds in points,
+        and in how many of them the difference has the paper's sign. Empty if every study has one.
     """
     rows = comparisons[(comparisons.n_seeds > 1) & (comparisons.part == "")]
     rows = rows[~rows.duplicated(["study", "variant", "claim"], keep=False)]
     found = {}
     for row in rows.itertuples():
-        words = with_spread(row.mean, row.sd, row.n_seeds)
-        words += f"; as claimed in {row.n_agree:.0f} of {row.n_seeds:.0f}"
+        words = f"{in_points(row)}; SD\N{NO-BREAK SPACE}{per_cent(row.sd)}; "
+        words += f"as claimed in {row.n_agree:.0f} of {row.n_seeds:.0f}"
         title = CLAIMS[row.claim].title
         if row.variant != next(iter(VARIANTS)):
             title += f" ({row.variant})"
@@ -188,7 +206,8 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     -------
     DataFrame
         study (its title), effect ("Adv → Adv⁺: clean error"), series (the variant, or the paper),
-        value, low, high (fractions; the paper's without an interval), claimed ("lower", "higher").
+        value, low, high (fractions), claimed ("lower", "higher"). The paper's is its
+        `advlib.claims.published_expected` in that study, and has no interval.
     """
     titles = {"clean": "clean", "real": "ReaL", "pgd40": "PGD-40"}
     originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
@@ -207,10 +226,10 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     table["claimed"] = table.sign.map({-1: "lower", 1: "higher"})
     table["study"] = table.study.map(lambda name: studies[name].title)
     table["series"] = table.variant
-    theirs = table.assign(series="the paper (ImageNet)", value=table.paper, low=np.nan, high=np.nan)
+    theirs = table.assign(series="the paper (ImageNet)", value=table.expected)
+    theirs[["low", "high"]] = np.nan
     order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
-    ours = table[table.absent == ""]
-    theirs = theirs[theirs.effect.isin(ours.effect)]  # not where there is nothing to compare
+    ours, theirs = table[table.absent == ""], theirs[theirs.absent == ""]
     both = pd.concat([ours, theirs], ignore_index=True)
     both = both.drop_duplicates(["study", "effect", "series"])
     both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
@@ -233,8 +252,8 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
         totals[variant] = _each(found, studies)
     robust, *others = headlines(comparisons, judged, studies)
     return [robust, *room(comparisons, studies), *others] + [
-        f"Of {len(CLAIMS)} claims: {totals[default]}.",
-        f"With clean images in every batch, the other reading: {totals[mixed]}.",
+        f"Of {len(CLAIMS)} claims:{totals[default]}",
+        f"With clean images in every batch, the other reading:{totals[mixed]}",
     ]
 
 
@@ -242,27 +261,19 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
     """A sentence for each of `HEADLINES`: what label augmentation does to it, and in the paper."""
     default, lines = next(iter(VARIANTS)), []
     for name, title in HEADLINES.items():
-        claim, parts = CLAIMS[name], {}
+        parts = {}
         for (study_id, known), rows in _rows(comparisons, default).items():
             if known != name:
                 continue
             row, verdict = rows.iloc[0], _verdict(judged, study_id, name, default)
-            figures = f"{in_per_cent(row)} points"
-            if row.n_seeds > 1:
-                over = with_spread(row["mean"], row.sd, row.n_seeds)
-                figures += f" in seed {studies[study_id].seeds[0]}, {over} over {row.n_seeds:.0f}"
-                figures += f" (as claimed in {row.n_agree:.0f})"
-            parts[study_id] = f"{figures}, *{verdict}*"
-            # Only errors: the paper's SDs are not corrected for noise.
-            if claim.statistic == "error" and verdict == HOLDS:
+            parts[study_id] = f"*{verdict}*, {in_points(row)} points"
+            if verdict in (HOLDS, ALIKE):
                 parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
-            if claim.statistic == "error" and pd.notna(row.low) and not row.room > row.paper:
-                if not row.low <= row.paper <= row.high:
-                    parts[study_id] += "; an effect of the paper's size lies outside the interval"
+            if size_excluded(rows):
+                parts[study_id] += f", {EXCLUDED}"
         own = comparisons[comparisons.claim == name].paper.iloc[0]
         lines.append(
-            f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points): "
-            f"{_each(parts, studies)}."
+            f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points):{_each(parts, studies)}"
         )
     return lines
 
@@ -285,16 +296,17 @@ def room(comparisons: pd.DataFrame, studies: Mapping) -> list[str]:
     return [
         "Were Adv⁺ immune to PGD-40, its error there would be its clean error. From Adv that is "
         f"{per_cent(own.paper_room)} points in the paper, of which Adv⁺ reaches "
-        f"{per_cent(own.paper / own.paper_room, 0)} %. Here: {_each(parts, studies)}."
+        f"{per_cent(own.paper / own.paper_room, 0)} %: the paper's size. Here:"
+        f"{_each(parts, studies)}"
     ]
 
 
-def conclusion(judged: pd.DataFrame, studies: Mapping) -> list[str]:
+def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
     """What was found: every claim under its verdict, and in which studies (Markdown).
 
     Parameters
     ----------
-    judged, studies
+    comparisons, judged, studies
         As for `overview`.
     """
     default, mixed = VARIANTS
@@ -311,19 +323,36 @@ def conclusion(judged: pd.DataFrame, studies: Mapping) -> list[str]:
             continue
         lines += [f"* *{verdict}*"] * bool(groups)
         for where, titles in sorted(groups.items(), key=lambda group: -len(group[0])):
-            named = ", ".join(studies[s].title for s in where)
-            named = "every study" if len(where) == len(studies) else named
-            lines.append(f"  * {named}: {'; '.join(titles)}.")
+            lines.append(f"  * {_named(where, studies)}: {'; '.join(titles)}.")
+    out = {}  # the studies whose intervals leave out the paper's size -> the claims
+    rows = _rows(comparisons, default)
+    for name, claim in CLAIMS.items():
+        where = tuple(s for s in studies if (s, name) in rows and size_excluded(rows[s, name]))
+        if where:
+            out.setdefault(where, []).append(_lower(claim.title))
+    if out:
+        lines.append(f"* *{EXCLUDED}*, whichever sign it has")
+        for where, titles in sorted(out.items(), key=lambda group: -len(group[0])):
+            lines.append(f"  * {_named(where, studies)}: {'; '.join(titles)}.")
     for study_id, study in studies.items():
         known = by_claim[mixed].unstack()[study_id]
         moved = [
             f"{_lower(CLAIMS[name].title)} (*{known[name]}*)"
             for name in CLAIMS
-            if known[name] not in (ABSENT, by_claim[default, name, study_id])
+            if known[name] != ABSENT
+            and _side(known[name]) != _side(by_claim[default, name, study_id])
         ]
         if (known != ABSENT).any():
             lines.append(f"* otherwise with {mixed}, {study.title}: {'; '.join(moved) or 'none'}.")
     return lines
+
+
+def _named(where: tuple[str, ...], studies: Mapping) -> str:
+    return (
+        "every study"
+        if len(where) == len(studies) > 1
+        else ", ".join(studies[s].title for s in where)
+    )
 
 
 def _rows(comparisons: pd.DataFrame, variant: str) -> dict[tuple[str, str], pd.DataFrame]:
@@ -336,11 +365,16 @@ def _verdict(judged: pd.DataFrame, study: str, claim: str, variant: str) -> str:
     return judged.set_index(["study", "claim", "variant"]).verdict[study, claim, variant]
 
 
+def _side(verdict: str) -> str:
+    """A verdict, whether of one training or of several."""
+    return {ALIKE: HOLDS, UNLIKE: FAILS}.get(verdict, verdict)
+
+
 def _each(parts: Mapping[str, str], studies: Mapping) -> str:
-    """One part a study, with its title if there are several."""
-    several = len(studies) > 1
-    named = [f"{studies[s].title}: {words}" if several else words for s, words in parts.items()]
-    return "; ".join(named) or "not measured here"
+    """One part a study, with its title and on a line of its own if there are several."""
+    if len(studies) == 1 or not parts:
+        return f" {next(iter(parts.values()), 'not measured here')}."
+    return "".join(f"\n  * {studies[s].title}: {words}." for s, words in parts.items())
 
 
 def _lower(title: str) -> str:
@@ -351,8 +385,14 @@ def _lower(title: str) -> str:
 def counted(found: pd.Series) -> str:
     """How many of these verdicts there are of each kind, in words."""
     n = {v: int((found == v).sum()) for v in VERDICTS}
-    words = f"{n[HOLDS]} {'holds' if n[HOLDS] == 1 else 'hold'} in sign"
-    words += f", {n[FAILS]} {'does' if n[FAILS] == 1 else 'do'} not hold"
+    if n[ALIKE] + n[UNLIKE] and not n[HOLDS] + n[FAILS]:
+        words = f"{n[ALIKE]} {'is' if n[ALIKE] == 1 else 'are'} as claimed in its one training"
+        words += f", {n[UNLIKE]} the other way"
+    else:
+        words = f"{n[HOLDS]} {'holds' if n[HOLDS] == 1 else 'hold'} in sign"
+        words += f", {n[FAILS]} {'does' if n[FAILS] == 1 else 'do'} not hold"
+        words += f", {n[ALIKE]} as claimed in one training" if n[ALIKE] else ""
+        words += f", {n[UNLIKE]} the other way in one training" if n[UNLIKE] else ""
     words += f", {n[OPEN]} {'is' if n[OPEN] == 1 else 'are'} not resolved"
     words += f", {n[CEILING]} cannot be tested (ceiling)" if n[CEILING] else ""
     known = f", {n[ABSENT]} {'was' if n[ABSENT] == 1 else 'were'} not measured"
@@ -379,7 +419,7 @@ def by_corruption(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
             ways = sign * sides(part), sign * sides(part, (n - m + 1, m))
             few = {13: "the thirteen that the claim is about", 75: "all 15 × 5 severities"}[n]
         else:
-            ways = ((part.low > 0) * 1 - (part.high < 0) * 1).to_numpy(), None
+            ways = sides(part), None
             few = "JPEG and pixelate, not judged"
         less, more = ([(way == end).sum() for way in ways if way is not None] for end in (-1, 1))
         row = {"study": study.title, "methods": f"{study.names[before]} → {study.names[after]}"}
@@ -399,7 +439,8 @@ def multiplicity(comparisons: pd.DataFrame, judged: pd.DataFrame) -> str:
     what = ["study", "of", "before", "after", "part", "severity"]
     intervals = len(known.assign(of=of).drop_duplicates(what))
     return (
-        f"The page gives {n} verdicts from {intervals} intervals, each at an uncorrected 95 %: if "
-        f"nothing differed at all, about {0.05 * intervals:.0f} of these intervals would leave out "
-        "zero."
+        f"The page gives {n} verdicts from {intervals} intervals over images, each at an "
+        "uncorrected 95 %. Were the networks of each comparison equally good on all images, about "
+        f"{0.05 * intervals:.0f} of them would leave out zero. Networks that differ by the chance "
+        "of training alone are not: theirs leave it out far more often, which is why seeds count."
     )

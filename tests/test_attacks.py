@@ -346,7 +346,7 @@ def test_in_train_mode_any_iterate_breaks_what_the_last_one_breaks(network):
     own = {"num_classes": 10, "batch_size": 32, "dtype": "float32"}
     broken = {}
     for success in ("any", "last"):
-        threat = ThreatModel(eps=0.1, steps=20, model_mode="train", success=success)
+        threat = ThreatModel(eps=0.08, steps=20, model_mode="train", success=success)
         # 97 = 3 * 32 + 1: a batch of one image has no statistics
         table = evaluate_attack(model, items(x, y)[:97], threat, **own)
         broken[success] = table.label != table.predicted_class
@@ -354,6 +354,28 @@ def test_in_train_mode_any_iterate_breaks_what_the_last_one_breaks(network):
     assert 0.3 < broken["last"].mean() < broken["any"].mean()
     again = evaluate_attack(model, items(x, y)[:97], threat, **own)
     assert again.equals(table)  # dropout too
+
+
+def test_in_train_mode_batches_mix_the_classes(network):
+    """Files come sorted by class: a batch of one class has statistics that no training saw."""
+    model, x, y = network
+    order = y.argsort(stable=True)
+    x, y, seen = x[order], y[order], []
+
+    def watch(module, inputs):
+        if module.training:
+            seen.append(inputs[0].detach().clone())
+
+    hook = model.register_forward_pre_hook(watch)
+    threat = ThreatModel(eps=0.0, model_mode="train")  # the images pass as they are
+    own = {"num_classes": 10, "batch_size": 32, "dtype": "float32"}
+    table = evaluate_attack(model, items(x, y), threat, **own)
+    hook.remove()
+    assert table.label.tolist() == y.tolist()  # in the order of the data set
+    assert len(seen) == -(-len(x) // 32)
+    for batch in seen:
+        place = torch.cdist(batch.flatten(1), x.flatten(1)).argmin(1)
+        assert y[place].unique().numel() >= 6
 
 
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
