@@ -244,9 +244,9 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
             where, rest = "label and logit alone differ", attack
         as_large = rest.low <= whole.value <= rest.high
         return (
-            f"{said}. In these networks, of one seed, only where {where} does the change lie beyond "
-            f"the chance of the images; the other interval {'allows' if as_large else 'excludes'} "
-            "one as large"
+            f"{said}. In these networks, of one seed, only where {where} does the change lie "
+            "beyond the chance of the images; the other interval "
+            f"{'allows' if as_large else 'excludes'} one as large"
         )
     return f"{said}. The images do not tell which of the two it comes with"
 
@@ -411,9 +411,9 @@ def findings(
     n = int(found.low.notna().sum())
     lines.append(
         f"Of {n} intervals over the images {len(clear) or 'none'} "
-        f"leave{'s' * (len(clear) < 2)} out zero. Were the networks of each pair equally good on all "
-        f"images, about {0.05 * n:.0f} would; but networks that differ by the chance of training "
-        "alone are not, and leave it out far more often. The next four lines count them."
+        f"leave{'s' * (len(clear) < 2)} out zero. Were the networks of each pair equally good on "
+        f"all images, about {0.05 * n:.0f} would; but networks that differ by the chance of "
+        "training alone are not, and leave it out far more often. The next four lines count them."
     )
     for (benchmark, statistic), words in IN_WORDS.items():
         rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]

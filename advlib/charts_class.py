@@ -106,7 +106,7 @@ def top_confusions(table: pd.DataFrame, by: Sequence[str], top: int = TOP) -> pd
 def extreme_change(
     before: pd.DataFrame, after: pd.DataFrame, *, gains: bool, n_resamples: int = 10_000
 ) -> dict:
-    """The class whose error changes most between two methods, and what its choice adds to that.
+    """The class whose error changes most between two methods, chosen among all of them.
 
     Parameters
     ----------
@@ -121,32 +121,14 @@ def extreme_change(
     dict
         label, before and after (errors), value, low, high (the change and its 95 % interval, as if
         the class had been named beforehand), q_value (of `metrics.class_changes`, which counts the
-        classes tested); half_label and half_value: the class chosen in this way on every second
-        image of each class, and its change on the others, which its choice did not see (None and
-        nan where every class has one image).
+        classes tested).
     """
-
-    def chosen(changes):
-        place = changes.difference.idxmin() if gains else changes.difference.idxmax()
-        return changes.loc[place]
-
-    row = chosen(metrics.class_changes(before, after))
+    changes = metrics.class_changes(before, after)
+    row = changes.loc[changes.difference.idxmin() if gains else changes.difference.idxmax()]
     own = [table[table.label == row.label] for table in (after, before)]
     interval = metrics.bootstrap(own[0], "error", own[1], n_resamples=n_resamples)
     found = {"label": int(row.label), "before": row.error, "after": row.error_other}
-    found |= {**interval._asdict(), "q_value": row.q_value}
-    ordered = before.sort_values(["label", "file_name"])
-    place = ordered.groupby("label").cumcount()
-    halves = [set(ordered.file_name[place % 2 == half]) for half in (0, 1)]
-    if not halves[1]:  # one image a class
-        return found | {"half_label": None, "half_value": np.nan}
-    seen, unseen = (
-        metrics.class_changes(*(t[t.file_name.isin(half)] for t in (before, after)))
-        for half in halves
-    )
-    label = int(chosen(seen[seen.label.isin(unseen.label)]).label)
-    value = unseen.set_index("label").difference[label]
-    return found | {"half_label": label, "half_value": value}
+    return found | {**interval._asdict(), "q_value": row.q_value}
 
 
 def class_explorer(

@@ -68,6 +68,19 @@ def with_spread(mean: float, sd: float, n_seeds: int | None = None) -> str:
     return per_cent(mean) + spread
 
 
+def in_each_seed(differences: Sequence[float]) -> str:
+    """Differences in points, one a training seed: "in the 3 seeds +0.30, +0.32, +0.38 points".
+
+    Where their signs differ, it ends with ": the sign is not settled". Empty for one seed.
+    """
+    values = np.asarray(differences, float)
+    if len(values) < 2:
+        return ""
+    said = f"in the {len(values)} seeds {', '.join(per_cent(v, sign='+') for v in values)} points"
+    torn = values.min() < 0 < values.max()
+    return said + ": the sign is not settled" * bool(torn)
+
+
 def seeds_words(n_seeds: int, table: str) -> str:
     """What stands before a `seeds_table` with this label, or, with one seed, in its place."""
     if n_seeds == 1:

@@ -15,7 +15,7 @@ import yaml
 from advlib import annotations, charts_verdict, claims, metrics, verdict
 from advlib import tables as tables_module
 from advlib.predictions import write_predictions
-from advlib.seeds import over_seeds, seeds_table, t_interval, with_spread
+from advlib.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
 from advlib.study import ROOT, load_study
 
 PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
@@ -558,6 +558,13 @@ def test_spread_over_seeds_by_hand():
     )
     with pytest.raises(ValueError, match="several rows for one seed"):
         over_seeds(pd.concat([rows, rows.tail(1)]), ["method"])
+
+
+def test_differences_of_each_seed_in_words():
+    assert in_each_seed([0.003, 0.0032]) == "in the 2 seeds +0.30, +0.32 points"
+    torn = in_each_seed([0.0103, -0.0178, -0.0023])
+    assert torn == "in the 3 seeds +1.03, −1.78, −0.23 points: the sign is not settled"
+    assert in_each_seed([0.01]) == ""
 
 
 def test_seeds_table_keeps_the_order_and_leaves_out_other_figures():

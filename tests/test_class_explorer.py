@@ -194,10 +194,10 @@ def test_error_under_corruption_counts_an_image_once():
     assert (never.error == 0).all() and never[["low", "high"]].isna().all(axis=None)
 
 
-def test_the_extreme_class_is_measured_again_on_images_that_did_not_choose_it():
-    """Two methods of equal quality: the choice makes a change that the other half does not show."""
+def test_the_extreme_class_and_what_its_choice_makes_of_chance():
+    """Two methods of equal quality: some class always changes much, and its q value says so."""
     rng = np.random.default_rng(0)
-    chosen, again = [], []
+    chosen, beyond = [], []
     label = np.repeat(np.arange(50), 20)
     for _ in range(20):
         before, after = (
@@ -211,14 +211,14 @@ def test_the_extreme_class_is_measured_again_on_images_that_did_not_choose_it():
         assert found["value"] == pytest.approx((errors[1] - errors[0]).min())
         assert found["low"] <= found["value"] <= found["high"]
         chosen.append(found["value"])
-        again.append(found["half_value"])
-    assert np.mean(chosen) < -0.25 and abs(np.mean(again)) < 0.1
+        beyond.append(found["q_value"] < 0.05)
+    assert np.mean(chosen) < -0.25 and np.mean(beyond) <= 0.1
 
 
-def test_one_image_a_class_has_no_other_half():
+def test_the_extreme_class_of_single_images():
     before = pd.DataFrame({"file_name": list("abc"), "label": [0, 1, 2], "predicted_class": 0})
     found = extreme_change(before, before.assign(predicted_class=[0, 1, 1]), gains=True)
-    assert (found["label"], found["value"], found["half_label"]) == (1, -1.0, None)
+    assert (found["label"], found["value"], found["before"], found["after"]) == (1, -1.0, 1.0, 0.0)
 
 
 def test_classes_of_one_name_are_told_apart():

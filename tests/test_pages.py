@@ -327,9 +327,8 @@ def test_the_answer_follows_the_intervals(found, opening):
         assert cell.startswith("lower: −" if robust[2] < 0 else "no clear change: 0.10 [−0.40,"), (
             name
         )
-        assert cell.endswith("size is excluded") == (
-            not excluded
-        )  # of the PGD-40 error it always is
+        # Of the PGD-40 error it always is; where both are, the opening says it.
+        assert cell.endswith("size is excluded") == (not excluded)
 
 
 def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
