@@ -112,7 +112,7 @@ TESTS: dict[str, Test] = {
         "Are there gradients?",
         "no image stands whose gradient is zero or not finite",
         "AutoAttack's check_zero_gradients and Pintor et al. 2022 warn at one image; alarm ours",
-        ("croce2020", "pintor2022"),
+        ("autoattack_code", "pintor2022"),
         tolerance=0.0,
         alarm=0.02,
     ),
@@ -120,7 +120,7 @@ TESTS: dict[str, Test] = {
         "Does the network answer twice the same?",
         "the normalised logits change by at most 0.0001",
         "AutoAttack's check_randomized; Athalye et al. 2018",
-        ("croce2020", "athalye2018"),
+        ("autoattack_code", "athalye2018"),
         tolerance=1e-4,
         alarm=1e-4,
     ),
@@ -128,7 +128,7 @@ TESTS: dict[str, Test] = {
         "Are the outputs logits?",
         "they are no probability distribution",
         "AutoAttack's check_range_output",
-        ("croce2020",),
+        ("autoattack_code",),
         tolerance=0.0,
         alarm=0.0,
     ),
@@ -157,7 +157,7 @@ TESTS: dict[str, Test] = {
         "Does the attack without gradients add nothing?",
         "Square breaks nothing that the white-box attacks leave",
         "AutoAttack's check_square_sr (0.2 points); Uesato et al. 2018; alarm ours",
-        ("croce2020", "andriushchenko2020", "uesato2018"),
+        ("autoattack_code", "andriushchenko2020", "uesato2018"),
         **WEAKER,
     ),
 }
@@ -291,7 +291,8 @@ def paired_changes(
     -------
     DataFrame
         before, after, attack ("PGD-40", "AutoAttack", "AutoAttack alone"), value, low, high
-        (fractions). Without the attack's condition there is no row.
+        (fractions), p_value (McNemar's exact test of the images that differ, which are few: the
+        interval is too narrow for them). Without the attack's condition there is no row.
     """
     wrong = {}
     for method, part in table.groupby("method", sort=False, observed=True):
@@ -307,8 +308,12 @@ def paired_changes(
             ends = [wrong.get((method, attack)) for method in (after, before)]
             if all(end is not None for end in ends):
                 change = metrics.bootstrap(ends[0], "error", ends[1], n_resamples=n_resamples)
-                rows.append((before, after, attack, *change))
-    return pd.DataFrame(rows, columns=["before", "after", "attack", "value", "low", "high"])
+                right = [end.set_index("file_name").multilabel_correct for end in ends]
+                more, fewer = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+                p_value = stats.binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+                rows.append((before, after, attack, *change, p_value))
+    columns = ["before", "after", "attack", "value", "low", "high", "p_value"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:

@@ -270,6 +270,12 @@ def test_networks_are_compared_image_by_image():
     wanted = {"PGD-40": 0.02, "AutoAttack": -0.08, "AutoAttack alone": -0.036}
     assert found.value.to_dict() == pytest.approx(wanted)
     assert found.high["AutoAttack alone"] < 0
+    assert found.p_value["AutoAttack alone"] == pytest.approx(2 * 0.5**18)  # all 18 on one side
+    few = {"adv": made_up(square=209)[0], "adv_plus": made_up(square=202)[0]}
+    few = [part.assign(method=method) for method, part in few.items()]
+    few = pd.concat([few[0], few[1].iloc[::-1]], ignore_index=True)
+    few = battery_verdicts.paired_changes(few, [("adv", "adv_plus")], 400).set_index("attack")
+    assert few.p_value["AutoAttack alone"] == pytest.approx(2 * 0.5**7)
     assert 0.005 < found.low["PGD-40"] < 0.02 < found.high["PGD-40"] < 0.035
     plain = table[table.attack != "square"]
     assert len(battery_verdicts.paired_changes(plain, [("adv", "adv_plus")], 50)) == 1
