@@ -300,7 +300,7 @@ def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
         return f"{reason}; factors measured on pixels are no stand-in for them"
     ablated = {comparison.before, comparison.after} - set(study.methods)
     if ablated and claim.benchmark not in ("clean", "pgd40"):
-        return "ablations are evaluated on clean images and under PGD-40 alone"
+        return "ablations are evaluated on clean and attacked images alone"
     return ""
 
 

@@ -30,6 +30,7 @@ NETWORKS = {  # of results/plan/networks.csv: name, and px of the image
     "vit_b_16": 224,
     "cifar_resnet20": 32,
     "cifar_resnet8_w32": 32,
+    "cifar_resnet8_w32_s2": 32,
 }
 
 
@@ -359,5 +360,8 @@ def save(table: pd.DataFrame, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    found = [{"network": n, "image_size": s} | network_cost(n, s) for n, s in NETWORKS.items()]
+    found = [
+        {"network": n, "image_size": s} | network_cost(n, s, num_classes=1000 if s == 224 else 10)
+        for n, s in NETWORKS.items()
+    ]
     print(save(pd.DataFrame(found), ROOT / "results/plan/networks.csv"))

@@ -476,7 +476,7 @@ def test_the_mixed_pair_may_be_an_ablation_of_the_first_seed(tmp_path, monkeypat
     clean = verdict_of(found, "clean", "mixed batches")
     assert clean.verdict == claims.ALIKE and clean.why.endswith("; one seed")
     mce = verdict_of(found, "mce", "mixed batches")
-    assert mce.verdict == claims.ABSENT and "under PGD-40 alone" in mce.why
+    assert mce.verdict == claims.ABSENT and "attacked images alone" in mce.why
     (study.runs / "predictions/pgd40/adv_plus_delta_0.3-seed0.parquet").unlink()  # half an audit
     assert not any(method in mixed for _, method, _ in claims.read_evidence(study, "fresh")[0])
 
