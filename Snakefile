@@ -773,7 +773,12 @@ rule toc:
 rule book:
     input:
         toc="_build/toc.yml",
-        pages=[*Path("book").glob("*.md"), "book/references.bib", "CHANGELOG.md"],
+        pages=[
+            *Path("book").glob("*.md"),
+            *Path("book/reference").glob("*.md"),
+            "book/references.bib",
+            "CHANGELOG.md",
+        ],
         code=[*Path("advlib").glob("*.py"), *Path("book/_ext").glob("*.py")],
         config=["_config.yml", *Path("book/_static").glob("*")],
     output:

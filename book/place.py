@@ -262,7 +262,7 @@ def expand_toc(
                 entries += _study_entries(generated_dir, entry["glob"], studies)
             else:
                 entries.append(entry)
-                pages.append(entry["file"])
+                pages += [page["file"] for page in (entry, *entry.get("sections", []))]
         part["chapters"] = entries
     toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
 

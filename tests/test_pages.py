@@ -399,7 +399,8 @@ def test_the_cover_picture_and_its_words(n_classes):
 
 def prose():
     """The text of each page and chapter: Markdown of pages and notebooks, captions included."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "book").glob("*.md")}
+    texts = [path for folder in ("book", "book/reference") for path in (ROOT / folder).glob("*.md")]
+    texts = {str(path.relative_to(ROOT / "book")): path.read_text("utf-8") for path in texts}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, 4).cells
         parts = [c.source for c in cells if c.cell_type == "markdown"]
@@ -477,10 +478,12 @@ def test_no_caption_of_a_study_is_fixed_to_one_seed():
 
 def test_the_contents_hold_each_kind_of_page_once():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    files = [e.get("file") for part in toc["parts"] for e in part["chapters"]]
+    chapters = [entry for part in toc["parts"] for entry in part["chapters"]]
+    files = [page.get("file") for e in chapters for page in (e, *e.get("sections", []))]
     named = [name for name in files if name]
     assert len(set(named)) == len(named)
-    pages_there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+    pages_there = [p for folder in ("book", "book/reference") for p in (ROOT / folder).glob("*.md")]
+    pages_there = {str(path.relative_to(ROOT).with_suffix("")) for path in pages_there}
     assert pages_there == {name for name in named if "generated" not in name}
     assert toc["root"] == "book/generated/index"
 
