@@ -212,7 +212,7 @@ def answer(
     judged: pd.DataFrame,
     studies: Mapping[str, Study],
     classes: Mapping[str, pd.DataFrame],
-) -> tuple[str, pd.DataFrame, list[str]]:
+) -> tuple[str, pd.DataFrame, str, list[str]]:
     """Does the paper's headline hold here? An opening, the figures, and which classes pay.
 
     Parameters
@@ -226,8 +226,9 @@ def answer(
 
     Returns
     -------
-    (str, DataFrame, list of str)
-        The figures are text: one row for the paper and one a study, a column for each headline.
+    (str, DataFrame, str, list of str)
+        The figures are text: one row for the paper and one a study, a column for each headline. The
+        second sentence is about the other reading, mixed batches; empty where it was not asked.
     """
     default, mixed = claims.VARIANTS
     rows = comparisons[comparisons.claim.isin([*claims.HEADLINES, "widens_clean"])]
@@ -236,7 +237,7 @@ def answer(
     asked = rows[rows.claim == "pgd40"].set_index("study")
     if asked.empty:
         said = "No study here attacks both Adv and Adv⁺, so it was not measured."
-        return said, pd.DataFrame(), []
+        return said, pd.DataFrame(), "", []
     held = [verdict[s, c] in _AS_CLAIMED for s in asked.index for c in claims.HEADLINES]
     several = len(asked) > 1
     sets = len({studies[name].dataset for name in asked.index})
@@ -250,7 +251,7 @@ def answer(
         opening = "Not found here" + f", in {either} of {len(asked)} studies{sets}" * several
     known = rows[rows.claim.isin(claims.HEADLINES)].groupby("study", sort=False)
     sizes = [all(claims.size_excluded(r) for _, r in own.groupby("claim")) for _, own in known]
-    opening += f", with {default}"
+    opening += f", with {default}, every image attacked"
     if all(sizes):
         opening += f"; {EXCLUDED}" + " everywhere" * several
     by_claim = rows.set_index(["study", "claim"])
@@ -268,7 +269,7 @@ def answer(
     told = [s for s in widened if widened[s] == claims.HOLDS]
     told = told or [s for s in widened if widened[s] == claims.ALIKE]
     hurt = [_unequal(studies[s], classes[s]) for s in told]
-    return f"{opening}. {_other_reading(comparisons, judged, studies, mixed)}".strip(), table, hurt
+    return f"{opening}.", table, _other_reading(comparisons, judged, studies, mixed), hurt
 
 
 _AS_CLAIMED = (claims.HOLDS, claims.ALIKE)
@@ -299,7 +300,7 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
         parts.append(f"{title[0].lower()}{title[1:]} {', '.join(said)}")
     n = rows.study.nunique()
     asked = f" (asked in {n} {'study' if n == 1 else 'studies'})"
-    return f"With {variant}, the other reading{asked}, {'; '.join(parts)}."
+    return f"With {variant}, clean images beside the attacked{asked}, {'; '.join(parts)}."
 
 
 def _moved(rows: pd.DataFrame, tell_size: bool) -> str:

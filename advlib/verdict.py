@@ -244,17 +244,10 @@ def findings(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) 
     comparisons, judged, studies
         As for `overview`.
     """
-    default, mixed = VARIANTS
-    totals = {}
-    for variant in VARIANTS:
-        by_study = judged[judged.variant == variant].groupby("study", sort=False).verdict
-        found = {s: counted(part) for s, part in by_study if (part != ABSENT).any()}
-        totals[variant] = _each(found, studies)
-    robust, *others = headlines(comparisons, judged, studies)
-    return [robust, *room(comparisons, studies), *others] + [
-        f"Of {len(CLAIMS)} claims:{totals[default]}",
-        f"With clean images in every batch, the other reading:{totals[mixed]}",
-    ]
+    by_study = judged[judged.variant == next(iter(VARIANTS))].groupby("study", sort=False).verdict
+    found = {study: counted(part) for study, part in by_study if (part != ABSENT).any()}
+    totals = f"Of {len(CLAIMS)} claims:{_each(found, studies)}"
+    return [*headlines(comparisons, judged, studies), totals]
 
 
 def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:
@@ -278,8 +271,8 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
     return lines
 
 
-def room(comparisons: pd.DataFrame, studies: Mapping) -> list[str]:
-    """How far the PGD-40 error could fall at most, and how much of it Adv⁺ reaches: one sentence.
+def room(comparisons: pd.DataFrame, studies: Mapping) -> str:
+    """How far the PGD-40 error could fall at most, and how much of it Adv⁺ reaches.
 
     Empty where no study has both errors, or where PGD-40 costs Adv nothing.
     """
@@ -291,14 +284,14 @@ def room(comparisons: pd.DataFrame, studies: Mapping) -> list[str]:
         for row in rows[rows.room < 0].itertuples()
     }
     if not parts:
-        return []
+        return ""
     own = rows.iloc[0]
-    return [
+    return (
         "Were Adv⁺ immune to PGD-40, its error there would be its clean error. From Adv that is "
         f"{per_cent(own.paper_room)} points in the paper, of which Adv⁺ reaches "
-        f"{per_cent(own.paper / own.paper_room, 0)} %: the paper's size. Here:"
+        f"{per_cent(own.paper / own.paper_room, 0)} %: the paper's size. Here:\n"
         f"{_each(parts, studies)}"
-    ]
+    )
 
 
 def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping) -> list[str]:

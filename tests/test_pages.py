@@ -316,10 +316,10 @@ TORN = (0.0, -0.02, 0.02)
     ],
 )
 def test_the_answer_follows_the_intervals(found, opening):
-    said, figures, hurt = overview.answer(*asked(**found))
+    said, figures, _, hurt = overview.answer(*asked(**found))
     excluded = all(sd == OPEN for _, sd in found.values())
     tail = "; an effect of the paper's size is excluded" + " everywhere" * (len(found) > 1)
-    assert said == f"{opening}, with adversarial batches{tail * excluded}."
+    assert said == f"{opening}, with adversarial batches, every image attacked{tail * excluded}."
     assert len(hurt) == len(found)
     rows = figures.set_index("study")["The error under PGD-40"]
     assert rows.pop("the paper, on ImageNet") == "−37.62"
@@ -332,7 +332,7 @@ def test_the_answer_follows_the_intervals(found, opening):
 
 
 def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
-    _, figures, (hurt,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
+    _, figures, _, (hurt,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
     row = figures.iloc[1]
     assert row.study == "[Title a](a/index.md)" and row.seeds == 3
     assert row["The error under PGD-40"].startswith("no clear change: 0.10 [−0.40,")
@@ -344,24 +344,24 @@ def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
     )
     comparisons, judged, *others = asked(a=(OPEN, LOWER))
     judged.loc[judged.claim == "widens_clean", "verdict"] = claims.OPEN
-    assert overview.answer(comparisons, judged, *others)[2] == []
+    assert overview.answer(comparisons, judged, *others)[3] == []
 
 
 def test_the_answer_tells_where_the_other_reading_holds():
     comparisons, judged, *others = asked(a=(OPEN, OPEN), b=(OPEN, LOWER))
     mixed = {"variant": "mixed batches"}
     both = [pd.concat([table, table.assign(**mixed)]) for table in (comparisons, judged)]
-    said, _, _ = overview.answer(*both, *others)
-    assert said.endswith(
-        "With mixed batches, the other reading (asked in 2 studies), the error under PGD-40 "
-        "neither falls nor rises clearly; the class-wise SD on clean images falls on Title b "
+    _, _, said, _ = overview.answer(*both, *others)
+    assert said == (
+        "With mixed batches, clean images beside the attacked (asked in 2 studies), the error "
+        "under PGD-40 neither falls nor rises clearly; the class-wise SD on clean images falls on Title b "
         "(−2.00 [−3.00,\u00a0−1.00] points, one seed), does neither clearly on the other."
     )
 
 
 def test_without_both_methods_there_is_no_answer():
     comparisons, *others = asked(a=(OPEN, OPEN))
-    said, figures, hurt = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
+    said, figures, _, hurt = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
     assert said.startswith("No study here attacks both Adv and Adv⁺")
     assert figures.empty and hurt == []
 
