@@ -138,9 +138,7 @@ def overview(
                 lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**{one}"]
                 lines.append(measured_words(part, study.names | study.ablation_names))
             if (share := share_words(part, found)) != "–":
-                lines.append(f"share {share}")
-            if found != ABSENT and size_excluded(part):
-                lines.append(f"*{EXCLUDED}*")
+                lines.append(f"share {share}" + ", *100 % excluded*" * size_excluded(part))
             if more := beside.get((study_id, name)):
                 lines.append(more)
             row[study.title] = "<br>".join(lines)

@@ -354,7 +354,8 @@ def test_the_answer_tells_where_the_other_reading_holds():
     _, _, said, _ = overview.answer(*both, *others)
     assert said == (
         "With mixed batches, clean images beside the attacked (asked in 2 studies), the error "
-        "under PGD-40 neither falls nor rises clearly; the class-wise SD on clean images falls on Title b "
+        "under PGD-40 neither falls nor rises clearly; the class-wise SD on clean images falls on "
+        "Title b "
         "(−2.00 [−3.00,\u00a0−1.00] points, one seed), does neither clearly on the other."
     )
 
