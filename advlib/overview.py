@@ -256,13 +256,13 @@ def answer(
         opening += f"; {EXCLUDED}" + " everywhere" * several
     by_claim = rows.set_index(["study", "claim"])
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
-    figures = [{"study": "the paper, on ImageNet", "seeds": "–", **theirs}]
+    figures = [{"study": "the paper, on ImageNet", **theirs}]
     for name in asked.index:
         ours = {
             c: _moved(by_claim.loc[[(name, c)]], tell_size=not all(sizes)) for c in claims.HEADLINES
         }
         title = f"[{studies[name].title}]({name}/index.md)"
-        figures.append({"study": title, "seeds": len(studies[name].seeds), **ours})
+        figures.append({"study": title, **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
     # What one training shows is told only where no study has several.
     widened = {s: verdict[s, "widens_clean"] for s in asked.index}
@@ -307,8 +307,10 @@ def _moved(rows: pd.DataFrame, tell_size: bool) -> str:
     """One comparison as a verb, by all its intervals, with its figures."""
     side = int(claims.sides(rows)[0] * rows["sign"].iloc[0])
     verb = {-1: "lower", 0: "no clear change", 1: "higher"}[side]
-    out = f"<br>{EXCLUDED}" * (tell_size and claims.size_excluded(rows))
-    return f"{verb}: {in_points(next(rows.itertuples())).replace('; ', '<br>')}{out}"
+    row = next(rows.itertuples())
+    out = "" if row.n_seeds > 1 else "<br>one seed"
+    out += f"<br>{EXCLUDED}" * (tell_size and claims.size_excluded(rows))
+    return f"{verb}: {in_points(row).replace('; ', '<br>')}{out}"
 
 
 def _unequal(study: Study, errors: pd.DataFrame) -> str:
