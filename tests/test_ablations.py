@@ -332,7 +332,10 @@ def test_the_chapter_on_classes_says_whether_the_gaps_narrow(tmp_path):
         if "classes are few" in str(output.get("data", {}).get("text/markdown"))
     ]
     clean, robust = text.splitlines()[:2]
-    assert clean.startswith("* Clean: Adv⁺ − Adv −") and ", narrower; " in clean
+    assert (
+        clean.startswith("* Clean: Adv⁺ − Adv −")
+        and ", narrower (seed 0); in the 2 seeds −" in clean
+    )
     assert clean.endswith("Std errs on 100.00 % of the images: no spread to compare.")
     assert "− Std" not in clean and robust.startswith("* PGD-40: Adv − Std ")
     assert robust.count("no clear change") == 3

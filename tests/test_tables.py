@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -458,7 +459,11 @@ def test_the_corruptions_count_the_signs_of_all_seeds(tiny_study, table, tmp_pat
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    assert "mCE from 100.00 to 10.00 % in seed 0. Of the 15 intervals 15 lie below zero (" in page
+    said = re.search(
+        r"mCE from 100.00 to 10.00 % in seed 0; in the 2 seeds (\S+), \S+ points", page
+    )
+    assert said[1] == "−90.00"
+    assert "points. Of the 15 intervals 15 lie below zero (" in page
     assert (
         "none lies above zero; 10 of these 15 differences have the same sign in all 2 seeds."
         in page
