@@ -257,6 +257,12 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
         (`published_expected`). Differences are fractions, those of error ratios plain numbers.
     """
     rows = []
+    # By condition at once, since there are 75 that are asked for one by one.
+    errors = {
+        key: metrics.error(table, ["corruption", "severity"])
+        for key, table in tables.items()
+        if key[0] == "corruptions"
+    }
     for variant, names in VARIANTS.items():
         for name, claim in CLAIMS.items():
             for asked in claim.comparisons:
@@ -271,7 +277,7 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row["paper_room"] = published_room(paper, claim, asked)
                 row["absent"] = _absent(study, tables, claim, here)
                 if not row["absent"]:
-                    row |= _measure(study, tables, claim, here)
+                    row |= _measure(study, tables, errors, claim, here)
                     left = row.get("room", np.nan)
                     row["expected"] = published_expected(paper, claim, asked, left)
                 rows.append(row)
@@ -304,8 +310,11 @@ def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
     return ""
 
 
-def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
-    """A comparison's figures: of all seeds' networks together, and how far these agree."""
+def _measure(study, tables, errors, claim: Claim, comparison: Comparison) -> dict:
+    """A comparison's figures: of all seeds' networks together, and how far these agree.
+
+    errors: of the corruptions' tables, by condition.
+    """
     pair = comparison.before, comparison.after
     ablated = not set(pair) <= set(study.methods)
     seeds = study.seeds[:1] if ablated else study.seeds
@@ -313,7 +322,11 @@ def _measure(study, tables, claim: Claim, comparison: Comparison) -> dict:
     found = _difference(claim, comparison, before, after, study.n_resamples)
     if np.isnan(found["value"]):
         return {"absent": "no value: too few images for it"}
-    ends = ([_statistic(claim, comparison, table) for table in side] for side in (before, after))
+    if comparison.part and claim.statistic == "error":
+        found_in = [[errors[claim.benchmark, m, seed] for seed in seeds] for m in pair]
+        ends = ([_chosen(comparison, cells).error.mean() for cells in side] for side in found_in)
+    else:
+        ends = ([_statistic(claim, comparison, t) for t in side] for side in (before, after))
     single = [there - here for here, there in zip(*ends, strict=True)]
     found |= {"sd": np.std(single, ddof=1) if len(seeds) > 1 else np.nan, "n_seeds": len(seeds)}
     found |= {"n_agree": sum(np.sign(value) == comparison.sign for value in single)}
@@ -340,13 +353,11 @@ def _statistic(claim: Claim, comparison: Comparison, table: pd.DataFrame) -> flo
         return metrics.class_summary(table)["sd_noise_corrected"]
     if claim.benchmark == "corruptions" and not comparison.part:
         return metrics.mean_corruption_error(table)
-    if comparison.part:
-        return metrics.error(_chosen(comparison, table), by="severity").error.mean()
     return metrics.error(table)
 
 
 def _chosen(comparison: Comparison, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the corruption and the severity that a comparison is about."""
+    """The rows, of images or conditions, of a comparison's corruption and severity."""
     if comparison.part:
         table = table[table.corruption == comparison.part]
     return table[table.severity == comparison.severity] if comparison.severity else table
