@@ -168,6 +168,12 @@ def tables_of(study_id, chapter=None):
     return list(table_paths(study, folder))
 
 
+EVERY_TABLE = [
+    *[tables_of(name) for name in SHOWN],
+    *[tables_of(name, chapter) for name in FILES for chapter in AUDIT if source_of(name, chapter)],
+]
+
+
 def whole_of(study_id, chapter):
     """PGD-40's tables of all images, which pages about some of the images name beside theirs."""
     source = source_of(study_id)
@@ -639,7 +645,7 @@ rule study_index:
     input:
         notebook="notebooks/study_index.ipynb",
         chapters=expand("_build/studies/{study}/average_error.ipynb", study=SHOWN),
-        tables=[tables_of(name) for name in SHOWN],
+        tables=EVERY_TABLE,
         files=list(FILES.values()),
         code=["book/place.py", "advlib/overview.py"],
     output:
@@ -662,7 +668,7 @@ rule study_index:
 rule not_run:
     input:
         notebook="notebooks/not_run.ipynb",
-        tables=[tables_of(name) for name in SHOWN],
+        tables=EVERY_TABLE,
         files=list(FILES.values()),
         code=["book/place.py", "jobs.py", "advlib/overview.py"],
     output:

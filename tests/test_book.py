@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -287,3 +288,14 @@ def test_the_reference_is_made_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_foot_of_a_page_has_the_day_of_the_newest_table(tmp_path):
+    for name, date in (("index", "2021-05-04"), ("toy/ledger", "2021-06-01"), ("cost", "")):
+        page = nbformat.v4.new_notebook(metadata={"advbook": {"title": name, "date": date}})
+        path = tmp_path / "book/generated" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(page, path)
+    context = {"pathto": lambda page: f"{page}.html"}
+    advbook.stamp(SimpleNamespace(srcdir=tmp_path), "index", "page.html", context, None)
+    assert ", results of 2021-06-01 " in context["theme_extra_footer"]

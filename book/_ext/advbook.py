@@ -11,6 +11,7 @@
 * autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
 """
 
+import functools
 import html
 import itertools
 import json
@@ -166,12 +167,17 @@ def mark_words(table: re.Match) -> str:
     return row_of.sub(marked, table[0])
 
 
+@functools.cache
+def _newest(root: Path) -> str:
+    """The day of the newest table that a page of the book was made from, "" if none says it."""
+    placed = root.glob("book/generated/**/*.ipynb")
+    notebooks = [json.loads(path.read_text(encoding="utf-8")) for path in placed]
+    return max((n["metadata"].get("advbook", {}).get("date", "") for n in notebooks), default="")
+
+
 def stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Put version and date under the page: those of the results, never today's."""
-    cover = Path(app.srcdir) / f"{app.config.root_doc}.ipynb"
-    date = ""
-    if cover.is_file():
-        date = json.loads(cover.read_text(encoding="utf-8"))["metadata"]["advbook"]["date"]
+    date = _newest(Path(app.srcdir))
     results = f", results of {date}" if date else ""
     changelog = context["pathto"]("book/changelog")
     context["theme_extra_footer"] = (
