@@ -70,7 +70,7 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
             title="GPU",
             sort=gpus,
             scale=alt.Scale(domain=gpus, range=OTHER_COLOURS),
-            legend=alt.Legend(orient="top", columns=3, symbolType="stroke", symbolStrokeWidth=3),
+            legend=alt.Legend(orient="top", columns=2, symbolType="stroke", symbolStrokeWidth=3),
         ),
         opacity=alt.condition(pick, alt.value(1), alt.value(0.12)),
         tooltip=[

@@ -119,17 +119,17 @@ def headline(study: Study, errors: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, method, seeds ("seed 0", or "mean ± SD of 3 seeds"), and a column a benchmark.
+        study, method, seeds ("0" with an interval, or "0, 1, 2" with mean ± SD), and a column a benchmark.
     """
     known = [name for name in HEADLINE if name in study.benchmarks]
     errors = errors[errors.benchmark.isin(known)]
     one = errors[errors.seed == study.seeds[0]]
-    one = one.assign(seeds=f"seed {study.seeds[0]}", cell=one.apply(in_per_cent, axis=1))
+    one = one.assign(seeds=str(study.seeds[0]), cell=one.apply(in_per_cent, axis=1))
     parts = [one]
     if len(study.seeds) > 1:
         many = over_seeds(errors, ["method", "benchmark"])
         cells = [with_spread(*pair) for pair in zip(many["mean"], many["sd"], strict=True)]
-        parts.append(many.assign(cell=cells, seeds=f"mean ± SD of {len(study.seeds)} seeds"))
+        parts.append(many.assign(cell=cells, seeds=", ".join(map(str, study.seeds))))
     rows = []
     for method, name in study.names.items():
         for part in parts:
