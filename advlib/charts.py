@@ -108,6 +108,18 @@ def side_by_side(chart: alt.Chart, columns: int = 2) -> alt.Chart:
     )
 
 
+def names_above(half: float) -> alt.Axis:
+    """An axis of names that stand above their marks, so that a telephone has room for both.
+
+    Parameters
+    ----------
+    half : float
+        From the middle of a name's marks to their upper edge, in px.
+    """
+    place = {"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -half - 2}
+    return alt.Axis(**place, labelPadding=-4, labelLimit=320, ticks=False, zindex=1)
+
+
 def drop_down(field: str, options: list[str], first: str | None = None) -> alt.Parameter:
     """Choose one value of a column below the chart: to begin with `first`, if it is there."""
     return alt.selection_point(

@@ -10,6 +10,8 @@ from advlib.charts import (
     POINTS,
     ink_on_viridis,
     method_order,
+    names_above,
+    side_by_side,
 )
 
 WIDE_LABELS = alt.Axis(labelLimit=280)
@@ -113,7 +115,13 @@ def gap_intervals(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
     counted = table.success.drop_duplicates().tolist()
     legend = alt.Legend(orient="top", labelLimit=280)
     base = alt.Chart(table).encode(
-        y=alt.Y("method:N", sort=order, title=None, axis=WIDE_LABELS),
+        y=alt.Y(
+            "method:N",
+            sort=order,
+            title=None,
+            scale=alt.Scale(paddingInner=0.4),
+            axis=names_above(12 * len(counted) / 2),
+        ),
         yOffset=alt.YOffset("success:N"),
         color=alt.Color(
             "success:N",
@@ -144,8 +152,9 @@ def gap_intervals(table: pd.DataFrame, panels: list[str]) -> alt.Chart:
             legend=legend,
         ),
     )
-    chart = (zero + rules + points).properties(width=210, height=alt.Step(12))
-    return chart.facet(alt.Facet("panel:N", title=None, sort=panels), columns=2)
+    chart = (zero + rules + points).properties(width=310, height=alt.Step(12))
+    chart = chart.facet(alt.Facet("panel:N", title=None, sort=panels), columns=1)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"))
 
 
 def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:

@@ -9,6 +9,7 @@ from advlib.charts import (
     METHOD_COLOURS,
     POINTS,
     method_colour,
+    names_above,
     side_by_side,
 )
 
@@ -31,16 +32,13 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
     # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
     scale = alt.Scale(type="symlog", constant=0.01)
     title = "Change (points)"
-    # An effect's name stands above its marks, so that a telephone has room for both.
-    above = {"labelAlign": "left", "labelPadding": -4, "labelLimit": 320, "ticks": False}
-    above |= {"labelBaseline": "bottom", "labelOffset": -13 * len(series) / 2 - 2, "zindex": 1}
     base = alt.Chart(table).encode(
         y=alt.Y(
             "effect:N",
             sort=order,
             title=None,
             scale=alt.Scale(paddingInner=0.4),
-            axis=alt.Axis(**above),
+            axis=names_above(13 * len(series) / 2),
         ),
         yOffset=alt.YOffset("series:N", sort=series),
         color=alt.Color(
@@ -127,7 +125,7 @@ def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
     measures = table.measure.drop_duplicates().tolist()
     clear = "datum.low > 0 || datum.high < 0"
     base = alt.Chart(table).encode(
-        y=alt.Y("comparison:N", sort=names, title=None, axis=alt.Axis(labelLimit=420)),
+        y=alt.Y("comparison:N", sort=names, title=None, axis=names_above(4)),
         color=alt.condition(clear, *map(alt.value, CLEAR)),
         tooltip=[
             alt.Tooltip("comparison:N", title="Comparison"),
@@ -145,5 +143,6 @@ def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
             "value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, tickCount=5, tickMinStep=0.01)
         )
     )
-    chart = (zero + rules + points).properties(width=165, height=alt.Step(16))
-    return chart.facet(alt.Facet("measure:N", title=None, sort=measures), columns=2)
+    chart = (zero + rules + points).properties(width=310, height=alt.Step(26))
+    chart = chart.facet(alt.Facet("measure:N", title=None, sort=measures), columns=1)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"))

@@ -119,7 +119,8 @@ def headline(study: Study, errors: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, method, seeds ("0" with an interval, or "0, 1, 2" with mean ± SD), and a column a benchmark.
+        study, method, seeds ("0" with an interval, or "0, 1, 2" with mean ± SD), and a column a
+        benchmark.
     """
     known = [name for name in HEADLINE if name in study.benchmarks]
     errors = errors[errors.benchmark.isin(known)]
