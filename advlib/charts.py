@@ -117,7 +117,7 @@ def names_above(half: float) -> alt.Axis:
         From the middle of a name's marks to their upper edge, in px.
     """
     place = {"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -half - 2}
-    return alt.Axis(**place, labelPadding=-4, labelLimit=320, ticks=False, zindex=1)
+    return alt.Axis(**place, labelPadding=-4, labelLimit=360, ticks=False, zindex=1)
 
 
 def drop_down(field: str, options: list[str], first: str | None = None) -> alt.Parameter:

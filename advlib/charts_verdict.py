@@ -143,6 +143,6 @@ def changes_by_ingredient(table: pd.DataFrame) -> alt.Chart:
             "value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, tickCount=5, tickMinStep=0.01)
         )
     )
-    chart = (zero + rules + points).properties(width=310, height=alt.Step(26))
+    chart = (zero + rules + points).properties(width=310, height=alt.Step(30))
     chart = chart.facet(alt.Facet("measure:N", title=None, sort=measures), columns=1)
     return side_by_side(chart.resolve_axis(x="independent", y="independent"))
