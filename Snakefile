@@ -507,7 +507,7 @@ rule place_study:
         ),
         appendix=appendix_of,
         file=lambda wildcards: FILES[wildcards.study],
-        code=["book/place.py", "book/pages.py", "advlib/overview.py", "advlib/__init__.py"],
+        code=["book/place.py", "book/pages.py", "advlib/predictions.py", "advlib/__init__.py"],
     output:
         "book/generated/{study}/index.md",
     params:

@@ -1,9 +1,8 @@
 """The book as a whole: its studies, their headline errors, the answer, and what was not run."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -62,34 +61,6 @@ def given_name(study: Study, file: Path | str) -> str:
     """What commands call a study: its id, or the path of its file if it lies elsewhere."""
     own = STUDIES / f"{study.study}.yaml"
     return study.study if own.resolve() == (ROOT / file).resolve() else str(file)
-
-
-def results_date(paths: Iterable[Path | str]) -> str:
-    """The day on which the newest of these tables was made, "" if none says it.
-
-    Parameters
-    ----------
-    paths : iterable of path
-        Prediction tables (Parquet) and files of facts (JSON); others are passed over.
-    """
-    days = [""]
-    for path in map(Path, paths):
-        if path.suffix == ".parquet":
-            try:
-                days.append(read_facts(path).get("time", "")[:10])
-            except (KeyError, TypeError):
-                continue  # a table without facts, such as the measured pixels
-        elif path.suffix == ".json":
-            text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
-            days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
-    return max(days)
-
-
-def images_read(paths: Iterable[Path | str]) -> str:
-    """How many images each of these prediction tables holds, in words; "" if they differ."""
-    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
-    found = {read_facts(path)["n_images"] for path in tables}
-    return f"{found.pop():,} images" if len(found) == 1 else ""
 
 
 def read_result(path: Path) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -461,6 +461,34 @@ def read_facts(path: str | Path) -> dict:
     except pa.ArrowInvalid as error:
         what = "restore it (`git checkout`), or delete it and run its study again"
         raise OSError(f"{path} cannot be read as a table ({error}): {what}") from error
+
+
+def results_date(paths: Iterable[Path | str]) -> str:
+    """The day on which the newest of these tables was made, "" if none says it.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Prediction tables (Parquet) and files of facts (JSON); others are passed over.
+    """
+    days = [""]
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            try:
+                days.append(read_facts(path).get("time", "")[:10])
+            except (KeyError, TypeError):
+                continue  # a table without facts, such as the measured pixels
+        elif path.suffix == ".json":
+            text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+            days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
+    return max(days)
+
+
+def images_read(paths: Iterable[Path | str]) -> str:
+    """How many images each of these prediction tables holds, in words; "" if they differ."""
+    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
+    found = {read_facts(path)["n_images"] for path in tables}
+    return f"{found.pop():,} images" if len(found) == 1 else ""
 
 
 def environment() -> dict:

@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from advlib import __version__
-from advlib.overview import images_read, results_date
+from advlib.predictions import images_read, results_date
 
 BOOK = Path(__file__).resolve().parent
 GENERATED = BOOK / "generated"

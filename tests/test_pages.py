@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from advlib import __version__, charts_cover, claims, overview
-from advlib.predictions import write_predictions
+from advlib.predictions import results_date, write_predictions
 from advlib.study import ROOT, Study, make_study
 
 sys.path.insert(0, str(ROOT / "book"))
@@ -82,7 +82,7 @@ def test_a_page_is_dated_by_its_newest_table_and_never_by_today(tmp_path):
 
 def test_a_table_of_measured_pixels_dates_nothing(tmp_path):
     pd.DataFrame({"luma": [0.5]}).to_parquet(tmp_path / "measures.parquet")
-    assert overview.results_date([tmp_path / "measures.parquet", tmp_path / "train.csv"]) == ""
+    assert results_date([tmp_path / "measures.parquet", tmp_path / "train.csv"]) == ""
 
 
 @pytest.mark.parametrize(
