@@ -200,16 +200,20 @@ def test_the_two_exceptions_do_not_decide_the_claim_about_corruptions(corrupted_
     but_two = everywhere | {name: 0.9 for name in claims.EXCEPTIONS}
     one_of_the_13 = everywhere | {"fog": 0.9}
     against = "12 of 13 as claimed, 1 on the other side (fog), 0 open"
-    for better, expected, said in (
+    for better, expected, *said in (
         (everywhere, claims.ALIKE, "pixelate lower, jpeg compression lower"),
-        (but_two, claims.ALIKE, "13 of 13 as claimed"),
-        (but_two, claims.ALIKE, "beside it, not judged: pixelate higher, jpeg compression higher"),
+        (
+            but_two,
+            claims.ALIKE,
+            "13 of 13 as claimed",
+            "beside it, not judged: pixelate higher, jpeg compression higher",
+        ),
         (one_of_the_13, claims.UNLIKE, against),
     ):
         tables = evidence(study, corruptions={"adv_plus": better})
         found = verdict_of(claims.compare(study, tables, PAPER), "corruptions")
         assert found.verdict == expected and found.n_tests == 13
-        assert said in found.why
+        assert all(words in found.why for words in said)
 
 
 # ---------------------------------------------------------------- at the ceiling

@@ -190,19 +190,14 @@ def uninterrupted(tmp_path_factory):
     return load_file(folder / "checkpoint.safetensors")
 
 
-@pytest.mark.parametrize("moment, step", [("step", 3), ("step", 7), ("step", 13), ("writing", 0)])
+@pytest.mark.parametrize("moment, step", [("step", 3), ("step", 13), ("writing", 0)])
 def test_killed_and_resumed_ends_with_the_same_weights(uninterrupted, tmp_path, moment, step):
-    """SIGKILL between steps, and while a checkpoint is being written."""
+    """SIGKILL between steps, and while a checkpoint is being written; the log has no gaps."""
     assert start(tmp_path, moment, step) == -signal.SIGKILL
     assert start(tmp_path, "never") == 0
     killed = load_file(tmp_path / "checkpoint.safetensors")
     assert all(name.startswith("model.") for name in killed)  # as it is published
     assert same(uninterrupted, killed)
-
-
-def test_the_log_survives_a_kill_without_gaps(tmp_path):
-    assert start(tmp_path, "step", 8) == -signal.SIGKILL
-    assert start(tmp_path, "never") == 0
     steps = [line.split(",")[1] for line in (tmp_path / "log.csv").read_text().splitlines()[1:]]
     assert steps == [str(step) for step in range(1, 16)]
 
