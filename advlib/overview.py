@@ -12,7 +12,7 @@ from advlib.predictions import read_facts
 from advlib.seeds import over_seeds, with_spread
 from advlib.study import ROOT, STUDIES, Study, load_study
 from advlib.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
-from advlib.verdict import EXCLUDED, counted, in_points
+from advlib.verdict import EXCLUDED, OF_ONE_SEED, counted, in_points
 
 HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
 PARTS = {  # of a study, as `book` is given them, and what pages call them
@@ -225,7 +225,8 @@ def answer(
     sizes = [all(claims.size_excluded(r) for _, r in own.groupby("claim")) for _, own in known]
     opening += f", with {default}, every image attacked"
     if all(sizes):
-        opening += f"; {EXCLUDED}" + " everywhere" * several
+        one = not (asked.n_seeds > 1).all()
+        opening += f"; {EXCLUDED}" + " everywhere" * several + OF_ONE_SEED * one
     by_claim = rows.set_index(["study", "claim"])
     theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", **theirs}]

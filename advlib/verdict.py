@@ -29,6 +29,7 @@ from advlib.study import METHODS
 from advlib.tables import in_per_cent, per_cent
 
 EXCLUDED = "an effect of the paper's size is excluded"
+OF_ONE_SEED = " (with one seed: in that training)"
 
 
 def in_points(row) -> str:
@@ -261,7 +262,8 @@ def headlines(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             if verdict in (HOLDS, ALIKE):
                 parts[study_id] += f", {share_words(rows, verdict)} of the paper's size"
             if size_excluded(rows):
-                parts[study_id] += f", {EXCLUDED}"
+                one = " in this training" * bool((rows.n_seeds == 1).all())
+                parts[study_id] += f", {EXCLUDED}{one}"
         own = comparisons[comparisons.claim == name].paper.iloc[0]
         lines.append(
             f"{title} from Adv to Adv⁺ (the paper: {per_cent(own)} points):{_each(parts, studies)}"
@@ -322,7 +324,8 @@ def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping
         if where:
             out.setdefault(where, []).append(_lower(claim.title))
     if out:
-        lines.append(f"* *{EXCLUDED}*, whichever sign it has")
+        one = any((rows[key].n_seeds == 1).all() for key in rows if size_excluded(rows[key]))
+        lines.append(f"* *{EXCLUDED}*, whichever sign it has{OF_ONE_SEED * one}")
         for where, titles in sorted(out.items(), key=lambda group: -len(group[0])):
             lines.append(f"  * {_named(where, studies)}: {'; '.join(titles)}.")
     for study_id, study in studies.items():

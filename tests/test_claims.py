@@ -374,6 +374,9 @@ def test_the_papers_effect_is_scaled_to_the_room_and_corrected_for_noise(study):
     studies = {study.study: study}
     assert claims.size_excluded(rows)
     line = verdict.headlines(found, claims.verdicts(found), studies)[0]
+    assert line.endswith(f"points, {verdict.EXCLUDED} in this training.")
+    found.n_seeds, found.sd = 3, 0.0001
+    line = verdict.headlines(found, claims.verdicts(found), studies)[0]
     assert line.endswith(f"points, {verdict.EXCLUDED}.")
     said = "in the paper, of which Adv⁺ reaches 86 %: the paper's size. Here: −25.00 points, of "
     assert said in verdict.room(found, studies).replace("\n", "")

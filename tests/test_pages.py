@@ -319,6 +319,7 @@ def test_the_answer_follows_the_intervals(found, opening):
     said, figures, _, hurt = overview.answer(*asked(**found))
     excluded = all(sd == OPEN for _, sd in found.values())
     tail = "; an effect of the paper's size is excluded" + " everywhere" * (len(found) > 1)
+    tail += " (with one seed: in that training)"
     assert said == f"{opening}, with adversarial batches, every image attacked{tail * excluded}."
     assert len(hurt) == len(found)
     rows = figures.set_index("study")["The error under PGD-40"]
