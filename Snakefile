@@ -153,10 +153,15 @@ def source_of(study_id, chapter=None):
     return AUDITS[study_id].get(chapter) if chapter in AUDIT else SOURCES[study_id]
 
 
+def folder_of(study, source):
+    """Where a study's tables lie; those of a run need not be there yet."""
+    return study.tables(source) if source == "committed" else study.runs
+
+
 def tables_of(study_id, chapter=None):
     """Every table that a chapter of a study reads."""
     study, source = BY_ID[study_id], source_of(study_id, chapter)
-    folder = study.tables(source) if source == "committed" else study.runs
+    folder = folder_of(study, source)
     if chapter == "gallery":
         return [folder / "data.json", folder / SAMPLES]
     if chapter in AUDIT:
@@ -181,7 +186,8 @@ def whole_of(study_id, chapter):
         return []
     if source != source_of(study_id, chapter):
         return []
-    tables = table_paths(BY_ID[study_id], BY_ID[study_id].tables(source))
+    study = BY_ID[study_id]
+    tables = table_paths(study, folder_of(study, source))
     return [path for path, key in tables.items() if key and key[0] == "pgd40"]
 
 

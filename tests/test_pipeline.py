@@ -161,6 +161,19 @@ def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "battery", "ledger")}
 
 
+def test_an_audit_of_a_study_that_was_never_run_runs_it_first(edited):
+    (edited / "runs").rename(edited / "away")
+    try:
+        plan = planned(edited, "mode=audit")
+    finally:
+        (edited / "away").rename(edited / "runs")
+    assert {"train", "evaluate_attack", "evaluate_ledger", "evaluate_battery"} <= {
+        r for r, _ in plan
+    }
+    for chapter in ("average_error", "ledger", "battery"):
+        assert ("analyse", f"study=mine, chapter={chapter}") in plan
+
+
 def test_a_book_that_is_only_read_shows_no_fresh_audit():
     study = load_study("fashion_mnist_quick")
     committed = dict.fromkeys(study.audits, "committed")
