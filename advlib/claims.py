@@ -332,8 +332,8 @@ def _measure(study, tables, errors, claim: Claim, comparison: Comparison) -> dic
     found |= {"n_agree": sum(np.sign(value) == comparison.sign for value in single)}
     if claim.statistic == "sd":
         summaries = [[metrics.class_summary(t) for t in side] for side in (before, after)]
-        errors = [np.mean([s["mean"] for s in side]) for side in summaries]
-        found |= dict(zip(["error_before", "error_after"], errors, strict=True))
+        means = [np.mean([s["mean"] for s in side]) for side in summaries]
+        found |= dict(zip(["error_before", "error_after"], means, strict=True))
         raw = [np.mean([s["sd"] for s in side]) for side in summaries]
         found["raw"] = raw[1] - raw[0]
     clean = [tables.get(("clean", pair[1], seed)) for seed in seeds]
