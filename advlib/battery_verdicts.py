@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from advlib import metrics
 
@@ -237,8 +237,8 @@ def interval(count: int, n: int) -> tuple[float, float]:
     Exact, where `advlib.metrics` takes Wilson's: most tests find none or a few images, and there
     Wilson's interval misses the true share more often than its 5 %.
     """
-    low = 0.0 if count == 0 else float(stats.beta.ppf(0.025, count, n - count + 1))
-    high = 1.0 if count == n else float(stats.beta.ppf(0.975, count + 1, n - count))
+    low = 0.0 if count == 0 else float(scipy.stats.beta.ppf(0.025, count, n - count + 1))
+    high = 1.0 if count == n else float(scipy.stats.beta.ppf(0.975, count + 1, n - count))
     return low, high
 
 
@@ -310,7 +310,7 @@ def paired_changes(
                 change = metrics.bootstrap(ends[0], "error", ends[1], n_resamples=n_resamples)
                 right = [end.set_index("file_name").multilabel_correct for end in ends]
                 more, fewer = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
-                p_value = stats.binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+                p_value = scipy.stats.binomtest(more, more + fewer).pvalue if more + fewer else 1.0
                 rows.append((before, after, attack, *change, p_value))
     columns = ["before", "after", "attack", "value", "low", "high", "p_value"]
     return pd.DataFrame(rows, columns=columns)

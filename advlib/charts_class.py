@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import altair as alt
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from advlib import metrics
 from advlib.charts import ERROR_AXIS, OTHER_COLOURS, method_colour, method_order, side_by_side
@@ -58,7 +58,7 @@ def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
     images = wrong.groupby([table.label, table.file_name]).mean()
     found = images.groupby("label").agg(["count", "mean", "std"]).reset_index()
     found.columns = ["label", "n_images", "error", "sd"]
-    half = stats.t.ppf(0.975, found.n_images - 1) * found.pop("sd") / np.sqrt(found.n_images)
+    half = stdtrit(found.n_images - 1, 0.975) * found.pop("sd") / np.sqrt(found.n_images)
     half = half.where(half > 0)
     low, high = (found.error - half).clip(lower=0), (found.error + half).clip(upper=1)
     return found.assign(low=low, high=high)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri
 
 from advlib import annotations, metrics
 from advlib.seeds import t_interval
@@ -401,7 +401,7 @@ def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     sign = rows["sign"].where(rows["sign"] != 0, 1)
     value, low, high = (sign * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
-    for_it, against = (stats.norm.ppf(1 - 0.025 / n) / stats.norm.ppf(0.975) for n in tests)
+    for_it, against = (ndtri(1 - 0.025 / n) / ndtri(0.975) for n in tests)
     one = (rows["n_seeds"] == 1).to_numpy()
     ends = t_interval(value, rows["sd"], rows["n_seeds"])
     hold = (one | (ends[0] > 0)) & (value - for_it * (value - low) > 0)

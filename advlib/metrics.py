@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
+from scipy.special import ndtri
 
 IMAGE_COLUMNS = ("file_name", "label", "predicted_class")
 # What may tell two rows of one image apart.
@@ -334,7 +335,7 @@ def relative_reduction(a, b):
 
 
 def _with_wilson(result: pd.DataFrame) -> pd.DataFrame:
-    n, p, z = result["n_images"], result["error"], stats.norm.ppf(0.975)
+    n, p, z = result["n_images"], result["error"], ndtri(0.975)
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
     half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return result.assign(
@@ -418,15 +419,15 @@ def class_changes(table: pd.DataFrame, other: pd.DataFrame, by: By = None) -> pd
     fixed, broken = grouped[["fixed", "broken"]].sum().to_numpy().T
     n = fixed + broken
     result["difference"] = result["error_other"] - result["error"]
-    result["p_value"] = np.minimum(2 * stats.binom.cdf(np.minimum(fixed, broken), n, 0.5), 1)
+    result["p_value"] = np.minimum(2 * scipy.stats.binom.cdf(np.minimum(fixed, broken), n, 0.5), 1)
     condition = result.groupby(columns or np.zeros(len(result)), observed=True)
-    result["q_value"] = condition["p_value"].transform(stats.false_discovery_control)
+    result["q_value"] = condition["p_value"].transform(scipy.stats.false_discovery_control)
     found = result["q_value"] <= 0.05
     result["change"] = np.select(
         [found & (fixed > broken), found & (fixed < broken)], ["gains", "loses"], "no change"
     )
     # The test is discrete, so that chance alone rejects in fewer than 5 % of the classes.
-    size = 2 * stats.binom.cdf(stats.binom.ppf(0.025, n, 0.5) - 1, n, 0.5)
+    size = 2 * scipy.stats.binom.cdf(scipy.stats.binom.ppf(0.025, n, 0.5) - 1, n, 0.5)
     result.attrs = {
         "n_raw": int((result["p_value"] < 0.05).sum()),
         "expected_by_chance": float(size.sum()),
@@ -520,7 +521,7 @@ def rank_correlation(class_error_a: pd.DataFrame, class_error_b: pd.DataFrame) -
     if not a.index.equals(b.index) or a.index.has_duplicates:
         raise ValueError("rank_correlation needs two tables with the same labels, once each.")
     varied = a.nunique() > 1 and b.nunique() > 1
-    return float(stats.spearmanr(a, b).statistic) if varied else np.nan
+    return float(scipy.stats.spearmanr(a, b).statistic) if varied else np.nan
 
 
 def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.DataFrame:
@@ -538,7 +539,7 @@ def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.Dat
     for a, b in itertools.combinations(parts, 2):
         rho, k, ends = rank_correlation(parts[a], parts[b]), len(parts[a]), [np.nan, np.nan]
         if k > 3 and abs(rho) < 1 - 1e-12:
-            half = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (k - 3))
+            half = ndtri(0.975) * np.sqrt((1 + rho**2 / 2) / (k - 3))
             ends = np.tanh(np.arctanh(rho) + [-half, half])
         found[a, b] = found[b, a] = rho, *ends
     rows = [(*pair, *found[pair]) for pair in itertools.permutations(parts, 2)]

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.special import stdtrit
 
 from advlib.files import replacing
 from advlib.predictions import environment
@@ -257,9 +258,7 @@ def mean_over_images(shares: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Columns method, value, low, high; no interval for one image.
     """
-    from scipy.stats import t
-
     found = shares.groupby("method", sort=False).share.agg(["mean", "sem", "count"])
-    half = t.ppf(0.975, found["count"] - 1) * found["sem"]
+    half = stdtrit(found["count"] - 1, 0.975) * found["sem"]
     columns = {"value": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
     return pd.DataFrame(columns).reset_index()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from advlib.tables import per_cent
 
@@ -52,7 +52,7 @@ def t_interval(mean, sd, n_seeds):
         Of the shape of mean.
     """
     n = np.asarray(n_seeds)
-    half = np.where(n > 1, stats.t.ppf(0.975, np.maximum(n - 1, 1)) * sd / np.sqrt(n), np.inf)
+    half = np.where(n > 1, stdtrit(np.maximum(n - 1, 1), 0.975) * sd / np.sqrt(n), np.inf)
     return mean - half, mean + half
 
 

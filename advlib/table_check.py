@@ -5,7 +5,7 @@ standard deviations are fractions in [0, 1].
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 from scipy.special import logsumexp
 
 from advlib.metrics import relative_reduction
@@ -100,7 +100,7 @@ def simulated_spread(
     if size <= 0:
         raise ValueError(f"no beta distribution has the mean {mean} and the SD {sd}.")
     steps = (np.arange(n_classes) + 0.5) / n_classes
-    true = stats.beta.ppf(steps, mean * size, (1 - mean) * size)
+    true = scipy.stats.beta.ppf(steps, mean * size, (1 - mean) * size)
     errors = rng.binomial(n_images, true, size=(repeats, n_classes)) / n_images
     seen, means = errors.std(axis=1), errors.mean(axis=1)
     return seen, noise_corrected_sd(means, seen, n_images, n_classes)

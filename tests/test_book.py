@@ -246,6 +246,15 @@ def test_columns_of_words_are_marked_and_those_of_numbers_are_not():
     assert places[1:] == [[False, True, False, False, True]] * 3
 
 
+def test_a_negative_number_gets_a_minus_sign():
+    frame = pd.DataFrame({"change": ["pre-trained", "-1"], "points": [-13.62, 1e-05], "p": "1e-05"})
+    styled = frame.style.format(precision=2, subset="points").hide(axis="index")
+    context = {"body": styled.to_html()}
+    advbook.mend_markup(None, "page", "page.html", context, None)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", context["body"])
+    assert cells == ["pre-trained", "−13.62", "1e-05", "−1", "0.00", "1e-05"]
+
+
 def test_published_tables():
     table = pd.read_csv(ROOT / "results/paper/published.csv")
     values = table.set_index(["benchmark", "statistic", "method"]).value

@@ -116,9 +116,10 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Make a page's text say to a screen reader what it shows to the eye.
 
-    Columns of words are marked as such. Header cells get a ``scope``; an empty one, which heads
-    nothing, becomes a plain cell. The list of references, a list of ``doc-biblioentry`` (a role
-    that ARIA dropped), becomes one of items.
+    Columns of words are marked as such. A negative number gets a minus sign for the hyphen that
+    pandas writes. Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain
+    cell. The list of references, a list of ``doc-biblioentry`` (a role that ARIA dropped), becomes
+    one of items.
     """
     if "body" not in context:
         return
@@ -134,6 +135,7 @@ def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, do
         return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
 
     body = re.sub(r"<table\b.*?</table>", mark_words, context["body"], flags=re.DOTALL)
+    body = re.sub(r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.])", "\\1\N{MINUS SIGN}", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
 
