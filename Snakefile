@@ -759,7 +759,7 @@ rule bring_example:
     shell:
         "{PAGE} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
         "{PYTHON} book/place.py notebook {log} {output} "
-        "--source 'The published clean predictions of Std and Adv (quick Fashion-MNIST study), read "
+        "--source 'The published clean predictions of Std and Adv (Fashion-MNIST, shortened), read "
         "as if they were your files.' --tables _build/brought/*.csv --read {input.tables}"
 
 
