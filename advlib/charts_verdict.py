@@ -12,6 +12,7 @@ from advlib.charts import (
     names_above,
     side_by_side,
 )
+from advlib.claims import VARIANTS
 
 TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
 
@@ -22,11 +23,14 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
     Parameters
     ----------
     table : DataFrame
-        Columns study, effect, series (what was measured, the paper last), value, low, high
-        (fractions; low and high missing where there is no interval), claimed ("lower", "higher").
+        As of `advlib.verdict.effects`.
     """
-    series = table.series.drop_duplicates().tolist()
-    colours = [METHOD_COLOURS["Adv⁺"], METHOD_COLOURS["Adv⁺ mixed"]][: len(series) - 1]
+    colours = dict(zip(VARIANTS, (METHOD_COLOURS[m] for m in ("Adv⁺", "Adv⁺ mixed")), strict=True))
+    found = table.series.drop_duplicates().tolist()
+    series = [name for name in colours if name in found]
+    shapes = ["circle"] * len(series)
+    for name, shape in zip(sorted(set(found) - set(series)), ("diamond", "square"), strict=False):
+        series, shapes = [*series, name], [*shapes, shape]
     order = table.effect.drop_duplicates().tolist()
     legend = alt.Legend(orient="top", columns=2, labelLimit=280)
     # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
@@ -45,7 +49,7 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
             "series:N",
             title=None,
             sort=series,
-            scale=alt.Scale(domain=series, range=[*colours, "#888888"]),
+            scale=alt.Scale(domain=series, range=[colours.get(name, "#888888") for name in series]),
             legend=legend,
         ),
         tooltip=[
@@ -63,10 +67,10 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
         .mark_rule(strokeWidth=2)
         .encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q")
     )
-    shapes = alt.Scale(domain=series, range=["circle"] * len(colours) + ["diamond"])
+    shape = alt.Scale(domain=series, range=shapes)
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=alt.X("value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, values=TICKS), scale=scale),
-        shape=alt.Shape("series:N", title=None, sort=series, scale=shapes, legend=legend),
+        shape=alt.Shape("series:N", title=None, sort=series, scale=shape, legend=legend),
     )
     studies = table.study.drop_duplicates().tolist()
     columns = min(len(studies), 3)

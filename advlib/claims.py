@@ -395,17 +395,19 @@ def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     rows : DataFrame
         As `judge` takes them, without those that have no sign.
     tests : (int, int)
-        For how many tests the interval over images is widened before it may lie on the claimed side
-        and on the other (Bonferroni, by the quantiles of a normal distribution).
+        For how many tests the intervals are widened before they may lie on the claimed side and on
+        the other (Bonferroni; over images by the quantiles of a normal distribution).
     """
     sign = rows["sign"].where(rows["sign"] != 0, 1)
     value, low, high = (sign * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
     for_it, against = (ndtri(1 - 0.025 / n) / ndtri(0.975) for n in tests)
     one = (rows["n_seeds"] == 1).to_numpy()
-    ends = t_interval(value, rows["sd"], rows["n_seeds"])
-    hold = (one | (ends[0] > 0)) & (value - for_it * (value - low) > 0)
-    other = (one | (ends[1] < 0)) & (value + against * (high - value) < 0)
+    least, most = (
+        t_interval(value, rows["sd"], rows["n_seeds"], n)[i] for i, n in enumerate(tests)
+    )
+    hold = (one | (least > 0)) & (value - for_it * (value - low) > 0)
+    other = (one | (most < 0)) & (value + against * (high - value) < 0)
     return np.select([hold, other], [1, -1], 0)
 
 
@@ -431,7 +433,8 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     -------
     Series
         verdict ("holds in sign"; "does not hold"; "not resolved": neither; the first two with one
-        seed "as claimed in one training" and "the other way in one training"; "cannot be tested
+        seed, if only behind one of the comparisons, "as claimed in one training" and "the other way
+        in one training"; "cannot be tested
         (ceiling)": a mean error within `EDGE` of 0 or 1 leaves an SD no room, whatever its sign;
         "not measured"), why, n_tests, n_hold, n_against (by the 95 % intervals).
     """
@@ -446,8 +449,8 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     hold, against = int((side == 1).sum()), int((side == -1).sum())
     fails = (sure == -1).sum() > n - m
     verdict = FAILS if fails else HOLDS if (sure == 1).sum() >= m else OPEN
-    seeds = int(rows["n_seeds"].iloc[0])
-    if seeds == 1:
+    seeds = sorted({int(n) for n in rows["n_seeds"]})
+    if seeds[0] == 1:
         verdict = {HOLDS: ALIKE, FAILS: UNLIKE}.get(verdict, verdict)
     if n > 1:
         why = f"{hold} of {n} as claimed, {against} on the other side{_parts(rows, side)}, "
@@ -474,7 +477,7 @@ def judge(rows: pd.DataFrame) -> pd.Series:
         names = beside["part"].str.replace("_", " ")
         changes = [f"{name} {ways[s]}" for name, s in zip(names, sides(beside), strict=True)]
         why += f"; beside it, not judged: {', '.join(changes)}"
-    why += "; one seed" if seeds == 1 else f"; {seeds} seeds"
+    why += "; one seed" if seeds == [1] else f"; {' or '.join(map(str, seeds))} seeds"
     return pd.Series(
         {"verdict": verdict, "why": why, "n_tests": n, "n_hold": hold, "n_against": against}
     )

@@ -198,9 +198,10 @@ def answer(
 
     Returns
     -------
-    (str, DataFrame, str, list of str)
+    (str, DataFrame, str, str)
         The figures are text: one row for the paper and one a study, a column for each headline. The
-        second sentence is about the other reading, mixed batches; empty where it was not asked.
+        second sentence is about the other reading, mixed batches; empty where it was not asked. The
+        third names the classes that pay; empty where that does not hold (`_hurt`).
     """
     default, mixed = claims.VARIANTS
     rows = comparisons[comparisons.claim.isin([*claims.HEADLINES, "widens_clean"])]
@@ -209,8 +210,10 @@ def answer(
     asked = rows[rows.claim == "pgd40"].set_index("study")
     if asked.empty:
         said = "No study here attacks both Adv and Adv⁺, so it was not measured."
-        return said, pd.DataFrame(), "", []
-    held = [verdict[s, c] in _AS_CLAIMED for s in asked.index for c in claims.HEADLINES]
+        return said, pd.DataFrame(), "", ""
+    found = [verdict[s, c] for s in asked.index for c in claims.HEADLINES]
+    # What cannot be tested, or was not, speaks neither for the headline nor against it.
+    held = [v in _AS_CLAIMED for v in found if v not in (claims.CEILING, claims.ABSENT)]
     several = len(asked) > 1
     sets = len({studies[name].dataset for name in asked.index})
     sets = f" ({sets} data set{'s' * (sets > 1)})"
@@ -221,27 +224,28 @@ def answer(
     else:
         either = "either" if len(asked) == 2 else "any"
         opening = "Not found here" + f", in {either} of {len(asked)} studies{sets}" * several
+    if any(held) and claims.HOLDS not in found:
+        n = sum(claims.ALIKE in {verdict[s, c] for c in claims.HEADLINES} for s in asked.index)
+        opening += ", in one training" if n == 1 else f", in {n} single trainings"
     known = rows[rows.claim.isin(claims.HEADLINES)].groupby("study", sort=False)
     sizes = [all(claims.size_excluded(r) for _, r in own.groupby("claim")) for _, own in known]
     opening += f", with {default}, every image attacked"
     if all(sizes):
         one = not (asked.n_seeds > 1).all()
         opening += f"; {EXCLUDED}" + " everywhere" * several + OF_ONE_SEED * one
-    by_claim = rows.set_index(["study", "claim"])
-    theirs = {c: per_cent(by_claim.loc[asked.index[0], c].paper) for c in claims.HEADLINES}
+    theirs = comparisons.drop_duplicates("claim").set_index("claim").paper
+    theirs = {c: per_cent(theirs[c]) for c in claims.HEADLINES}
     figures = [{"study": "the paper, on ImageNet", **theirs}]
     for name in asked.index:
         ours = {
-            c: _moved(by_claim.loc[[(name, c)]], tell_size=not all(sizes)) for c in claims.HEADLINES
+            c: _moved(rows[(rows.study == name) & (rows.claim == c)], verdict[name, c], all(sizes))
+            for c in claims.HEADLINES
         }
         title = f"[{studies[name].title}]({name}/index.md)"
         figures.append({"study": title, **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
-    # What one training shows is told only where no study has several.
     widened = {s: verdict[s, "widens_clean"] for s in asked.index}
-    told = [s for s in widened if widened[s] == claims.HOLDS]
-    told = told or [s for s in widened if widened[s] == claims.ALIKE]
-    hurt = [_unequal(studies[s], classes[s]) for s in told]
+    hurt = _hurt(widened, studies, classes)
     return f"{opening}.", table, _other_reading(comparisons, judged, studies, mixed), hurt
 
 
@@ -258,32 +262,66 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
     parts = []
     for name, title in claims.HEADLINES.items():
         own, moved = rows[rows.claim == name], {"falls": [], "rises": []}
-        for row in own.itertuples():
-            found = verdict[row.study, name]
+        known = [verdict[study, name] for study in own.study]
+        for row, found in zip(own.itertuples(), known, strict=True):
             if found not in (claims.OPEN, claims.CEILING):
                 one = ", one seed" * (not row.n_seeds > 1)
                 where = f"on {studies[row.study].title} ({in_points(row)} points{one})"
                 moved["falls" if found in _AS_CLAIMED else "rises"].append(where)
         said = [f"{verb} {' and '.join(where)}" for verb, where in moved.items() if where]
-        n_open = len(own) - sum(map(len, moved.values()))
-        if not said:
+        n_open, n_edge = known.count(claims.OPEN), known.count(claims.CEILING)
+        if n_open == len(own) > 0:
             said = ["neither falls nor rises clearly"]
         elif n_open:
-            said.append(f"does neither clearly on the other{f' {n_open}' * (n_open > 1)}")
+            said.append(f"does neither clearly on {_others(n_open, said)}")
+        if n_edge:
+            said.append(f"{claims.CEILING} on {_others(n_edge, said)}")
+        if not said:
+            said = ["was not measured"]
         parts.append(f"{title[0].lower()}{title[1:]} {', '.join(said)}")
     n = rows.study.nunique()
     asked = f" (asked in {n} {'study' if n == 1 else 'studies'})"
     return f"With {variant}, clean images beside the attacked{asked}, {'; '.join(parts)}."
 
 
-def _moved(rows: pd.DataFrame, tell_size: bool) -> str:
+def _others(n: int, said: list[str]) -> str:
+    """ "the other", "the other 2" after what was said of some; else "1 study", "2 studies"."""
+    if said:
+        return f"the other{f' {n}' * (n > 1)}"
+    return f"{n} {'study' if n == 1 else 'studies'}"
+
+
+def _moved(rows: pd.DataFrame, verdict: str, size_told: bool) -> str:
     """One comparison as a verb, by all its intervals, with its figures."""
+    if verdict == claims.ABSENT:
+        return verdict
     side = int(claims.sides(rows)[0] * rows["sign"].iloc[0])
     verb = {-1: "lower", 0: "no clear change", 1: "higher"}[side]
+    verb = verdict if verdict == claims.CEILING else verb
     row = next(rows.itertuples())
     out = "" if row.n_seeds > 1 else "<br>one seed"
-    out += f"<br>{EXCLUDED}" * (tell_size and claims.size_excluded(rows))
+    out += f"<br>{EXCLUDED}" * (not size_told and claims.size_excluded(rows))
     return f"{verb}: {in_points(row).replace('; ', '<br>')}{out}"
+
+
+def _hurt(widened: Mapping[str, str], studies: Mapping[str, Study], classes: Mapping) -> str:
+    """Which classes adversarial training hurts, in the studies in which it widens their spread.
+
+    What one training shows is told where no study has several, as what it is.
+    """
+    several = any(len(studies[name].seeds) > 1 for name in widened)
+    told = [s for s in widened if widened[s] == (claims.HOLDS if several else claims.ALIKE)]
+    if not told:
+        return ""
+    said = (
+        "**What does hold.** Adversarial training itself hurts"
+        if several
+        else "**What else is seen**, in one training a study. Adversarial training itself hurt"
+    )
+    return (
+        f"{said} classes unequally. The hardest hit and the least hit class, from Std to Adv on "
+        f"clean images: {'; '.join(_unequal(studies[s], classes[s]) for s in told)}."
+    )
 
 
 def _unequal(study: Study, errors: pd.DataFrame) -> str:

@@ -36,7 +36,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return found.reset_index().rename(columns={"std": "sd", "count": "n_seeds"})
 
 
-def t_interval(mean, sd, n_seeds):
+def t_interval(mean, sd, n_seeds, tests=1):
     """The 95 % interval over seeds, Student's t: wide for few, since so few say little of training.
 
     Parameters
@@ -45,6 +45,8 @@ def t_interval(mean, sd, n_seeds):
         Over the seeds, sample SD.
     n_seeds : int or array of shape (n,)
         At least 2; below, the interval is the whole line.
+    tests : int
+        For how many tests it is widened (Bonferroni).
 
     Returns
     -------
@@ -52,7 +54,8 @@ def t_interval(mean, sd, n_seeds):
         Of the shape of mean.
     """
     n = np.asarray(n_seeds)
-    half = np.where(n > 1, stdtrit(np.maximum(n - 1, 1), 0.975) * sd / np.sqrt(n), np.inf)
+    quantile = stdtrit(np.maximum(n - 1, 1), 1 - 0.025 / tests)
+    half = np.where(n > 1, quantile * sd / np.sqrt(n), np.inf)
     return mean - half, mean + half
 
 

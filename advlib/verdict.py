@@ -30,6 +30,7 @@ from advlib.tables import in_per_cent, per_cent
 
 EXCLUDED = "an effect of the paper's size is excluded"
 OF_ONE_SEED = " (with one seed: in that training)"
+PAPER = "the paper (ImageNet)"
 
 
 def in_points(row) -> str:
@@ -135,7 +136,7 @@ def overview(
             found = verdict[name, study_id, variant]
             lines = [found]
             if found != ABSENT:
-                one = ", one seed" if (part.n_seeds == 1).all() and "one" not in found else ""
+                one = ", one seed" if (part.n_seeds == 1).any() and "one" not in found else ""
                 lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**{one}"]
                 lines.append(measured_words(part, study.names | study.ablation_names))
             if (share := share_words(part, found)) != "–":
@@ -156,8 +157,8 @@ def over_training_seeds(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataF
         claim, then by the title of each study with several seeds: the SD over the seeds in points,
         and in how many of them the difference has the paper's sign. Empty if every study has one.
     """
-    rows = comparisons[(comparisons.n_seeds > 1) & (comparisons.part == "")]
-    rows = rows[~rows.duplicated(["study", "variant", "claim"], keep=False)]
+    rows = comparisons[comparisons.part == ""]
+    rows = rows[~rows.duplicated(["study", "variant", "claim"], keep=False) & (rows.n_seeds > 1)]
     found = {}
     for row in rows.itertuples():
         words = f"{in_points(row)}; SD\N{NO-BREAK SPACE}{per_cent(row.sd)}; "
@@ -188,13 +189,17 @@ def undecided(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             continue
         told |= {(row.study, row.variant), (row.study, row.claim, why)}
         asked = reasons.setdefault((row.verdict, row.variant, why), {})
-        asked.setdefault(title, []).append(studies[row.study].title)
+        asked.setdefault(studies[row.study].title, []).append(title)
     lines = []
-    default = next(iter(VARIANTS))
     for (verdict, variant, why), asked in reasons.items():
-        where = ", ".join(dict.fromkeys(name for names in asked.values() for name in names))
-        where += "" if variant == default else f", {variant}"
-        lines.append(f"* *{verdict}* ({where}): {'; '.join(asked)}. {why[0].upper()}{why[1:]}.")
+        alike = {}  # the claims -> the studies in which this is so of all of them
+        for study, titles in asked.items():
+            alike.setdefault(tuple(titles), []).append(study)
+        for titles, where in alike.items():
+            where = ", ".join([*where, *[variant] * (variant != next(iter(VARIANTS)))])
+            lines.append(
+                f"* *{verdict}* ({where}): {'; '.join(titles)}. {why[0].upper()}{why[1:]}."
+            )
     return lines
 
 
@@ -204,9 +209,10 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study (its title), effect ("Adv → Adv⁺: clean error"), series (the variant, or the paper),
-        value, low, high (fractions), claimed ("lower", "higher"). The paper's is its
-        `advlib.claims.published_expected` in that study, and has no interval.
+        study (its title), effect ("Adv → Adv⁺: clean error"), series (the variants, then the
+        paper), value, low, high (fractions), claimed ("lower", "higher"). The paper's is its
+        `advlib.claims.published_expected` in that study, and has no interval; where that is another
+        under the second variant, it is a series of its own.
     """
     titles = {"clean": "clean", "real": "ReaL", "pgd40": "PGD-40"}
     originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
@@ -225,12 +231,13 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     table["claimed"] = table.sign.map({-1: "lower", 1: "higher"})
     table["study"] = table.study.map(lambda name: studies[name].title)
     table["series"] = table.variant
-    theirs = table.assign(series="the paper (ImageNet)", value=table.expected)
-    theirs[["low", "high"]] = np.nan
     order = {effect: i for i, effect in enumerate(dict.fromkeys(table.effect))}
-    ours, theirs = table[table.absent == ""], theirs[theirs.absent == ""]
+    ours = table[table.absent == ""].drop_duplicates(["study", "effect", "series"])
+    theirs = ours.assign(value=ours.expected).drop_duplicates(["study", "effect", "value"])
+    again = theirs.duplicated(["study", "effect"])
+    theirs["series"] = np.where(again, f"{PAPER}, for " + theirs.variant, PAPER)
+    theirs[["low", "high"]] = np.nan
     both = pd.concat([ours, theirs], ignore_index=True)
-    both = both.drop_duplicates(["study", "effect", "series"])
     both = both.sort_values("effect", key=lambda names: names.map(order), kind="stable")
     return both[["study", "effect", "series", "value", "low", "high", "claimed"]]
 
@@ -350,9 +357,9 @@ def _named(where: tuple[str, ...], studies: Mapping) -> str:
 
 
 def _rows(comparisons: pd.DataFrame, variant: str) -> dict[tuple[str, str], pd.DataFrame]:
-    """(study, claim) -> its comparisons, of those that were measured."""
-    chosen = comparisons[(comparisons.variant == variant) & (comparisons.absent == "")]
-    return dict(list(chosen.groupby(["study", "claim"], sort=False)))
+    """(study, claim) -> its comparisons, if all of them were measured."""
+    chosen = comparisons[comparisons.variant == variant].groupby(["study", "claim"], sort=False)
+    return {key: rows for key, rows in chosen if (rows.absent == "").all()}
 
 
 def _verdict(judged: pd.DataFrame, study: str, claim: str, variant: str) -> str:

@@ -116,6 +116,11 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     list of (Study, file, "fresh" or "committed" or None)
         The running study first, then those with tables, the ones with the most seeds before
         others, then those that were not run here.
+
+    Raises
+    ------
+    ValueError
+        If two studies have the same title.
     """
     files = [STUDIES / f"{DEFAULT}.yaml", *sorted(STUDIES.glob("*.yaml"))]
     if running is not None:
@@ -133,6 +138,13 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
         elif is_current(study, study.published):
             source = "committed"
         found[study.study] = (study, from_root(file), source)
+    titles = {}
+    for study, file, _ in found.values():
+        if (other := titles.setdefault(study.title, file)) != file:
+            raise ValueError(
+                f"{other} and {file} have the same title, {study.title!r}: change the title in one "
+                "of them, since pages tell studies apart by it."
+            )
     own = next(iter(found)) if running is not None else None
 
     def rank(entry):

@@ -288,6 +288,20 @@ def test_one_interval_of_fifteen_may_lie_on_the_other_side_by_chance():
     assert claims.judge(comparison_rows([*held, -0.0101])).verdict == claims.HOLDS
 
 
+def test_one_of_fifteen_may_lie_on_the_other_side_by_the_chance_of_training():
+    """Student's t with two degrees of freedom at 0.025 / 15 a side is 17.28, not 4.30."""
+    held = [-0.5] * 14
+    for value, verdict_ in ((0.099, claims.OPEN), (0.1, claims.FAILS)):  # 17.28 / sqrt(3) SDs
+        rows = comparison_rows([*held, value], n_seeds=3, sd=0.01)
+        assert claims.judge(rows).verdict == verdict_
+
+
+def test_one_training_behind_a_comparison_makes_the_claim_one_of_one_training():
+    rows = comparison_rows([-0.5, -0.5], sd=0.01).assign(n_seeds=[3, 1])
+    found = claims.judge(rows)
+    assert found.verdict == claims.ALIKE and found.why.endswith("; 1 or 3 seeds")
+
+
 def test_both_sides_are_counted_alike_and_the_widened_ones_beside_them():
     """Three of thirteen on the other side, one of them also by intervals for thirteen tests."""
     rows = comparison_rows([-0.05] * 8 + [0.0, 0.0, 0.011, 0.011, 0.05], claim="corruptions")
@@ -539,11 +553,65 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
     assert paper["Adv → Adv⁺: clean error"] == pytest.approx(-0.0548)
     assert paper["Std → Adv⁺: PGD-40 SD"] == pytest.approx(0.1062, abs=0.005)
     assert paper.index.is_unique
+    assert list(effects.series.unique()) == [default, "the paper (ImageNet)"]
     import vl_convert
 
     svg = vl_convert.vegalite_to_svg(charts_verdict.effects_beside_paper(effects).to_dict())
     assert svg.count('aria-roledescription="point"') == effects.value.notna().sum()
     assert ">0<" in svg and ">+0<" not in svg and "%<" not in svg  # points, not per cent
+
+
+def test_the_chart_gives_each_reading_the_papers_mark_for_its_own_room(study):
+    study = dataclasses.replace(
+        study, methods=["std", "adv", "adv_plus", "adv_mix", "adv_plus_mix"]
+    )
+    clean = {"adv": 0.4, "adv_plus": 0.4, "adv_mix": 0.2, "adv_plus_mix": 0.2}
+    found = claims.compare(study, evidence(study, clean=clean, pgd40={"std": 0.9}), PAPER)
+    table = verdict.effects(found, {study.study: study})
+    marks = table[table.series.str.startswith("the paper")].set_index(["effect", "series"]).value
+    robust = marks["Adv → Adv⁺: PGD-40 error"]
+    # Of what the clean error leaves room for, 0.1 and 0.3, the paper's share is 37.62 / 43.62.
+    assert robust["the paper (ImageNet)"] == pytest.approx(-0.1 * 0.3762 / 0.4362, abs=1e-4)
+    assert robust["the paper (ImageNet), for mixed batches"] == pytest.approx(
+        -0.3 * 0.3762 / 0.4362, abs=1e-4
+    )
+    assert list(marks["Adv → Adv⁺: clean error"].index) == ["the paper (ImageNet)"]  # not scaled
+    spec = charts_verdict.effects_beside_paper(table).to_json()
+    assert '"circle", "circle", "diamond", "square"' in " ".join(spec.split())
+
+    only_mixed = [name for name in study.methods if name != "adv_plus"]
+    study = dataclasses.replace(study, methods=only_mixed)
+    found = claims.compare(study, evidence(study, clean=clean), PAPER)
+    table = verdict.effects(found, {study.study: study})
+    spec = " ".join(charts_verdict.effects_beside_paper(table).to_json().split())
+    order = '[ "adversarial batches", "mixed batches", "the paper (ImageNet)"'
+    assert f'"domain": {order}' in spec
+
+
+def test_a_claim_that_was_measured_in_part_is_told_as_not_measured_alone(study):
+    study = dataclasses.replace(study, methods=["std", "adv"], seeds=[0, 1, 2])
+    found = claims.compare(study, evidence(study), PAPER)
+    judged = claims.verdicts(found)
+    assert verdict_of(found, "std_lowest").verdict == claims.ABSENT
+    title = "Std has the lowest class-wise SD under PGD-40"
+    studies = {study.study: study}
+    told = [line for line in verdict.conclusion(found, judged, studies) if title in line]
+    assert len(told) == 1 and told[0].startswith(f"* *{claims.ABSENT}*")
+    assert title not in set(verdict.over_training_seeds(found, studies)["the paper's claim"])
+
+
+def test_a_reason_stands_with_the_claims_and_studies_that_have_it_all(study):
+    studies = {name: dataclasses.replace(study, study=name, title=name) for name in "AB"}
+    keys = [(name, claim) for name in "AB" for claim in ("mce", "raises_mce", "clean")]
+    rows = pd.DataFrame(keys, columns=["study", "claim"]).assign(variant="adversarial batches")
+    rows["absent"] = ["none here", "", "", "none here", "none here", ""]
+    judged = rows.assign(verdict=np.where(rows.absent != "", claims.ABSENT, claims.OPEN))
+    lines = verdict.undecided(rows, judged.assign(why=judged.absent), studies)
+    assert lines == [
+        "* *not measured* (A): label augmentation lowers the mCE. None here.",
+        "* *not measured* (B): label augmentation lowers the mCE; "
+        "adversarial training raises the mCE. None here.",
+    ]
 
 
 # ---------------------------------------------------------------- several seeds

@@ -1,5 +1,6 @@
 """The book as a whole: what is said of every study, and that words and sources resolve."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -305,13 +306,14 @@ TORN = (0.0, -0.02, 0.02)
     "found, opening",
     [
         ({"a": (OPEN, OPEN)}, "Not found here"),
-        ({"a": (LOWER, LOWER)}, "Found here, in sign"),
-        ({"a": (LOWER, OPEN)}, "Found here in part"),
+        ({"a": (LOWER, LOWER)}, "Found here, in sign, in one training"),
+        ({"a": (LOWER, OPEN)}, "Found here in part, in one training"),
         (
             {"a": (OPEN, OPEN), "b": (OPEN, OPEN)},
             "Not found here, in either of 2 studies (1 data set)",
         ),
-        ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part"),
+        ({"a": (OPEN, OPEN), "b": (LOWER, LOWER)}, "Found here in part, in one training"),
+        ({"a": (LOWER, OPEN), "b": (LOWER, OPEN)}, "Found here in part, in 2 single trainings"),
         ({"a": (OPEN, TORN)}, "Not found here"),
     ],
 )
@@ -321,7 +323,8 @@ def test_the_answer_follows_the_intervals(found, opening):
     tail = "; an effect of the paper's size is excluded" + " everywhere" * (len(found) > 1)
     tail += " (with one seed: in that training)"
     assert said == f"{opening}, with adversarial batches, every image attacked{tail * excluded}."
-    assert len(hurt) == len(found)
+    assert hurt.startswith("**What else is seen**, in one training a study. ")
+    assert hurt.count("Shirt goes from") == len(found)
     rows = figures.set_index("study")["The error under PGD-40"]
     assert rows.pop("the paper, on ImageNet") == "−37.62"
     for (name, (robust, _)), cell in zip(found.items(), rows, strict=True):
@@ -333,19 +336,47 @@ def test_the_answer_follows_the_intervals(found, opening):
 
 
 def test_the_answer_names_both_halves_of_the_claim_and_the_class_that_pays():
-    _, figures, _, (hurt,) = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
+    _, figures, _, hurt = overview.answer(*asked(seeds=3, a=(OPEN, LOWER)))
     row = figures.iloc[1]
     assert row.study == "[Title a](a/index.md)"
     assert row["The error under PGD-40"].startswith("no clear change: 0.10 [−0.40,")
     assert "<br>3\u00a0seeds [−0.15,\u00a00.35]<br>" in row["The error under PGD-40"]
     assert row["The class-wise SD on clean images"].startswith("lower: −2.00 [")
-    assert hurt == (
-        "on Title a Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 % "
-        "(seed 0, 400 images a class)"
+    assert hurt.startswith(
+        "**What does hold.** Adversarial training itself hurts classes unequally"
+    )
+    assert hurt.endswith(
+        ": on Title a Shirt goes from 10.00 to 90.00 %, Bag goes from 5.00 to 6.00 % "
+        "(seed 0, 400 images a class)."
     )
     comparisons, judged, *others = asked(a=(OPEN, LOWER))
     judged.loc[judged.claim == "widens_clean", "verdict"] = claims.OPEN
-    assert overview.answer(comparisons, judged, *others)[3] == []
+    assert overview.answer(comparisons, judged, *others)[3] == ""
+
+
+def test_one_training_is_no_answer_beside_a_study_of_several():
+    comparisons, judged, studies, classes = asked(seeds=3, a=(OPEN, OPEN), b=(OPEN, OPEN))
+    studies["b"] = dataclasses.replace(studies["b"], seeds=[0])
+    of_b = (judged.study == "b") & (judged.claim == "widens_clean")
+    judged.loc[judged.claim == "widens_clean", "verdict"] = claims.FAILS
+    judged.loc[of_b, "verdict"] = claims.ALIKE
+    assert overview.answer(comparisons, judged, studies, classes)[3] == ""
+    judged.loc[judged.claim == "widens_clean", "verdict"] = claims.HOLDS
+    judged.loc[of_b, "verdict"] = claims.ALIKE
+    said = overview.answer(comparisons, judged, studies, classes)[3]
+    assert "on Title a " in said and "on Title b " not in said
+
+
+@pytest.mark.parametrize("verdict", [claims.CEILING, claims.ABSENT])
+def test_the_answer_leaves_out_what_says_nothing(verdict):
+    comparisons, judged, *others = asked(seeds=3, a=(LOWER, LOWER))
+    judged.loc[judged.claim == "sd_clean", "verdict"] = verdict
+    if verdict == claims.ABSENT:  # as where a class has one image
+        comparisons.loc[comparisons.claim == "sd_clean", "absent"] = "too few images for it"
+    said, figures, *_ = overview.answer(comparisons, judged, *others)
+    assert said.startswith("Found here, in sign, with adversarial batches")
+    assert figures.iloc[0]["The class-wise SD on clean images"] == "−1.02"  # the paper's
+    assert figures.iloc[1]["The class-wise SD on clean images"].startswith(verdict)
 
 
 def test_the_answer_tells_where_the_other_reading_holds():
@@ -361,11 +392,30 @@ def test_the_answer_tells_where_the_other_reading_holds():
     )
 
 
+@pytest.mark.parametrize(
+    "verdicts, said",
+    [
+        ([claims.CEILING] * 2, "cannot be tested (ceiling) on 2 studies"),
+        ([claims.OPEN, claims.CEILING], "does neither clearly on 1 study, cannot be tested"),
+        ([claims.ABSENT] * 2, "the class-wise SD on clean images was not measured."),
+    ],
+)
+def test_the_other_reading_says_what_was_not_told(verdicts, said):
+    comparisons, judged, *others = asked(a=(OPEN, OPEN), b=(OPEN, OPEN))
+    mixed = [table.assign(variant="mixed batches") for table in (comparisons, judged)]
+    of_sd = mixed[1].claim == "sd_clean"
+    mixed[1].loc[of_sd, "verdict"] = verdicts
+    if claims.ABSENT in verdicts:
+        mixed[0].loc[of_sd.to_numpy(), "absent"] = "no attack"
+    both = [pd.concat(pair) for pair in zip((comparisons, judged), mixed, strict=True)]
+    assert said in overview.answer(*both, *others)[2]
+
+
 def test_without_both_methods_there_is_no_answer():
     comparisons, *others = asked(a=(OPEN, OPEN))
     said, figures, _, hurt = overview.answer(comparisons.assign(absent="no Adv⁺"), *others)
     assert said.startswith("No study here attacks both Adv and Adv⁺")
-    assert figures.empty and hurt == []
+    assert figures.empty and hurt == ""
 
 
 def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
@@ -533,3 +583,9 @@ def test_the_readers_own_study_comes_first_then_those_of_most_seeds(tmp_path, mo
     monkeypatch.setattr(pages, "is_current", lambda s, f: s.study != "unrun" and f == s.published)
     running = str(tmp_path / "one.yaml")
     assert order(running) == [("one", "fresh"), ("three", "committed"), ("unrun", None)]
+    copy = (
+        (tmp_path / "three.yaml").read_text().replace("study: three", "study: four\ntitle: three")
+    )
+    (tmp_path / "four.yaml").write_text(copy)
+    with pytest.raises(ValueError, match="have the same title, 'three': change the title in one"):
+        pages.studies_of_book(None)
