@@ -184,9 +184,10 @@ def evaluate_attack(
         generator = torch.Generator().manual_seed(stream_seed(seed, "batches"))
         order = torch.randperm(len(positions), generator=generator)
         indices = positions[order]
-        while len(positions) % batch_size == 1 and batch_size > 2:  # batch norm needs two images
-            batch_size -= 1
-        chunk = batch_size
+        # Batch norm needs two images: no batch may be left with one.
+        n = len(positions)
+        sizes = [*range(batch_size, 1, -1), *range(batch_size + 1, n + 1)]
+        chunk = batch_size = next((size for size in sizes if n % size != 1), batch_size)
     chunks = evaluation_batches(
         dataset, batch_size=chunk, workers=workers, device=device, indices=indices
     )
@@ -308,7 +309,7 @@ def _attack_chunk(
         mode = functools.partial(attack_mode, search, "train")
     for restart in range(threat.n_restarts):
         final = restart == threat.n_restarts - 1
-        queue = torch.nonzero(~broken).flatten()
+        queue = torch.nonzero(~broken | together).flatten()
         # Images under attack, their iterates and the steps taken; the first `batch_size` of them
         # take the next step. Iterates that look misclassified or are the last wait for a verdict
         # until they fill a batch of their own.
@@ -326,12 +327,18 @@ def _attack_chunk(
                 (image, later_image), (x_adv, later_x), (taken, later_taken) = (
                     (part[:batch_size], part[batch_size:]) for part in (image, x_adv, taken)
                 )
-                with mode(), autocast(x.device, search_dtype):
-                    logits, gradient = logits_and_gradient(
-                        search, x_adv, attacked_label[image], threat, num_classes
-                    )
                 suspect = (taken == threat.steps) | (threat.eps == 0)
-                if threat.success == "any":
+                # The images of a batch in train mode are at one step: after the last there is no
+                # pass, which the broken ones would be missing from.
+                over = together and bool(suspect.all())
+                if over:
+                    gradient = torch.zeros_like(x_adv)
+                else:
+                    with mode(), autocast(x.device, search_dtype):
+                        logits, gradient = logits_and_gradient(
+                            search, x_adv, attacked_label[image], threat, num_classes
+                        )
+                if threat.success == "any" and not over:
                     wrong = class_logits(logits, num_classes).argmax(1) != y[image]
                     # In train mode the search sees other logits than the error does: look at all.
                     suspect |= (wrong if threat.model_mode == "eval" else True) & ~broken[image]
@@ -366,7 +373,9 @@ def _attack_chunk(
                 outcome["steps_used"][written] = count[write]
                 broken[judged[found]] = True
                 if progress:
-                    done = (last & (broken[judged] | final)) | (found & stop_early)
+                    # In train mode the broken ones of a restart go through the next as well.
+                    gone = last & final if together else last & (broken[judged] | final)
+                    done = gone | (found & stop_early)
                     progress(int(done.sum()))
                 on = torch.nonzero(~(last | (found & stop_early))).flatten()
                 image = torch.cat([image, judged[on]])
@@ -502,7 +511,12 @@ def _step(x, x_adv, gradient, eps, step, threat):
     if threat.norm == "Linf":
         ascent = gradient.sign()
     else:
-        ascent = gradient / _l2(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+        # The steepest way in the attack's own units, which differ between channels in normalised
+        # space; by its largest element first, since squares of small ones are zero.
+        tiny = torch.finfo(gradient.dtype).tiny
+        ascent = gradient * step if isinstance(step, torch.Tensor) else gradient
+        ascent = ascent / ascent.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
+        ascent = ascent / _l2(ascent).clamp_min(tiny)
     return _project(x, x_adv + step * ascent, eps, threat)
 
 
@@ -511,7 +525,7 @@ def _project(x, x_adv, eps, threat):
         x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
     else:
         # In normalised space eps is per channel and the ball an ellipsoid: measured in its units.
-        scaled = (x_adv - x) / eps if isinstance(eps, torch.Tensor) or eps else x_adv * 0
+        scaled = (x_adv - x) / eps if threat.eps else x_adv * 0
         x_adv = x + eps * scaled / _l2(scaled).clamp_min(1)
     return x_adv.clamp(0, 1) if threat.clip else x_adv
 

@@ -56,7 +56,8 @@ def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, 
             raise RuntimeError(
                 f"{path.parent} holds a run with other settings: choose another folder or remove it"
             )
-        load_weights(model, path)
+        names = [k for k in file.keys() if k.startswith("model.")]
+        load_weights(model, path, {k.removeprefix("model."): file.get_tensor(k) for k in names})
         momenta = {k: file.get_tensor(k) for k in file.keys() if k.startswith("momentum.")}
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if (momentum := momenta.get(f"momentum.{i:04d}")) is not None:

@@ -118,9 +118,11 @@ def widen_head(
     Raises
     ------
     ValueError
-        If the model has no such layer (`find_head`).
+        If the model has no such layer (`find_head`), or is one.
     """
     name, head = find_head(model)
+    if not name:
+        raise ValueError("a bare linear layer has no place for another: wrap it in nn.Sequential")
     wide = nn.Linear(head.in_features, head.out_features + num_transforms, head.bias is not None)
     wide.to(head.weight.device, head.weight.dtype)
     bound = head.in_features**-0.5

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from advlib.labels import find_head
+from advlib.study import check_choice
 from advlib.vision import torchvision
 
 CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(?:_w(\d+))?(_s2)?")
@@ -509,6 +510,7 @@ def default_device() -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
     """ "auto" is bfloat16 where the device computes in it natively, else float32."""
+    check_choice("dtype", dtype, ("auto", "float32", "bfloat16"))
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     kind = torch.device(device).type

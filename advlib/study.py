@@ -51,7 +51,11 @@ ABLATED = (
 """Keys that an ablation may change; all others stay, so that it can be compared with its study."""
 
 TRANSFORMED = ("eps", "steps", "step_size", "random_start", "loss")
-"""Keys of the threat model that may differ between the transformations of a study."""
+"""Keys of the threat model that may differ between the transformations of a study.
+
+The attack of a method with extra logits climbs Eq. 4, unless train_objective is cross_entropy: a
+loss of its own is then refused.
+"""
 
 HOW = ("devices", "accumulate", "compile")
 """Keys about how a study is computed: they decide neither its name nor which run goes on."""
@@ -185,6 +189,8 @@ class Study:
         if not self.lr > 0 or not self.pretrain_lr > 0:
             raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
         _ = self.train_threats  # checks norm, eps, steps and step size
+        for name in self.trained:
+            self.training_settings(name, 0, "", None)
         self._check_ablations()
 
     def _check_methods(self) -> None:
@@ -557,15 +563,22 @@ class Study:
         settings["lr"] = self.pretrain_lr if clean else self.lr
         settings |= {k: v for k, v in dataclasses.asdict(recipe).items() if k != "name"}
         if recipe.adversarial:
-            settings["threat"] = self.train_threat.to_dict()
-            if self.transforms:
-                settings["threat"] = [threat.to_dict() for threat in self.train_threats]
+            threats = [threat.to_dict() for threat in self.train_threats]
+            settings["threat"] = threats if len(threats) > 1 else threats[0]
         if recipe.label_augmentation or recipe.label_smoothing:
             settings["delta"] = self.delta
         if recipe.extra_logits:
             settings["num_transforms"] = self.num_transforms
             settings["replace_head"] = self.replace_head
             settings["train_objective"] = self.train_objective
+            if self.train_objective == "label_augmentation" and any(
+                "loss" in changes for changes in self.transforms
+            ):
+                raise ValueError(
+                    f"the training attack of {method} climbs Eq. 4, and no loss of a "
+                    "transformation: leave loss out of transforms, or set train_objective to "
+                    "cross_entropy"
+                )
         return settings
 
     def to_dict(self) -> dict:

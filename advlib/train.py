@@ -25,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from advlib import distributed
-from advlib.attacks import pgd_attack, start_noise
+from advlib.attacks import attack_mode, pgd_attack, start_noise
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from advlib.data import stream_seed, training_batches
+from advlib.data import evaluation_batches, stream_seed, training_batches
 from advlib.files import replacing
 from advlib.folding import folding
 from advlib.labels import class_logits, label_augmentation_targets
@@ -85,8 +85,8 @@ def fit(
     Raises
     ------
     ValueError
-        If the batch does not divide into the processes and pieces, the images do not fill one, or a
-        label is out of range.
+        For an unknown method, and if the batch does not divide into the processes and pieces, the
+        images do not fill one, a label is out of range, or the model has other logits than needed.
     RuntimeError
         If another process trains in `folder`, or `folder` holds a run with other settings.
     FloatingPointError
@@ -110,6 +110,7 @@ def fit(
     weights as one that was not, bit for bit. It may go on with another number of processes or
     pieces: from the same position, to other bits.
     """
+    check_choice("method", method, tuple(METHODS))
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
@@ -117,7 +118,10 @@ def fit(
         lock = filelock.FileLock(folder / "lock", timeout=0)
     try:
         # Deterministic kernels, so that a resumed run ends with the same bits on a GPU as well.
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        # No TF32 either, which gradients of float32 training would otherwise be computed in.
+        flags = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
         # Dropout and stochastic depth draw from torch's global generators: lent to the run.
         devices = [device] if device.type == "cuda" else []
         lent = torch.random.fork_rng(devices=devices)
@@ -156,6 +160,7 @@ def _train(
             f"{len(dataset)}, got {batch_size}"
         )
     _check_labels(dataset)
+    _check_outputs(model.to(device), dataset, study, method)
     total = epochs * steps_per_epoch
     dtype = resolve_dtype(study.dtype, device)
     model.to(device, memory_format=torch.channels_last).train()
@@ -250,9 +255,10 @@ def _train(
                 if due and rank == 0:
                     # A finished run needs no momentum: its file is small, as it is published.
                     momentum = optimizer if done < total else None
-                    save_checkpoint(folder / CHECKPOINT, model, momentum, done, log, settings, how)
+                    # Before the checkpoint: a run that has one to its end writes nothing more.
                     with replacing(folder / "log.csv") as path:
                         pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
+                    save_checkpoint(folder / CHECKPOINT, model, momentum, done, log, settings, how)
                     saved = time.monotonic()
             if on_step:
                 on_step(done)
@@ -293,6 +299,20 @@ def _check_labels(dataset) -> None:
     low, high = int(dataset.labels.min()), int(dataset.labels.max())
     if low < 0 or high >= dataset.num_classes:
         raise ValueError(f"labels are in [0, {dataset.num_classes}), got {low} to {high}")
+
+
+def _check_outputs(model: nn.Module, dataset, study: Study, method: str) -> None:
+    device = next(model.parameters()).device
+    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device=device, indices=[0]))
+    with torch.no_grad(), attack_mode(model, "eval"):
+        found = model(x).shape[1]
+    extra = study.num_transforms if METHODS[method].extra_logits else 0
+    if found != dataset.num_classes + extra:
+        raise ValueError(
+            f"{method} trains a network of {dataset.num_classes} class logits and {extra} for "
+            f"transformations, this one has {found} in all: change its last layer "
+            "(advlib.labels.widen_head)"
+        )
 
 
 def _summary(study, method, world_size, lr, how) -> str:
@@ -361,6 +381,7 @@ def _backward(
     """Add the gradients of a process's images; returns loss and error of each piece, stacked."""
     x = x.contiguous(memory_format=torch.channels_last)
     size, outcomes = len(x) // pieces, []
+    first = len(x) * distributed.rank()
     starts = noise.split(size) if noise is not None else [None] * pieces
     for i, (part, labels, start) in enumerate(
         zip(x.split(size), y.split(size), starts, strict=True)
@@ -368,7 +389,7 @@ def _backward(
         # Processes exchange gradients once a step, with the last piece.
         waits = isinstance(forward, DistributedDataParallel) and i < pieces - 1
         with forward.no_sync() if waits else contextlib.nullcontext():
-            loss, error = loss_of(part, labels, noise=start)
+            loss, error = loss_of(part, labels, noise=start, first=first + i * size)
             (loss / pieces).backward()
         outcomes.append(torch.stack([loss.detach(), error]))
     return outcomes
@@ -409,6 +430,7 @@ def training_loss(
     *,
     num_classes: int,
     noise: torch.Tensor | None = None,
+    first: int = 0,
     dtype: torch.dtype = torch.float32,
     forward: Callable[..., list[torch.Tensor]] | None = None,
     attacked: Callable[[], nn.Module] | None = None,
@@ -428,7 +450,9 @@ def training_loss(
         K.
     noise : float tensor (N, C, H, W), optional
         The start of the attack (`advlib.attacks.start_noise`); None: drawn from torch's generator.
-        With several transformations (``study.transforms``) image i is attacked by number i mod M.
+    first : int
+        The place of x[0] in the whole batch of the step. With several transformations
+        (``study.transforms``) the image in place i is attacked by number i mod M.
     dtype : torch.dtype
         Of the autocast.
     forward : callable, optional
@@ -464,10 +488,10 @@ def training_loss(
         if recipe.adversarial:
             threats = study.train_threats
             # Images take turns, so that each transformation has as many of a batch.
-            transform = torch.arange(len(x), device=x.device) % len(threats)
+            transform = (torch.arange(len(x), device=x.device) + first) % len(threats)
             x_adv = torch.empty_like(x)
             for j, threat in enumerate(threats):
-                own = slice(j, None, len(threats))
+                own = slice((j - first) % len(threats), None, len(threats))
                 x_adv[own] = pgd_attack(
                     attacked() if attacked else model,
                     x[own],

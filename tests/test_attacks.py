@@ -78,10 +78,13 @@ def test_fgsm_is_eq_2(network):
     torch.testing.assert_close(pgd_attack(model, x, y, threat), expected)
 
 
-def test_eps_zero_changes_nothing(network):
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("eps_space", ["pixel", "normalized"])
+def test_eps_zero_changes_nothing(network, norm, eps_space):
     model, x, y = network
-    assert torch.equal(pgd_attack(model, x, y, ThreatModel(eps=0)), x)
-    table = evaluate_attack(model, items(x, y), ThreatModel(eps=0), num_classes=10)
+    threat = ThreatModel(eps=0, norm=norm, eps_space=eps_space)
+    assert torch.equal(pgd_attack(model, x, y, threat), x)
+    table = evaluate_attack(model, items(x, y), threat, num_classes=10)
     with torch.no_grad():
         assert table.predicted_class.tolist() == model(x).argmax(1).tolist()
     assert table.linf.max() == 0
@@ -177,6 +180,30 @@ def test_normalised_space_multiplies_eps_by_the_std():
     torch.testing.assert_close(change, torch.tensor([0.03, 0.06, 0.12]))
     with pytest.raises(ValueError, match="Normalize"):
         pgd_attack(net, x, y, threat)
+
+
+def test_an_l2_step_in_normalised_space_is_the_steepest_one_there():
+    """As if the attack ran on normalised images: along their gradient, and step long in them."""
+    mean, std = (0.5,) * 3, torch.tensor([0.1, 0.2, 0.8])
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 4))
+    model = nn.Sequential(Normalize(mean, tuple(std.tolist())), net)
+    x, y = torch.rand(8, 3, 1, 1), torch.randint(0, 4, (8,))
+    options = {"norm": "L2", "eps": 1.0, "steps": 1, "step_size": 0.01, "random_start": False}
+    threat = ThreatModel(eps_space="normalized", clip=False, **options)
+    moved = (pgd_attack(model, x, y, threat) - x).flatten(1) / std
+    z = ((x.flatten(1) - 0.5) / std).requires_grad_()
+    F.cross_entropy(net(z), y, reduction="sum").backward()
+    torch.testing.assert_close(moved, 0.01 * F.normalize(z.grad), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-24, 1e-38, 0.0])
+def test_an_l2_step_is_as_long_however_small_the_gradient(size):
+    x, direction = torch.full((1, 1, 2, 2), 0.5), torch.tensor([[[[1.0, -2.0], [0.5, 0.0]]]])
+    threat = ThreatModel(norm="L2", eps=1.0, step_size=0.01)
+    moved = attacks._step(x, x, size * direction, 1.0, 0.01, threat) - x
+    expected = 0.01 * direction / direction.norm() if size else torch.zeros_like(x)
+    torch.testing.assert_close(moved, expected, atol=1e-6, rtol=1e-3)
 
 
 def brute_force(model, x, y, threat, seed, batch=1):
@@ -356,6 +383,28 @@ def test_in_train_mode_any_iterate_breaks_what_the_last_one_breaks(network):
     assert again.equals(table)  # dropout too
 
 
+@pytest.mark.parametrize("n_images, batch_size", [(12, 4), (7, 2), (3, 2)])
+def test_in_train_mode_every_pass_sees_the_whole_batch(n_images, batch_size):
+    """Batch norm at 1 x 1 refuses one image; restarts attack what the first start broke as well."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    x, y = torch.rand(n_images, 1, 2, 2), torch.arange(n_images) % 3
+    passes = []
+
+    def watch(module, inputs):
+        if module.training:
+            passes.append(len(inputs[0]))
+
+    hook = model.register_forward_pre_hook(watch)
+    threat = ThreatModel(eps=0.3, steps=3, model_mode="train", n_restarts=2)
+    own = {"num_classes": 3, "batch_size": batch_size, "dtype": "float32"}
+    counted = []
+    table = evaluate_attack(model, items(x, y), threat, progress=counted.append, **own)
+    hook.remove()
+    assert 0 < (table.label != table.predicted_class).sum() and sum(counted) == n_images
+    assert min(passes) >= 2 and sum(passes) == n_images * threat.steps * threat.n_restarts
+
+
 def test_in_train_mode_batches_mix_the_classes(network):
     """Files come sorted by class: a batch of one class has statistics that no training saw."""
     model, x, y = network
@@ -367,7 +416,7 @@ def test_in_train_mode_batches_mix_the_classes(network):
             seen.append(inputs[0].detach().clone())
 
     hook = model.register_forward_pre_hook(watch)
-    threat = ThreatModel(eps=0.0, model_mode="train")  # the images pass as they are
+    threat = ThreatModel(eps=1e-6, steps=1, model_mode="train")  # images pass nearly as they are
     own = {"num_classes": 10, "batch_size": 32, "dtype": "float32"}
     table = evaluate_attack(model, items(x, y), threat, **own)
     hook.remove()

@@ -102,3 +102,8 @@ def test_a_replaced_head_is_drawn_afresh():
     before = model[0].weight.clone()
     widen_head(model, 1, replace=True, generator=torch.Generator().manual_seed(0))
     assert not torch.isclose(model[0].weight[:3], before).any()
+
+
+def test_a_bare_linear_layer_cannot_be_widened_in_place():
+    with pytest.raises(ValueError, match=r"wrap it in nn\.Sequential"):
+        widen_head(torch.nn.Linear(4, 3), 1)

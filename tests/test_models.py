@@ -442,6 +442,8 @@ def test_networks_without_one_linear_head_are_refused(name):
 
 def test_dtype_by_machine():
     assert resolve_dtype("float32", "cpu") == torch.float32
+    with pytest.raises(ValueError, match="dtype is one of auto, float32, bfloat16, got .float16."):
+        resolve_dtype("float16", "cpu")
     native = torch.cpu.get_capabilities().get("avx512_bf16")
     assert resolve_dtype("auto", "cpu") == (torch.bfloat16 if native else torch.float32)
     with autocast("cpu", torch.bfloat16):

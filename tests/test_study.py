@@ -215,11 +215,22 @@ def test_an_l2_radius_may_exceed_one():
         ({"method": "adv_plus", "delta": 0.3, "title": 3}, "title .* got 3"),
         ({"method": "adv_plus", "transforms": [{"label": 1}]}, "ablation new.*label"),
         ({"method": "adv_plus", "transforms": [{"steps": 0}]}, "ablation new.*steps"),
+        ({"method": "adv_plus", "transforms": [{"loss": "dlr"}]}, "ablation new.*climbs Eq. 4"),
+        ({"method": "adv_plus", "transforms": [{}]}, "trained just as adv_plus is"),
     ],
 )
 def test_an_ablation_that_cannot_be_meant_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         load_study("digits", ablations={"new": changes})
+
+
+def test_a_transformation_has_a_loss_of_its_own_only_where_that_is_climbed():
+    losses = [{"loss": "dlr"}, {"loss": "margin"}]
+    with pytest.raises(ValueError, match="attack of adv_plus climbs Eq. 4.*train_objective"):
+        load_study("digits", transforms=losses)
+    for changes in ({"train_objective": "cross_entropy"}, {"methods": ["std", "adv"]}):
+        study = load_study("digits", transforms=losses, **changes)
+        assert [threat.loss for threat in study.train_threats] == ["dlr", "margin"]
 
 
 def test_an_ablation_has_a_name_of_its_own():

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -303,6 +304,64 @@ def test_each_transformation_attacks_its_own_images_and_has_its_own_logit(tiny_s
     target = torch.zeros(6, 12)
     target[torch.arange(6), y], target[torch.arange(6), 10 + turn] = 0.8, 0.2
     torch.testing.assert_close(loss.detach(), F.cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 6, 12])
+def test_images_take_turns_over_the_pieces_of_a_batch(tiny_study, network, monkeypatch, pieces):
+    changes = [{}, {"steps": 1}, {"steps": 2}, {"steps": 4}, {"steps": 5}]
+    study = dataclasses.replace(tiny_study, transforms=changes)
+    attacked = {}
+
+    def spy(model, x, y, threat, **options):
+        attacked.setdefault(threat.steps, []).extend(x.flatten(1).amax(1).tolist())
+        return x
+
+    monkeypatch.setattr(train, "pgd_attack", spy)
+    x = torch.arange(12.0).view(-1, 1, 1, 1).expand(-1, 1, 8, 8) / 12
+    loss_of = functools.partial(
+        training_loss, network.eval(), study=study, method="adv", num_classes=10
+    )
+    train._backward(loss_of, x, torch.zeros(12, dtype=torch.long), None, pieces, network)
+    for number, steps in enumerate((study.train_steps, 1, 2, 4, 5)):
+        expected = [float(value) for value in x[number::5, 0, 0, 0]]
+        assert attacked[steps] == pytest.approx(expected)
+
+
+def test_any_network_trains_and_resumes(tiny_study, tmp_path):
+    """Not only those of `build_model`, whose weights start with net."""
+    layers = [torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(144, 10))
+    run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path, network=model)
+    trained = {k: v.clone() for k, v in model.state_dict().items()}
+    other = torch.nn.Sequential(*layers, torch.nn.Linear(144, 10))
+    run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path, network=other)
+    assert same(trained, other.state_dict())
+
+
+@pytest.mark.parametrize(
+    "method, outputs, said",
+    [
+        ("adv_plus", 10, "10 class logits and 1 for transformations, this one has 10"),
+        ("std", 11, "10 class logits and 0 for transformations, this one has 11"),
+        ("advv", 10, "method is one of .*got 'advv'"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_method_is_refused(
+    tiny_study, tmp_path, method, outputs, said
+):
+    model = build_model("cifar_resnet8", num_classes=outputs, mean=(0.3,), std=(0.4,))
+    with pytest.raises(ValueError, match=said):
+        run(tiny_study, method, tmp_path, model)
+
+
+def test_float32_gradients_are_computed_without_tf32(tiny_study, tmp_path, network):
+    seen = []
+    network.net[-1].register_full_backward_hook(
+        lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
+    )
+    study = dataclasses.replace(tiny_study, epochs=1, dtype="float32")
+    run(study, folder=tmp_path, network=network)
+    assert seen and not any(seen)
 
 
 def test_the_training_attack_can_leave_the_predicted_label(tiny_study):
