@@ -26,6 +26,8 @@ METHOD_COLOURS = {
 # For what is no method. Purple, brown and grey, dark and pale: no hue of a method, and told apart
 # with every common colour-vision deficiency too.
 OTHER_COLOURS = ["#8e63ce", "#a0662a", "#808080", "#c3a9e8", "#d9b183", "#bdbdbd"]
+# Of models beyond those, and again from the start: no more colours can be told apart.
+MORE_COLOURS = ["#EE4466", "#882266", "#446644", "#4400EE"]
 CLEAR = ["black", "#999999"]  # beyond chance in the page's own ink, within it in grey
 ERROR_AXIS = {"format": ".0%", "tickMinStep": 0.01}  # so that no two ticks round to one
 # Labels of an axis in points, of fractions.
@@ -63,7 +65,8 @@ def method_colour(
     width = 3 if symbol == "stroke" else 0
     shown = method_order(methods)
     free = [colour for name, colour in METHOD_COLOURS.items() if name not in shown]
-    spare = itertools.cycle([*free[1:], *free[:1]])  # grey, the first, is for what matters least
+    # Grey, the first, is for what matters least.
+    spare = itertools.cycle([*free[1:], *free[:1], *MORE_COLOURS])
     colours = [METHOD_COLOURS.get(name) or next(spare) for name in shown]
     columns = 4 if max(map(len, shown)) <= 16 else 2
     return alt.Color(
@@ -158,10 +161,11 @@ def average_error(table: pd.DataFrame) -> alt.Chart:
             alt.Tooltip("method:N", title="Method"),
             alt.Tooltip("source:N", title="Source"),
             alt.Tooltip("value:Q", title="Error", format=".2%"),
-            alt.Tooltip("low:Q", title="95 % from", format=".2%"),
-            alt.Tooltip("high:Q", title="to", format=".2%"),
+            alt.Tooltip("interval:N", title="95 % interval"),
         ],
     )
+    ends = "format(datum.low, '.2%') + ' to ' + format(datum.high, '.2%')"
+    base = base.transform_calculate(interval=f"isValid(datum.low) ? {ends} : 'none'")
     rules = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     points = base.mark_point(filled=True, size=80).encode(
         shape=alt.Shape(
@@ -219,11 +223,12 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N")
     labels = labels.transform_filter(f"{found} && {first}")
     benchmarks = table.benchmark.unique().tolist()
-    width = 640 // len(benchmarks) - 60
+    columns = min(len(benchmarks), 4)
+    width = 640 // columns - 60
     layers = (lines + points + marked + labels).properties(width=width, height=260)
     chart = layers.add_params(pick, search)
     chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
-    return side_by_side(chart.resolve_axis(x="independent", y="independent"), len(benchmarks))
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"), columns)
 
 
 def class_error(
@@ -281,12 +286,12 @@ def class_error(
         layers.insert(0, line.encode(x=alt.datum(reference)))
     chart = alt.layer(*layers).properties(height=alt.Step(9)).add_params(pick)
     benchmarks = table.benchmark.unique().tolist()
-    n = len(benchmarks)
-    if n == 1:
+    if len(benchmarks) == 1:
         return chart.properties(width="container")
-    chart = chart.properties(width=640 // n - 80)
+    columns = min(len(benchmarks), 4)
+    chart = chart.properties(width=640 // columns - 80)
     chart = chart.facet(alt.Facet("benchmark:N", title=None, sort=benchmarks), columns=1)
-    return side_by_side(chart.resolve_axis(x="independent", y="independent"), n)
+    return side_by_side(chart.resolve_axis(x="independent", y="independent"), columns)
 
 
 def corruption_error(table: pd.DataFrame) -> alt.Chart:

@@ -224,9 +224,9 @@ def _fold(name: str) -> str:
 
 def distinct(class_names: Sequence[str]) -> list[str]:
     """The names, with the class's number where several classes have one (ImageNet's "crane")."""
-    folded = pd.Series([_fold(name) for name in class_names])
-    twice = folded.duplicated(keep=False)
-    return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(class_names)]
+    names = [" ".join(name.split()) for name in class_names]  # as a search sees their spaces
+    twice = pd.Series([_fold(name) for name in names]).duplicated(keep=False)
+    return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(names)]
 
 
 def _text(values) -> str:
@@ -350,7 +350,9 @@ def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> al
     width = WIDTH - 60  # the ranks stand to the right
     columns = {"error": SCALE, "low": SCALE, "high": SCALE, "first": 1, "last": 1}
     x = alt.X("error:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS)
-    base = alt.Chart().encode(x=x, y=alt.Y("method:N", sort=methods, title=None, axis=LABELS))
+    # With its domain stated: Vega-Lite would look for it in data that only the facet knows.
+    y = alt.Y("method:N", title=None, axis=LABELS, scale=alt.Scale(domain=methods))
+    base = alt.Chart().encode(x=x, y=y)
     keys = ["benchmark", "method"]
     ticks = (  # equal ones are drawn once: 1,000 classes are a few dozen marks
         base.transform_calculate(error="round(200 * datum.error) / 200")

@@ -119,20 +119,34 @@ def class_errors(study: Study, source: str) -> pd.DataFrame:
 def own_image(content: bytes, shape: tuple) -> np.ndarray:
     """An image file as the network takes it: uint8 of `shape` (C, H, W), its middle cut out.
 
+    What is transparent is white.
+
     Raises
     ------
     ValueError
-        If it is not an image.
+        If it is not an image, damaged, far too large, or of numbers without a known white.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     c, h, w = shape
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    except UnidentifiedImageError:
-        raise ValueError("that is not an image file: choose a PNG or a JPEG") from None
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"that is no image that can be read ({error}): choose a PNG or a JPEG"
+        ) from None
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    wide = image.mode == "I" and image.getextrema()[1] > 255
+    if image.mode.startswith("I;16") or wide:  # 16 bits a pixel: convert() would clip to white
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError(
+            "the pixels are fractions, whose white is not known: choose a PNG or a JPEG"
+        )
     image = ImageOps.fit(image.convert("L" if c == 1 else "RGB"), (w, h))
     return np.array(image).reshape(h, w, c).transpose(2, 0, 1)
 
@@ -285,7 +299,6 @@ class Explorer(widgets.VBox):
             self.studies[name] = self.study = self.studies[name] or load_study(name)
             samples = read_samples(self.study, source)
         except Exception as error:  # ipywidgets would write it to a log that nobody reads
-            self._draw([], {}, [], None)
             self.classes.chart = self.marked = None
             return self._failed(error)
         self.filling = True  # many changes, one attack
@@ -383,7 +396,8 @@ class Explorer(widgets.VBox):
         title = escape(f"{image}: {threat}")
         if label is None:
             title += ". Its class is not known: the one predicted on the clean image counts as true"
-        self.progress.max, self.progress.value = len(methods) * (threat.steps + 2), 0
+        rounds = (threat.steps if threat.eps else 0) + 2
+        self.progress.max, self.progress.value = len(methods) * rounds, 0
         self.cancel.disabled, self.status.value = False, title
         self._mark_class(study, source, label, said)
         due, state = 0.0, "Done." if methods else "Nothing is attacked: choose a method."
@@ -393,6 +407,7 @@ class Explorer(widgets.VBox):
                     model, k = self._network(study, source, method, x.device)
                 except FileNotFoundError as error:
                     said.append(str(error))
+                    self.progress.max -= rounds
                     continue
                 steps = attack_steps(model, x, label, threat, num_classes=k, seed=seed)
                 for row, image in steps:
@@ -405,7 +420,8 @@ class Explorer(widgets.VBox):
                         due = time.monotonic() + max(0.2, 3 * (time.monotonic() - before))
                     yield
         except GeneratorExit:
-            state = f"Cancelled at step {row['step']} of {study.names[method]}."
+            name, step = study.names[method], row["step"]
+            state = f"Cancelled {'before the attack' if step < 0 else f'at step {step}'} of {name}."
         self._draw(rows, images, names, threat)
         self.cancel.disabled = True
         said = "".join(f"<br><b>{escape(text)}</b>" for text in said)
@@ -443,6 +459,7 @@ class Explorer(widgets.VBox):
 
     def _failed(self, error):
         self.cancel.disabled = True
+        self._draw([], {}, [], None)  # nothing of what was shown before belongs to this
         said, where = str(error), ""
         if not isinstance(error, FileNotFoundError):  # which says what to run
             said = f"{type(error).__name__}: {error}"

@@ -46,6 +46,8 @@ def test_average_error_draws_each_value_and_interval():
     for said in ("Error (%)", "this study", "the paper (ImageNet)", charts.METHOD_COLOURS["Adv"]):
         assert said in svg
     assert svg.count('aria-roledescription="point"') == 3
+    assert "95 % interval: 5.00% to 20.00%" in svg and "95 % interval: none" in svg
+    assert "null" not in svg
 
 
 def test_sorted_class_error_ranks_each_method_by_itself(errors):
@@ -118,6 +120,22 @@ def test_unknown_methods_get_a_colour_too():
     assert scale["range"][0] == charts.METHOD_COLOURS["Std"]
 
 
+def test_models_beyond_the_projects_own_have_colours_of_their_own():
+    names = [*charts.METHOD_COLOURS, *(f"model {i}" for i in range(4))]
+    for shown in (names, names[4:], names[8:]):
+        colours = charts.method_colour(shown).to_dict()["scale"]["range"]
+        assert len(set(colours)) == len(shown)
+
+
+@pytest.mark.parametrize("n", [2, 9, 11])
+def test_panels_of_many_benchmarks_have_room(errors, n):
+    parts = [errors[errors.benchmark == "Clean"].assign(benchmark=f"attack {i}") for i in range(n)]
+    for chart in (charts.class_error, charts.sorted_class_error):
+        spec = chart(pd.concat(parts)).to_dict()
+        assert spec["spec"]["width"] >= 80
+        assert marks(chart(pd.concat(parts))).count('aria-roledescription="circle"') == 9 * n
+
+
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB: https://doi.org/10.1109/TVCG.2009.113
 DEFICIENCIES = {
     "none": np.eye(3),
@@ -138,7 +156,9 @@ def as_seen(colour: str, deficiency: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
-@pytest.mark.parametrize("colours", [charts.METHOD_COLOURS.values(), charts.OTHER_COLOURS])
+@pytest.mark.parametrize(
+    "colours", [[*charts.METHOD_COLOURS.values(), *charts.MORE_COLOURS], charts.OTHER_COLOURS]
+)
 def test_colours_differ_for_every_colour_vision(colours, deficiency):
     """By 7 at least (CIE76), where 2.3 is a difference that is just noticed."""
     seen = [as_seen(colour, deficiency) for colour in colours]

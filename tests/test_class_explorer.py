@@ -250,6 +250,20 @@ def test_a_class_without_corrupted_images_has_no_mark_there(tables):
     assert "null" not in svg and "Corruption: fog" not in svg
 
 
+@pytest.mark.parametrize("benchmarks", [["Clean"], ["Clean", "PGD-40"]])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_without_corrupted_images_there_is_a_chart_too(tables, benchmarks, seeds):
+    few = tables[tables.benchmark.isin(benchmarks) & (tables.seed < seeds)]
+    errors, confusions, corruptions, ranking = figures(few)
+    chart = class_explorer(errors, confusions, corruptions[:0], ranking, NAMES, title="Change")
+    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    assert "Benchmark: Clean; Method: Adv" in svg and "Corruption: " not in svg
+
+
+def test_spaces_in_a_name_are_those_that_a_search_sees():
+    assert distinct(["hot  dog", "Grande\u00a0Pyr", "a\tb"]) == ["hot dog", "Grande Pyr", "a b"]
+
+
 def test_models_without_a_mistake_have_a_chart_too(tables):
     right = tables.assign(predicted_class=tables.label)
     chart = explorer(right)

@@ -239,6 +239,28 @@ def test_an_error_is_shown(make, monkeypatch):
     assert "Traceback" in shown.status.value and shown.cancel.disabled
 
 
+def test_an_error_leaves_nothing_of_the_study_before(make, monkeypatch):
+    shown = make()
+    shown.background.wait()
+    assert shown.pictures.value and len(shown.steps)
+
+    def changed(*args, **kwargs):
+        raise RuntimeError("the checkpoint has changed")
+
+    monkeypatch.setattr(explorer, "load_run", changed)
+    shown.controls["study"].value = "cifar10"
+    shown.background.wait()
+    assert "the checkpoint has changed" in shown.status.value
+    assert not shown.pictures.value and not len(shown.steps)
+
+
+def test_the_bar_is_full_at_the_end(make):
+    shown = make()
+    shown.controls["eps"].value = 0.0
+    shown.background.wait()
+    assert "Done." in shown.status.value and shown.progress.value == shown.progress.max
+
+
 def test_networks_that_are_not_there_say_what_to_run(make, monkeypatch):
     def without_std(study, method, *rest):
         if method == "std":
@@ -293,6 +315,33 @@ def test_an_image_of_sixteen_bits():
     assert (own_image(file.getvalue(), (1, 28, 28)) == 100).all()
 
 
+def written(image, kind="PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode, clear", [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))])
+def test_what_is_transparent_in_an_image_of_ones_own_is_white(mode, clear):
+    for shape in ((1, 28, 28), (3, 32, 32)):
+        assert (own_image(written(Image.new(mode, (40, 40), clear)), shape) == 255).all()
+
+
+def test_an_image_of_numbers_without_a_white_is_refused():
+    whole = Image.fromarray(np.full((28, 28), 200, dtype=np.int32))
+    assert (own_image(written(whole, "TIFF"), (1, 28, 28)) == 200).all()
+    fractions = Image.fromarray(np.full((28, 28), 0.7, dtype=np.float32))
+    with pytest.raises(ValueError, match="white is not known: choose a PNG or a JPEG"):
+        own_image(written(fractions, "TIFF"), (1, 28, 28))
+
+
+def test_a_damaged_image_is_refused():
+    whole = written(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
+    for content in (whole[: len(whole) // 2], b"no image", b""):
+        with pytest.raises(ValueError, match="can be read .*: choose a PNG or a JPEG"):
+            own_image(content, (1, 28, 28))
+
+
 @pytest.mark.parametrize("methods", [["nonsense"], ["adv", "pretraned"]])
 def test_an_unknown_method_is_refused(methods):
     with pytest.raises(ValueError, match="methods is one of pretrained, std"):
@@ -317,7 +366,8 @@ def test_an_image_of_ones_own(make):
     assert first.label == first.predicted_class  # no true label: the predicted one
     assert "datum.label === -1" in str(shown.classes.chart.to_dict())
     upload.value = ({**content, "content": memoryview(b"no image")},)
-    assert "that is not an image file" in shown.status.value
+    assert "that is no image that can be read" in shown.status.value
+    assert not shown.pictures.value and not len(shown.steps)  # not those of the image before
     shown.controls["number"].value = 2  # back to the study's images
     shown.background.wait()
     assert "Done." in shown.status.value and upload.value == ()
