@@ -146,7 +146,8 @@ def comparisons(study) -> pd.DataFrame:
                     also = [beside[key] for key in beside if key in differ]
                     rows.append((", and ".join([words, *also]), name, other))
                     pairs.add((name, other))
-    for before, after in study.pairs:
+    # With the same attack also where another run is the control: `attack_or_label` reads that row.
+    for before, after in dict.fromkeys([*study.pairs, ("adv", same_attack(study))]):
         if before in runs and after in runs and (after, before) not in pairs:
             lacking = [k for k in runs[after] if runs[after][k] != runs[before][k]]
             rows.append((_words(runs[after], lacking), after, before))
@@ -242,11 +243,18 @@ def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) 
         where, rest = "the training attack alone differs", label
         if with_label:
             where, rest = "label and logit alone differ", attack
-        as_large = rest.low <= whole.value <= rest.high
+        said += ". In these networks, of one seed, "
+        if side(rest):
+            return (
+                f"{said}the change lies beyond the chance of the images where {where}; the other "
+                "does so too, in the opposite direction"
+            )
+        as_large = "allows" if rest.low <= whole.value <= rest.high else "excludes"
+        other = f"the other interval {as_large} one as large"
+        if math.isnan(rest.low):
+            other = "the images give no interval for the other"
         return (
-            f"{said}. In these networks, of one seed, only where {where} does the change lie "
-            "beyond the chance of the images; the other interval "
-            f"{'allows' if as_large else 'excludes'} one as large"
+            f"{said}only where {where} does the change lie beyond the chance of the images; {other}"
         )
     return f"{said}. The images do not tell which of the two it comes with"
 
@@ -432,8 +440,8 @@ def findings(
         largest = clear.loc[clear.value.abs().idxmax()]
         of = IN_WORDS[largest.benchmark, largest.statistic]
         lines.append(
-            f"The largest change is that of {names[largest.run]} against {names[largest.control]}: "
-            f"{in_per_cent(largest)} points of the {of}."
+            f"The largest change that leaves out zero is that of {names[largest.run]} against "
+            f"{names[largest.control]}: {in_per_cent(largest)} points of the {of}."
         )
     if len(yardstick):
         lines.append(_over_seeds_words(yardstick, names))

@@ -78,6 +78,11 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each benchmark, with the columns that belong to it."""
     if "method" in table:
         raise ValueError("it has a column method: give each model a file of its own")
+    if "seed" in table and len(seeds := table.seed.unique()) > 1:
+        raise ValueError(
+            f"it holds several seeds, {', '.join(map(str, seeds))}: give each network a file of "
+            "its own"
+        )
     nothing = pd.Series(None, index=table.index, dtype=object)
     corruption, attack = (table.get(column, nothing) for column in ("corruption", "attack"))
     parts = {"clean": table.loc[corruption.isna() & attack.isna(), list(COLUMNS)]}
@@ -89,8 +94,16 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             )
         parts[name] = table.loc[attack == name, [*COLUMNS, "attack"]]
     if corruption.notna().any():
-        columns = [*COLUMNS, "corruption", "severity"]
-        parts["corruptions"] = table.loc[corruption.notna(), columns].astype({"severity": int})
+        rows = table[corruption.notna()]
+        given = rows.get("severity", nothing[rows.index]).astype(object)
+        severity = pd.to_numeric(given, errors="coerce")
+        if len(odd := given[~(severity % 1 == 0)]):
+            raise ValueError(
+                "the column severity holds a whole number, 1 to 5, wherever corruption is set, got "
+                f"{odd.iloc[0]!r}: write there which of the five severities the image has"
+            )
+        rows = rows.assign(severity=severity.astype(int))
+        parts["corruptions"] = rows[[*COLUMNS, "corruption", "severity"]]
         mean_corruption_error(parts["corruptions"])  # names what is missing
     parts = {name: part.reset_index(drop=True) for name, part in parts.items() if len(part)}
     if lacking := [name for name in study.benchmarks if name not in parts]:

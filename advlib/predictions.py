@@ -6,6 +6,7 @@ import gzip
 import importlib.metadata
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ from advlib.files import replacing
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
 MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
+TEXT = ("file_name", "corruption", "attack", "method")
 DECIMALS = 3  # of the probabilities in the tables that are written
 
 
@@ -244,12 +246,20 @@ def check_label_order(table: pd.DataFrame) -> None:
     ------
     ValueError
         With the share of images that the other order makes right, and its name if it is a known
-        one: a shift by one (a background class), or numbers sorted as text (1, 10, 100, 2).
+        one: a shift by one (a background class), or numbers sorted as text (1, 10, 100, 2). Also
+        if the numbers are no places in a list of classes, such as 1440764 (of n01440764).
     """
     from scipy.optimize import linear_sum_assignment
 
     label, predicted = table.label.to_numpy(np.int64), table.predicted_class.to_numpy(np.int64)
     k = int(max(label.max(), predicted.max())) + 1
+    # Below, a table of k x k is filled: not with numbers that are no places in a list.
+    occur = len(np.unique([label, predicted]))
+    if k > max(10_000, 10 * occur):
+        raise ValueError(
+            f"the class numbers go to {k - 1}, and only {occur} classes occur: number the classes "
+            "0, 1, 2, … in the order of one list"
+        )
     second = table.groupby("label").cumcount().to_numpy() % 2 == 1
     counts = np.zeros((k, k), np.int32)
     np.add.at(counts, (predicted[~second], label[~second]), 1)
@@ -337,12 +347,13 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
             table = _join_imagenet(table)
             return check_predictions(table, num_classes=1000, n_images=50_000)
         return check_predictions(table)
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # OSError: also damaged Parquet
         raise ValueError(f"{path}: {error}") from error
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     schema = pq.read_schema(path)
+    _check_once(schema.names)
     text = [
         f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
     ]
@@ -350,11 +361,21 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     columns = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in schema.names]
     arrow = file.read(columns=columns)
     for i, field in enumerate(arrow.schema):
-        if pa.types.is_integer(field.type):
+        if pa.types.is_integer(field.type) and field.name not in TEXT:
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
         elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.float32()))
-    return arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
+    table = arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
+    # Names that are numbers become text, as from CSV.
+    numbers = [c for c in TEXT if c in table and c not in text]
+    return table.assign(**{c: table[c].map(str, na_action="ignore") for c in numbers})
+
+
+def _check_once(names: list[str]) -> None:
+    """None of the columns that are read occurs twice."""
+    for name in (*COLUMNS, *MORE_COLUMNS):
+        if names.count(name) > 1:
+            raise ValueError(f"the column {name} occurs twice: keep one")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -365,15 +386,23 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise ValueError(f"columns are separated by commas, not by {found[0]!r}: {line!r}")
     if not set(header) & set(COLUMNS):
         raise ValueError(f"the first line is {line!r}, expected a header: {','.join(COLUMNS)}")
-    text = dict.fromkeys(("file_name", "corruption", "attack", "method"), str)
-    table = pd.read_csv(
-        path,
-        dtype=text,
-        encoding="utf-8-sig",
-        skipinitialspace=True,
-        index_col=False,
-        low_memory=False,
-    )
+    _check_once(header)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else the rest is cut off
+            table = pd.read_csv(
+                path,
+                dtype=dict.fromkeys(TEXT, str),
+                encoding="utf-8-sig",
+                skipinitialspace=True,
+                index_col=False,
+                low_memory=False,
+            )
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            "a line has more fields than the header: quote names that hold a comma, and write "
+            "decimals with a point"
+        ) from None
     return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
 
 

@@ -167,6 +167,21 @@ def test_adv_plus_beside_adv_comes_first_then_its_ingredients_then_mixed_batches
     assert ablations.same_attack(dataclasses.replace(study, ablations={})) is None
 
 
+def test_the_same_attack_is_compared_with_adv_though_another_run_is_nearer(study):
+    """The control of cross_entropy is here the network with the logit alone, not Adv."""
+    logit = {"method": "adv_extra_logit", "train_objective": "cross_entropy"}
+    study = dataclasses.replace(study, ablations=ABLATIONS | {"logit_only": logit})
+    assert ablations.control(study, "cross_entropy") == ("logit_only", ["label"])
+    pairs = ablations.comparisons(study)
+    assert not pairs.duplicated(["run", "control"]).any()
+    rows = pairs.set_index(["run", "control"]).ingredient
+    assert rows["cross_entropy", "adv"] == "extra logit and transformation label (δ = 0.03)"
+    assert "cross_entropy − Adv" in ablations.parted_words(study)
+    found = pairs.assign(benchmark="clean", statistic="error", value=-0.03, low=-0.04, high=-0.02)
+    line = ablations.attack_or_label(study, found, "clean", "error")
+    assert "label and logit under the same training attack: −3.00" in line
+
+
 @pytest.mark.parametrize(
     "whole, label, attack, said",
     [
@@ -177,6 +192,8 @@ def test_adv_plus_beside_adv_comes_first_then_its_ingredients_then_mixed_batches
         (-0.012, -0.012, -0.005, "the other interval allows one as large"),  # -0.015 to 0.005
         (-0.03, -0.02, -0.02, "The images do not tell"),
         (-0.03, 0.03, 0.001, "The images do not tell"),
+        (-0.03, 0.03, -0.06, "where the training attack alone differs; the other does so too, in"),
+        (-0.03, -0.06, 0.03, "where label and logit alone differ; the other does so too, in the o"),
     ],
 )
 def test_the_training_attack_is_told_from_label_and_logit(study, whole, label, attack, said):
@@ -193,6 +210,12 @@ def test_the_training_attack_is_told_from_label_and_logit(study, whole, label, a
     weak = found.assign(low=-0.01, high=0.01)
     assert ablations.attack_or_label(study, weak, "clean", "error") == ""  # no change to part
     assert line.startswith("Clean error, Adv⁺ − Adv: ") and said in line.rpartition(". ")[2]
+    assert ("only where" in line) == ("one as large" in said or "only where" in said)
+    if "only where" in said:  # without an interval of the other change
+        nowhere = found.value.abs() < 0.03
+        none = found.assign(low=found.low.mask(nowhere), high=found.high.mask(nowhere))
+        line = ablations.attack_or_label(study, none, "clean", "error")
+        assert line.endswith("chance of the images; the images give no interval for the other")
     # One seed shows where a change appears, and not what causes it.
     assert ("of one seed" in line) == ("not tell" not in said)
     assert "comes with label" not in line and "comes with another" not in line
@@ -252,6 +275,7 @@ def test_findings_count_what_leaves_out_zero(study, tables):
     assert sum(int(count) for line in counts for count in line) == clear.sum()  # all four measures
     # The highest error is that of δ = 0 here: the ends of the one range are not those of the other.
     assert "Adv⁺ between 50.00 and 80.00 % for δ from 0 to 0.3" in lines[5]
+    assert lines[-2].startswith("The largest change that leaves out zero is that of ")
     assert "still be the chance of training" in lines[-1]
 
 

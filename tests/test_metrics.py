@@ -1122,3 +1122,15 @@ def test_a_table_differs_from_itself_by_nothing_that_resampling_shows():
     table["predicted_class"] = [0, 1, 1, 0]
     value, low, high = metrics.bootstrap(table, "error", table, n_resamples=50)
     assert value == 0 and np.isnan(low) and np.isnan(high)
+    # Nor does its spread over the classes.
+    rows = metrics.summarise(table_of([3, 8], 20), paired_with=table_of([3, 8], 20), n_resamples=50)
+    assert rows[["low", "high"]].isna().all(axis=None)
+
+
+def test_means_over_seeds_that_differ_by_rounding_alone_have_no_interval():
+    """Of 5 seeds 1/5 - 1/5 - ... is some 1e-17, and not alike for all images."""
+    tables = [random_table(seed, 403, [("fog", 1)]) for seed in range(5)]
+    tables = [t.assign(label=tables[0]["label"], file_name=tables[0]["file_name"]) for t in tables]
+    for name in ("error", "mean", "sd_noise_corrected"):
+        value, low, high = metrics.bootstrap(tables, name, tables, n_resamples=50)
+        assert value == pytest.approx(0) and np.isnan(low) and np.isnan(high), name

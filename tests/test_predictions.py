@@ -1,10 +1,13 @@
 import secrets
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from advlib.predictions import (
+    COLUMNS,
     check_predictions,
     keep_part,
     missing_parts,
@@ -86,6 +89,44 @@ def test_written_tables_are_read_back_with_their_facts(table, tmp_path):
 def test_anybodys_csv_is_read_as_it_is(table, tmp_path):
     table.to_csv(tmp_path / "model.csv.gz", index=False)
     pd.testing.assert_frame_equal(read_predictions(tmp_path / "model.csv.gz"), table)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{','.join(COLUMNS)}\na.png,0,1,0,97\n",  # a decimal comma
+        "label,predicted_class,predicted_probability,file_name\n0,1,0.97,a,b.png\n",
+    ],
+)
+def test_a_line_longer_than_the_header_is_refused(text, tmp_path):
+    path = tmp_path / "model.csv"
+    path.write_text(text)
+    said = "model.csv: a line has more fields than the header: quote names .* with a point"
+    with pytest.raises(ValueError, match=said):
+        read_predictions(path)
+    # A comma at the end of each line is no field.
+    path.write_text(f"{','.join(COLUMNS)}\na.png,0,1,0.97,\n")
+    assert read_predictions(path).predicted_probability.tolist() == [0.97]
+
+
+def test_a_column_that_occurs_twice_is_refused(table, tmp_path):
+    for name in ("predicted_class", "label"):
+        twice = pd.concat([table, table[[name]]], axis=1)
+        twice.to_csv(tmp_path / "t.csv", index=False)
+        columns = [pa.array(twice.iloc[:, i]) for i in range(twice.shape[1])]
+        pq.write_table(pa.table(columns, names=list(twice.columns)), tmp_path / "t.parquet")
+        for file in ("t.csv", "t.parquet"):
+            with pytest.raises(ValueError, match=f"{file}: the column {name} occurs twice: keep"):
+                read_predictions(tmp_path / file)
+
+
+def test_a_damaged_parquet_file_is_named(table, tmp_path):
+    """Its first page is gone: for pyarrow that is an OSError, which does not say the path."""
+    path = write_predictions(table, tmp_path / "t.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4] + bytes(16) + whole[20:])
+    with pytest.raises(ValueError, match="t.parquet: "):
+        read_predictions(path)
 
 
 def test_an_interrupted_evaluation_goes_on(table, tmp_path):

@@ -346,7 +346,9 @@ def test_benchmarks_are_those_that_the_study_names(brought, change, said):
         ({"attack": "pgd40"}, "no rows for clean, which the study needs"),
         ({"predicted_class": 9}, "predicted_class goes to 9, and there are 3 classes"),
         ({"label": [1, 2, 3], "predicted_class": [1, 2, 3]}, "subtract 1"),
+        ({"label": [0, 1, 1440764]}, r"a.csv: the class numbers go to 1440764, and only 3 classes"),
         ({"method": "a"}, "a column method: give each model a file of its own"),
+        ({"corruption": "fog"}, "a.csv: the column severity holds .* got nan: write there which"),
     ],
 )
 def test_clean_files_that_cannot_be_meant(table, tmp_path, change, said):
@@ -375,6 +377,38 @@ def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
     rows[rows.corruption != "fog"].to_csv(tmp_path / "b.csv", index=False)
     with pytest.raises(ValueError, match="b.csv: missing from the corruption table: .*fog"):
         bring(brought)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda t: t.assign(severity=t.severity + 0.5), r"a.csv: the column severity .* got 1\.5"),
+        (lambda t: t.assign(severity=t.severity.where(t.severity != 5)), "whole number.* got nan"),
+        (
+            lambda t: pd.concat([t.assign(seed=0), t.assign(seed=1)]),
+            "a.csv: it holds several seeds, 0, 1: give each network a file",
+        ),
+    ],
+)
+def test_severities_and_seeds_that_cannot_be_meant(brought, tmp_path, change, said):
+    change(pd.read_csv(tmp_path / "a.csv")).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=said):
+        bring(brought)
+
+
+def test_names_that_are_numbers_are_the_same_in_csv_and_parquet(table, tmp_path):
+    rows = pd.concat([table, table.assign(attack="1.0")]).assign(file_name=[7, 8, 2**40] * 2)
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    rows.assign(attack=rows.attack.astype(float)).to_parquet(tmp_path / "b.parquet")
+    files = {"a": str(tmp_path / "a.csv"), "b": str(tmp_path / "b.parquet")}
+    given = {"study": "own", "dataset": "none", "predictions": files, "attacks": ["1.0"]}
+    study = make_study(given)
+    bring(study)
+    tables = read_study(study, "fresh")
+    assert tables.groupby(["benchmark", "method"]).size().to_dict() == {
+        (benchmark, model): 3 for benchmark in ("clean", "1.0") for model in ("a", "b")
+    }
+    assert set(tables.file_name) == {"7", "8", str(2**40)}
 
 
 def test_corrupted_images_may_be_a_part_of_the_clean_ones(brought, tmp_path):
