@@ -46,7 +46,7 @@ lint: setup  ## check style and undefined names
 	@ruff check . && ruff format --check .
 
 lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
-	@ADVLIB_LAB=1 PYTHONPATH=$(CURDIR) jupyter lab --notebook-dir=notebooks \
+	@ADVLIB_LAB=1 PYTHONPATH="$(CURDIR)" jupyter lab --notebook-dir=notebooks \
 	  --ContentsManager.pre_save_hook=lab.without_outputs $(LAB)
 
 setup:  ## create .venv and install the pinned requirements

@@ -9,7 +9,9 @@ where it stopped and only what changed is computed again.
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
 
+import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -18,7 +20,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from advlib.tables import AUDIT, SAMPLES, audit_paths, table_paths
-from advlib.study import HOW, ROOT, find_study, load_study, refuse_unknown
+from advlib.study import HOW, ROOT, check_choice, find_study, load_study, refuse_unknown
 
 sys.path[:0] = [str(ROOT), str(ROOT / "book")]
 import jobs
@@ -30,8 +32,10 @@ STATED = {key: config[key] for key in jobs.DEFAULTS if key in config}
 
 START = time.time()
 MODE = config.get("mode", "run")
+check_choice("mode", MODE, ("run", "audit", "read"))
 NAME = config.get("study", "fashion_mnist_quick")
 STUDY = load_study(NAME)
+load_study(NAME, **{key: config[key] for key in HOW if key in config})  # refuses what cannot be
 FILE = pages.from_root(find_study(NAME))
 RUNS = STUDY.runs
 STUDIES = pages.studies_of_book(None if MODE == "read" else FILE)
@@ -128,6 +132,22 @@ def settings(*keys):
     return {key: getattr(STUDY, key) for key in keys}
 
 
+def listing():
+    """A hash of the files in a folder of images: that they changed, no setting tells."""
+    if STUDY.dataset != "folder" or STUDY.data_root is None:
+        return {}
+    found = hashlib.sha256()
+    for base in (STUDY.data_root, STUDY.data_root / "folder"):  # as `advlib.fetch` looks for them
+        for split in ("train", "test", "val"):
+            for where, below, files in os.walk(base / split, followlinks=True):
+                below.sort()
+                for path in (Path(where) / name for name in sorted(files)):
+                    status = path.stat() if path.exists() else path.lstat()
+                    facts = path.relative_to(base), status.st_size, status.st_mtime_ns
+                    found.update(f"{facts}\n".encode())
+    return {"listing": found.hexdigest()}
+
+
 def training(wildcards):
     """What decides a training run, apart from its inputs."""
     keys = ("data_dir", "train_images", "holdout_images")
@@ -151,6 +171,13 @@ def source_of(study_id, chapter=None):
     if chapter == "gallery":
         return GALLERIES[study_id]
     return AUDITS[study_id].get(chapter) if chapter in AUDIT else SOURCES[study_id]
+
+
+def shown(study, chapter):
+    """The words of a study file that a chapter shows, which no table holds."""
+    words = [study.groups, study.names, study.class_names]
+    words += [study.ablation_names] if chapter in AUDIT else []
+    return json.dumps(words, ensure_ascii=False)
 
 
 def folder_of(study, source):
@@ -213,7 +240,7 @@ def appendix_of(wildcards):
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
     names += ["evaluate_corruptions"] if study.corruptions != "none" else []
     names += ["evaluate_samples"]
-    if "fresh" in AUDITS[study.study].values():
+    if AUDITS[study.study].get("battery") == "fresh":
         names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
         names = ["bring_your_own"]
@@ -253,7 +280,7 @@ else:
         output:
             touch(RUNS / "fetched"),
         params:
-            settings=settings("dataset", "data_dir"),
+            settings=settings("dataset", "data_dir") | listing(),
             folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
             # A holdout is a part of the training images.
             splits=" ".join(dict.fromkeys(s.replace("holdout", "train") for s in STUDY.splits)),
@@ -305,7 +332,7 @@ else:
             RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_clean:
@@ -350,7 +377,7 @@ else:
             RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-p method {wildcards.method} -p seed {wildcards.seed} -p attack {wildcards.attack} "
+            "-r method {wildcards.method} -p seed {wildcards.seed} -p attack {wildcards.attack} "
             "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
@@ -421,7 +448,7 @@ else:
             RUNS / "benchmarks/evaluate_ledger-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_battery:
@@ -445,7 +472,7 @@ else:
             RUNS / "benchmarks/evaluate_battery-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-p method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     rule evaluate_corruptions:
@@ -491,6 +518,7 @@ rule analyse:
         source=lambda wildcards: source_of(wildcards.study, wildcards.chapter),
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
         folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
+        shown=lambda wildcards: shown(BY_ID[wildcards.study], wildcards.chapter),
     retries: 1  # two kernels that start at once may take the same port
     threads: cores("analyse") if CLUSTER else 1
     resources:

@@ -332,7 +332,9 @@ def _read_cifar10(stored, data_dir, image_size, resize, interpolation) -> Images
     listed = [*dataset.train_list, *dataset.test_list]
     for file_name, md5 in [*listed, (dataset.meta["filename"], dataset.meta["md5"])]:
         fetch.check_md5(folder / file_name, md5)  # before anything is unpickled
-    data = dataset(folder.parent, train=stored == "train")
+    # Whatever the folder is called, in which the files were found.
+    named = type(dataset.__name__, (dataset,), {"base_folder": folder.name})
+    data = named(folder.parent, train=stored == "train")
     return _in_memory("cifar10", stored, source, data.data.transpose(0, 3, 1, 2), data.targets)
 
 

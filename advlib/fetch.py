@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import http.client
 import os
 import shutil
 import socket
@@ -340,7 +341,7 @@ def _impatient(url: str) -> Iterator[None]:
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{url}: {' '.join(str(error).split())}") from error

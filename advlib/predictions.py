@@ -565,11 +565,14 @@ def keep_part(folder: Path, positions: range, make: Callable[[range], pd.DataFra
 
 
 def read_parts(folder: Path) -> pd.DataFrame:
-    """All rows that `keep_part` kept, in the order of the images, each image once."""
+    """All rows that `keep_part` kept, in the order of the images, each image once a network."""
     tables, end = [], 0
     for positions, path in _parts(folder):
         if positions.stop > end:
-            tables.append(pd.read_parquet(path).iloc[max(0, end - positions.start) :])
+            table = pd.read_parquet(path)
+            # The images in their order, once or again and again.
+            table = table[np.arange(len(table)) % len(positions) >= end - positions.start]
+            tables.append(table)
             end = positions.stop
     return pd.concat(tables, ignore_index=True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -280,9 +281,11 @@ def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dic
     folder = study.runs if source == "fresh" else study.tables(source)
     path = folder / "train" / f"{method}-seed{seed}.json"
     if not path.is_file():
+        # With other values than its file's, a study has a hash behind its id: no file is called so.
+        filed = re.fullmatch(r"(.+)-[0-9a-f]{10}", study.study)
         raise FileNotFoundError(
             f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "
-            f"notebooks/train.ipynb out.ipynb -p study {study.study} -p method {method} "
-            f"-p seed {seed}"
+            f"notebooks/train.ipynb out.ipynb -p study {filed[1] if filed else study.study} "
+            f"-p method {method} -p seed {seed}{', with the same parameters' if filed else ''}"
         )
     return json.loads(path.read_text(encoding="utf-8"))

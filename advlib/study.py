@@ -57,6 +57,18 @@ The attack of a method with extra logits climbs Eq. 4, unless train_objective is
 loss of its own is then refused.
 """
 
+TAKEN = ("paper", "benchmark", "plan")
+"""Folders of ``results/`` that hold no study: no study has one of these ids."""
+
+COLUMNS = (
+    *("label", "other", "benchmark", "direction", "place", "largest", "method", "seed"),
+    *("class_name", "statistic"),
+)
+"""Columns of tables that have one more for each method: no network has one of these names."""
+
+DATASETS = ("digits", "fashion_mnist", "cifar10", "imagenet", "folder")
+"""Keys of `advlib.data.DATASETS`, which needs torch."""
+
 HOW = ("devices", "accumulate", "compile")
 """Keys about how a study is computed: they decide neither its name nor which run goes on."""
 
@@ -148,10 +160,11 @@ class Study:
         for name, default in defaults.items():
             if getattr(self, name) in (None, ""):
                 object.__setattr__(self, name, default)
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.study) or self.study == "paper":
+        named = re.fullmatch(r"[A-Za-z0-9_-]+", self.study) and re.search("[A-Za-z]", self.study)
+        if not named or self.study in TAKEN:
             raise ValueError(
-                f"study is an id of letters, digits, '-' and '_', other than 'paper'; "
-                f"got {self.study!r}"
+                "study is an id of letters, digits, '-' and '_', with a letter, other than "
+                f"{', '.join(map(repr, TAKEN))}; got {self.study!r}"
             )
         check_choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
@@ -196,9 +209,11 @@ class Study:
     def _check_methods(self) -> None:
         brought = [*self.predictions, *self.checkpoints]
         for name in brought:
-            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            if not _may_name(name):
                 raise ValueError(
-                    f"the name of a model is of letters, digits, '.', '-' and '_', got {name!r}"
+                    "the name of a model is of letters, digits, '.', '-' and '_', with a letter, "
+                    f"and that of no column of a table ({', '.join(COLUMNS)}); got {name!r}: give "
+                    "it another, as in `name: file`"
                 )
         if self.predictions:
             if self.checkpoints or self.methods != list(self.predictions):
@@ -209,6 +224,7 @@ class Study:
             if self.seeds != [0]:
                 raise ValueError("predictions have no training seed: leave seeds out")
             return
+        check_choice("dataset", self.dataset, DATASETS)
         for name in self.methods:
             check_choice("methods", name, (*METHODS, *self.checkpoints))
         for name in self.attacks:
@@ -219,6 +235,10 @@ class Study:
             raise ValueError("the key 'model' is missing: the network's name, such as resnet50")
         if len(self.methods) < 2 and not brought:
             raise ValueError(f"methods are compared: name at least two, got {self.methods}")
+        if not self.trained and len(self.seeds) > 1:
+            raise ValueError(
+                f"brought networks have no training seed: leave seeds out, got {self.seeds}"
+            )
         if self.trained and self.weights is None and self.pretrain_epochs < 1:
             raise ValueError(
                 "a study without pretrained weights needs pretrain_epochs of 1 or more"
@@ -241,10 +261,11 @@ class Study:
                     f"ablation {name}: method is one of {', '.join([*METHODS][1:])}, got {base!r}"
                 )
             taken = name in self.methods or (name in METHODS and (name != base or changed))
-            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or taken:
+            if not _may_name(name) or taken:
                 raise ValueError(
-                    "the id of an ablation is of letters, digits, '.', '-' and '_', and that of no "
-                    f"method; got {name!r}"
+                    "the id of an ablation is of letters, digits, '.', '-' and '_', with a letter, "
+                    "and that of no method and no column of a table "
+                    f"({', '.join(COLUMNS)}); got {name!r}"
                 )
             try:
                 trained = self.training_settings(name, 0, "", None)
@@ -361,10 +382,10 @@ class Study:
             reasons["evaluate_real"] = f"ReaL's labels {only}"
             if self.predictions:
                 reasons["factors"] = "factors are measured on images: no image files were brought"
-            if len(self.benchmarks) == 1:
-                reasons["hard_classes"] = "there is only one benchmark"
             if not self.groups:
                 reasons["groups"] = "the study file names no `groups` of classes"
+        if len(self.benchmarks) == 1 and "evaluate_real" in reasons:
+            reasons["hard_classes"] = "there is only one benchmark"
         return reasons
 
     def group_of(self, class_names: list[str]) -> dict[int, str]:
@@ -482,7 +503,8 @@ class Study:
             images = stratified_subset(images, self.corruption_images)
         if self.corruptions == "generated":
             return images, None
-        folder = None if self.corruptions_dir is None else ROOT / self.corruptions_dir
+        folder = self.corruptions_dir
+        folder = None if folder is None else ROOT / Path(folder).expanduser()
         return images, locate_published(self.dataset, folder)
 
     @property
@@ -609,6 +631,21 @@ def find_study(name: str | Path) -> Path:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key comes twice: the safe loader would take the last one silently."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} comes twice: leave one of them out",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_study(name: str | Path, **overrides) -> Study:
     """Read and validate a study file.
 
@@ -626,7 +663,9 @@ def load_study(name: str | Path, **overrides) -> Study:
     """
     path = find_study(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -651,10 +690,16 @@ def refuse_unknown(unknown: set[str], known: list[str]) -> None:
     """Raise ValueError for unknown names, with the nearest known one."""
     import difflib
 
-    for name in sorted(unknown):
-        close = difflib.get_close_matches(name, known, n=1)
+    for name in sorted(unknown, key=str):  # YAML reads 8 and yes as a number and a truth value
+        close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         raise ValueError(f"unknown parameter {name!r}: {hint}")
+
+
+def _may_name(name: str) -> bool:
+    """Whether tables and commands can tell a network by this name: a number is none."""
+    valid = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and re.search("[A-Za-z]", name)
+    return bool(valid) and name not in COLUMNS
 
 
 def check_choice(name: str, value, allowed: tuple) -> None:

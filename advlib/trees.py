@@ -48,7 +48,8 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
     Raises
     ------
     DataError
-        For a missing split, no class folder, a class that only one split has, an empty class.
+        For a missing split, fewer than two class folders, a class that only one split has, an
+        empty class.
     """
     tests = ["val"] if imagenet else ["test", "val"]
     present = {name: folder / name for name in ["train", *tests] if (folder / name).is_dir()}
@@ -60,6 +61,11 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
             f"{folder / wanted[0]}/<class>/."
         )
     classes = _class_folders(present[here])
+    if len(classes) < 2 and not imagenet:  # ImageNet has all its classes, whatever is there
+        raise DataError(
+            f"{present[here]} holds one class, {classes[0]!r}: expected a folder for each of two "
+            "classes or more."
+        )
     other = next((n for n in present if (n == "train") != (here == "train")), None)
     if other is not None:
         others = _class_folders(present[other])

@@ -1,6 +1,7 @@
 """Which studies the book shows, from which tables, and what the first page of each says."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 from place import GENERATED, expand_toc, place_study
 
 from advlib.overview import given_name, titled
-from advlib.study import METHODS, ROOT, STUDIES, Study, find_study, load_study
+from advlib.study import HOW, METHODS, ROOT, STUDIES, Study, find_study, load_study
 from advlib.tables import (
     AUDIT,
     SAMPLES,
@@ -103,6 +104,24 @@ def left_out() -> list[str]:
     return reasons
 
 
+def check_ids(one: tuple[Study, str], other: tuple[Study, str]) -> None:
+    """Refuse two study files with one id: each would write over the other's runs and tables.
+
+    A copy elsewhere with the same settings stays allowed: it is the same study (`advlib.plan`).
+    """
+    (study, file), (known, place) = one, other
+    if study.study != known.study or file == place:
+        return
+    ignored = (*HOW, "note")  # what `advlib.parameters` lets differ, too
+    settings = [{k: v for k, v in s.to_dict().items() if k not in ignored} for s in (study, known)]
+    within = all((ROOT / path).parent == STUDIES for path in (file, place))
+    if within or settings[0] != settings[1]:
+        raise ValueError(
+            f"{file} and {place} both say `study: {study.study}`, so one would write over the "
+            "other's runs and tables: give one of them another id."
+        )
+
+
 def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     """Every study, the file it comes from, and the tables its pages read.
 
@@ -120,7 +139,7 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     Raises
     ------
     ValueError
-        If two studies have the same title.
+        If two studies have the same title, or two files the same id (`check_ids`).
     """
     files = [STUDIES / f"{DEFAULT}.yaml", *sorted(STUDIES.glob("*.yaml"))]
     if running is not None:
@@ -129,6 +148,7 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
     for file in files:
         study = load_study(file)
         if study.study in found:
+            check_ids((study, from_root(file)), found[study.study][:2])
             continue
         source = None
         if running is not None and file == files[0]:
@@ -312,13 +332,12 @@ def _made_by(study: Study, file: str, chapter: str) -> str:
     """What makes the tables that a chapter reads, command by command, as Markdown."""
     which = f"{{ref}}`the tables that it reads <{study.study}-sec-tables>`"
     if study.predictions:
-        command = f"papermill notebooks/bring_your_own.ipynb out.ipynb -f {file}"
+        command = f"papermill notebooks/bring_your_own.ipynb out.ipynb -f {shlex.quote(file)}"
         return f"This makes {which}:\n\n```bash\n{command}\n```"
 
     def run(notebook, *options):
-        return " ".join(
-            [f"papermill notebooks/{notebook}.ipynb out.ipynb -p study {file}", *options]
-        )
+        command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p study {shlex.quote(file)}"
+        return " ".join([command, *options])
 
     def each(names, seeds, *lines):
         head = f"for method in {' '.join(names)}; do for seed in {' '.join(map(str, seeds))}; do"
@@ -344,7 +363,8 @@ def _made_by(study: Study, file: str, chapter: str) -> str:
         corrupted = "corruptions" in benchmarks and study.corruptions != "none"
         lines += [run("evaluate_corruptions")] if corrupted else []
         lines += [run("evaluate_samples")] if chapter == "gallery" else []
-    command = f"make {'audit' if chapter in AUDIT else 'book'} STUDY={given_name(study, file)}"
+    name = shlex.quote(given_name(study, file))
+    command = f"make {'audit' if chapter in AUDIT else 'book'} STUDY={name}"
     text = "\n".join(lines)
     return (
         f"`{command}` makes {which} and this book. One by one, with torch (`.venv`):\n\n"
@@ -498,6 +518,9 @@ def publish(name: str) -> None:
     published (those of `NOT_OURS` stay).
     """
     study = load_study(name)
+    own = STUDIES / f"{study.study}.yaml"
+    if own.is_file():
+        check_ids((study, from_root(find_study(name))), (load_study(own), from_root(own)))
     paths, missing, parts = [], [], [None, *study.audits]
     if study.dataset in NOT_OURS:
         print(f"{SAMPLES} stays here: images of {study.dataset} may not be free to be published")

@@ -2,6 +2,9 @@
 
 import gzip
 import hashlib
+import http.client
+import io
+import json
 import pickle
 import re
 import struct
@@ -24,6 +27,7 @@ from advlib.data import (
     stream_seed,
     training_batches,
 )
+from advlib.study import ROOT
 from advlib.vision import torchvision
 
 
@@ -307,6 +311,13 @@ def test_without_a_network_torchvision_fails_fast(tmp_path, monkeypatch):
         fetch._torchvision_fashion_mnist(tmp_path, tmp_path)
 
 
+def test_an_answer_that_is_cut_off_is_no_traceback(monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: io.BytesIO())
+    with pytest.raises(DataError, match="https://example.org: IncompleteRead"):
+        with fetch._impatient("https://example.org"):
+            raise http.client.IncompleteRead(b"")
+
+
 def test_a_silent_network_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", -1.9)  # 0.1 s with the margin
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: time.sleep(1))
@@ -366,6 +377,9 @@ def test_cifar10_pickles(cifar_pickles):
     assert train.title == "CIFAR-10" and train.num_classes == 10
     stored = pickle.loads((cifar_pickles / "test_batch").read_bytes())["data"]
     assert np.array_equal(test.pixels[4].numpy(), stored[4].reshape(3, 32, 32))
+    other = cifar_pickles.rename(cifar_pickles.with_name("cifar10"))  # in a folder of its name
+    again = load_dataset("cifar10", "test", data_dir=other)
+    assert torch.equal(again.pixels, test.pixels)
 
 
 def test_cifar10_is_not_unpickled_before_its_checksum_holds(cifar_pickles, tmp_path):
@@ -487,6 +501,9 @@ def test_tree_errors_name_the_folder(tmp_path, size):
     (tmp_path / "e" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="e/train holds no class folders"):
         loading(tmp_path / "e")
+    root = write_tree(tmp_path / "f", classes=("ape",), size=(size, size))
+    with pytest.raises(DataError, match="f/train holds one class, 'ape': expected a folder for"):
+        loading(root)
 
 
 # --- large images, decoded when asked for ----------------------------------------------------
@@ -700,3 +717,28 @@ def test_command_line(capsys, tmp_path):
     assert "Digits: 500 test images in 10 classes, from scikit-learn" in line
     assert data.main(["fashion_mnist", "--data-dir", str(tmp_path)]) == 1
     assert "holds no fashion_mnist" in capsys.readouterr().err
+
+
+# --- the notebook of the images -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"corruption_images": 7}, "n_images = 7 is not the same number for each of the 10"),
+        ({"corruption_images": 1000}, "n_images = 1000 needs 100 images of each class"),
+        ({"corruptions": "published"}, "no place is known for a published set"),
+        ({"corruptions": "published", "corruptions_dir": "none"}, "none is no folder"),
+        ({"corruptions": "published", "corruptions_dir": "~"}, "does not hold|lacks|missing"),
+    ],
+)
+def test_corruptions_that_cannot_be_are_refused_before_anything_is_trained(
+    change, said, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    notebook = json.loads((ROOT / "notebooks/data.ipynb").read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if "study.images" in "".join(cell["source"]))
+    values = {"study": "digits", **change}
+    given = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in values.items())])
+    with pytest.raises((ValueError, DataError), match=said):
+        exec("".join(cell["source"]), {"In": [given], **values})

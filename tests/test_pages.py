@@ -218,6 +218,13 @@ def test_a_chapter_says_what_makes_its_own_tables(planted):
     )
 
 
+def test_commands_quote_the_file_of_a_study(planted):
+    text = pages._made_by(planted, "my study.yaml", "training")
+    assert "-p study 'my study.yaml'\n" in text and "STUDY='my study.yaml'" in text
+    brought = make_study({"study": "own", "dataset": "none", "predictions": "a.csv"})
+    assert "-f 'my study.yaml'\n" in pages._made_by(brought, "my study.yaml", "average_error")
+
+
 def test_the_commands_are_those_of_notebooks_that_there_are():
     quick = overview.book_studies({QUICK: PART})["fashion_mnist_quick"][0]
     for chapter in pages.CHAPTERS:
@@ -588,4 +595,31 @@ def test_the_readers_own_study_comes_first_then_those_of_most_seeds(tmp_path, mo
     )
     (tmp_path / "four.yaml").write_text(copy)
     with pytest.raises(ValueError, match="have the same title, 'three': change the title in one"):
+        pages.studies_of_book(None)
+
+
+def test_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
+    """Or the second would write over the runs, and `publish` over the tables, of the first."""
+    studies, elsewhere = tmp_path / "studies", tmp_path / "elsewhere"
+    studies.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setattr(pages, "STUDIES", studies)
+    monkeypatch.setattr(pages, "DEFAULT", "toy")
+    monkeypatch.setattr(Study, "published", property(lambda self: tmp_path / "results"))
+    text = yaml.safe_dump(study().to_dict())
+    for path in (studies / "toy.yaml", elsewhere / "toy.yaml"):
+        path.write_text(text)
+    own = str(elsewhere / "toy.yaml")
+    # A copy with the same settings is the same study.
+    assert [file for _, file, _ in pages.studies_of_book(own)] == [own]
+    (elsewhere / "toy.yaml").write_text(text.replace("epochs: 10", "epochs: 9"))
+    said = "both say `study: toy`.*give one of them another id"
+    with pytest.raises(ValueError, match=said):
+        pages.studies_of_book(own)
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ValueError, match=said):
+        pages.publish(own)
+    assert (tmp_path / "results").is_dir()
+    shutil.copy(studies / "toy.yaml", studies / "twice.yaml")
+    with pytest.raises(ValueError, match=said):
         pages.studies_of_book(None)

@@ -130,6 +130,13 @@ def test_more_resamples_redo_the_analyses_alone(edited):
     assert ("analyse", "study=mine, chapter=classwise_error") in planned(edited)
 
 
+def test_other_groups_redo_the_chapters_and_train_nothing(edited):
+    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("Round", "Curved"))
+    plan = planned(edited)
+    assert {rule for rule, _ in plan} <= {"analyse", "verdict", *PLACED}
+    assert ("analyse", "study=mine, chapter=groups") in plan
+
+
 def test_other_test_images_train_nothing(edited):
     (edited / "my_study.yaml").write_text(OWN_STUDY.replace("test_images: 100", "test_images: 50"))
     rules = {rule for rule, _ in planned(edited)}

@@ -150,3 +150,16 @@ def test_an_interrupted_evaluation_goes_on(table, tmp_path):
     asked = asked[:4]
     assert asked == [[0], [1], [1], [2]]
     pd.testing.assert_frame_equal(whole, table)
+
+
+def test_parts_that_overlap_give_each_image_once_a_network(table, tmp_path):
+    """Two processes at once, with parts of other sizes: here of two networks, one after another."""
+    names = table.file_name.tolist()
+    for first, last in ((0, 2), (0, 3)):
+        part = table.iloc[first:last]
+        both = pd.concat([part.assign(method=name) for name in ("std", "adv")])
+        keep_part(tmp_path, range(first, last), lambda _, both=both: both)
+    found = read_parts(tmp_path)
+    assert sorted(zip(found.file_name, found.method, strict=True)) == sorted(
+        (name, method) for name in names for method in ("std", "adv")
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import OWN_STUDY, snakemake
+from PIL import Image
 
 import gpus
 import jobs
@@ -109,8 +110,9 @@ def asked(text: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def dry_run(profile, tmp_path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "-n", "-p", "--nolock", "--profile", str(profile)]
+def dry_run(profile, tmp_path, *options: str, dry=("-n",)) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", *dry, "-p", "--nolock"]
+    command += ["--profile", str(profile)]
     env = os.environ | {"ADVLIB_RUNS": str(tmp_path)}
     return subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True)
 
@@ -138,7 +140,7 @@ def test_jobs_on_slurm_ask_for_what_the_study_file_says(tmp_path):
         for name in ("gpu", "mem_mb", "runtime"):
             assert found[key][name] == str(expected[name]), (key, name)
     assert found["train method=adv, seed=0"]["gpu"] == "8"
-    assert "-p method adv -p seed 0 -p devices 8" in done.stdout
+    assert "-r method adv -p seed 0 -p devices 8" in done.stdout
     assert "gpus.py" not in done.stdout  # Slurm says which GPUs a job has
 
 
@@ -153,10 +155,52 @@ def test_jobs_beside_each_other_share_gpus_and_cores(tmp_path):
     assert "ADVLIB_GPUS=2 " in pairs and "threads: 4\n" in pairs
 
 
-def test_an_unknown_setting_stops_before_any_work(tmp_path):
-    done = dry_run(PROFILES / "local-gpus", tmp_path, "--config", "passes_per_secnd=9")
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("passes_per_secnd=9", "did you mean 'passes_per_second'"),
+        ("mode=raed", "mode is one of run, audit, read, got 'raed'"),
+        ("compile=1", "compile is bool, got 1"),
+        ("devices=two", "devices is int or null, got 'two'"),
+        ("accumulate=0", "accumulate is at least 1, got 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_stops_before_any_work(setting, said, tmp_path):
+    done = dry_run(PROFILES / "local-gpus", tmp_path, "--config", setting)
     assert done.returncode != 0
-    assert "did you mean 'passes_per_second'" in done.stdout + done.stderr
+    assert said in done.stdout + done.stderr
+
+
+def test_after_an_interrupted_audit_a_plain_run_attacks_nothing_more(tmp_path):
+    """The switches were finished, the battery was not: it stays as published."""
+    study = load_study("fashion_mnist_quick")
+    ignored = shutil.ignore_patterns("battery", "models")
+    shutil.copytree(study.published, tmp_path / study.study, ignore=ignored)
+    done = dry_run(PROFILES / "local-gpus", tmp_path, "--config", f"study={study.study}")
+    assert done.returncode == 0, done.stderr
+    assert "rule place_study" in done.stdout and "rule evaluate_battery" not in done.stdout
+
+
+def test_other_files_in_a_folder_of_images_are_noticed(tmp_path):
+    for split in ("train", "test"):
+        for name in ("ape", "bee"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "data" / split / name / "1.png")
+    file = tmp_path / "birds.yaml"
+    text = "study: birds\ndataset: folder\nmodel: resnet50\nweights: DEFAULT\n"
+    file.write_text(text + f"pretrain_epochs: 1\ndata_dir: {tmp_path / 'data'}\n")
+    target = str(tmp_path / "birds/fetched")
+
+    def fetch(*options):
+        options = ("--directory", str(tmp_path), "--config", f"study={file}", *options)
+        done = dry_run(PROFILES / "local-gpus", tmp_path, *options, "--", target, dry=())
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    fetch()
+    assert "Nothing to be done" in fetch("-n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "data/train/ape/2.png")
+    assert "rule fetch" in fetch("-n")
 
 
 def test_another_way_to_run_makes_nothing_again(project):

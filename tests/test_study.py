@@ -4,6 +4,7 @@ import pytest
 
 from advlib.parameters import notebook_parameters
 from advlib.study import (
+    DATASETS,
     METHODS,
     ROOT,
     STUDIES,
@@ -53,6 +54,9 @@ def test_the_imagenet_study_is_the_papers():
         ({"study": "a b"}, "letters, digits"),
         ({"study": "a;{b}"}, "letters, digits"),
         ({"study": "paper"}, "other than 'paper'"),
+        ({"study": "benchmark"}, "other than 'paper', 'benchmark', 'plan'; got 'benchmark'"),
+        ({"study": "plan"}, "got 'plan'"),
+        ({"study": "18"}, "with a letter"),
         ({"train_images": -5}, "train_images is at least 1"),
         ({"holdout_images": -5}, "holdout_images is at least 0"),
         ({"seeds": [-1]}, "seeds are at least 0"),
@@ -73,6 +77,16 @@ def test_the_imagenet_study_is_the_papers():
         ({"predictions": {"a": "f.csv"}, "methods": ["std"]}, "holds nothing else"),
         ({"predictions": "f.csv", "dataset": "digits"}, "dataset is one of imagenet, none"),
         ({"predictions": "f.csv", "dataset": "none", "seeds": [1]}, "leave seeds out"),
+        ({"checkpoints": {"a": "f.pt"}, "seeds": [0, 1]}, "leave seeds out"),
+        ({"checkpoints": {"18": "f.pt"}}, "with a letter.* got '18': give it another"),
+        ({"checkpoints": {"label": "f.pt"}}, "no column of a table .* got 'label'"),
+        ({"predictions": {"0.3": "f.csv"}, "dataset": "none"}, "with a letter"),
+        ({"ablations": {"0.3": {"method": "adv", "lr": 1}}}, "with a letter.* got '0.3'"),
+        ({"ablations": {"place": {"method": "adv", "lr": 1}}}, "no column.* got 'place'"),
+        ({"dataset": "digit"}, "dataset is one of digits, .* got 'digit'"),
+        ({"dataset": "none", "checkpoints": {"a": "f.pt"}}, "dataset is one of digits"),
+        ({8: "x", True: "y"}, "unknown parameter 8: known are study"),
+        ({"ablations": {"a": {True: 1}}}, "unknown parameter True: known are method"),
     ],
 )
 def test_bad_values_name_their_key(change, said):
@@ -96,6 +110,9 @@ def test_what_a_study_compares():
     read = make_study({"study": "s", "dataset": "none", "predictions": "some/net.csv.gz"})
     assert read.predictions == {"net": "some/net.csv.gz"} and read.pairs == []
     assert {"factors", "evaluate_real", "evaluate_imagenet_x", "groups"} <= set(read.unavailable)
+    lone = {"evaluation_split": "holdout", "holdout_images": 10, "attacks": []}
+    lone = make_study(SHORT | {"dataset": "imagenet", "corruptions": "none"} | lone)
+    assert lone.unavailable["hard_classes"] == "there is only one benchmark"
 
 
 def test_numbers_in_lists_may_be_fractions():
@@ -115,6 +132,19 @@ def test_missing_studies_list_the_known(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_study(tmp_path / "broken.yaml")
+    for text in ("eps: 0.1\nstudy: a\neps: 0.2\n", "groups: {eps: [a], eps: [b]}\n"):
+        (tmp_path / "twice.yaml").write_text(text)
+        with pytest.raises(ValueError, match="twice.yaml is not .* key 'eps' comes twice: leave"):
+            load_study(tmp_path / "twice.yaml")
+    (tmp_path / "latin.yaml").write_bytes("title: Vögel\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.yaml is no UTF-8 text .*: save it as UTF-8"):
+        load_study(tmp_path / "latin.yaml")
+
+
+def test_the_data_sets_of_studies_are_those_that_can_be_read():
+    from advlib.data import DATASETS as readable
+
+    assert tuple(readable) == DATASETS
 
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
@@ -143,6 +173,17 @@ def test_other_values_than_the_files_get_runs_of_their_own():
     assert again == study
     same, _ = notebook_parameters(filed.to_dict())
     assert same == filed
+
+
+def test_a_trial_that_is_not_trained_names_the_study_that_there_is():
+    from advlib.runs import read_run
+
+    study, _ = notebook_parameters({"study": "digits", "epochs": 1})
+    with pytest.raises(FileNotFoundError) as error:
+        read_run(study, "std", 0)
+    assert "-p study digits -p method std -p seed 0, with the same parameters" in str(error.value)
+    with pytest.raises(FileNotFoundError, match="-p study digits -p method std -p seed 0$"):
+        read_run(load_study("digits"), "std", 0)
 
 
 def test_a_note_decides_nothing():
