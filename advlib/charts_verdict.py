@@ -13,6 +13,7 @@ from advlib.charts import (
     side_by_side,
 )
 from advlib.claims import VARIANTS
+from advlib.verdict import PAPER
 
 TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
 
@@ -26,11 +27,9 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
         As of `advlib.verdict.effects`.
     """
     colours = dict(zip(VARIANTS, (METHOD_COLOURS[m] for m in ("Adv⁺", "Adv⁺ mixed")), strict=True))
-    found = table.series.drop_duplicates().tolist()
-    series = [name for name in colours if name in found]
-    shapes = ["circle"] * len(series)
-    for name, shape in zip(sorted(set(found) - set(series)), ("diamond", "square"), strict=False):
-        series, shapes = [*series, name], [*shapes, shape]
+    found = set(table.series)
+    series = [name for name in (*colours, *sorted(found - set(colours))) if name in found]
+    shapes = {**dict.fromkeys(colours, "circle"), PAPER: "diamond"}
     order = table.effect.drop_duplicates().tolist()
     legend = alt.Legend(orient="top", columns=2, labelLimit=280)
     # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
@@ -67,7 +66,7 @@ def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
         .mark_rule(strokeWidth=2)
         .encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q")
     )
-    shape = alt.Scale(domain=series, range=shapes)
+    shape = alt.Scale(domain=series, range=[shapes.get(name, "square") for name in series])
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         x=alt.X("value:Q", title=title, axis=alt.Axis(labelExpr=POINTS, values=TICKS), scale=scale),
         shape=alt.Shape("series:N", title=None, sort=series, scale=shape, legend=legend),

@@ -434,9 +434,9 @@ def judge(rows: pd.DataFrame) -> pd.Series:
     Series
         verdict ("holds in sign"; "does not hold"; "not resolved": neither; the first two with one
         seed, if only behind one of the comparisons, "as claimed in one training" and "the other way
-        in one training"; "cannot be tested
-        (ceiling)": a mean error within `EDGE` of 0 or 1 leaves an SD no room, whatever its sign;
-        "not measured"), why, n_tests, n_hold, n_against (by the 95 % intervals).
+        in one training"; "cannot be tested (ceiling)": a mean error within `EDGE` of 0 or 1 leaves
+        an SD no room, whatever its sign; "not measured"), why, n_tests, n_hold, n_against (by the
+        95 % intervals).
     """
     absent = [reason for reason in dict.fromkeys(rows["absent"]) if reason]
     if absent:

@@ -202,8 +202,6 @@ class Study:
         if not self.lr > 0 or not self.pretrain_lr > 0:
             raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
         _ = self.train_threats  # checks norm, eps, steps and step size
-        for name in self.trained:
-            self.training_settings(name, 0, "", None)
         self._check_ablations()
 
     def _check_methods(self) -> None:
@@ -683,7 +681,11 @@ def make_study(values: dict) -> Study:
     for key in ("study", "dataset"):
         if key not in values:
             raise ValueError(f"the key {key!r} is missing")
-    return Study(**values)
+    study = Study(**values)
+    # Not in Study itself, since that of an ablation trains its own method alone.
+    for name in study.trained:
+        study.training_settings(name, 0, "", None)
+    return study
 
 
 def refuse_unknown(unknown: set[str], known: list[str]) -> None:

@@ -272,6 +272,12 @@ def test_a_transformation_has_a_loss_of_its_own_only_where_that_is_climbed():
     for changes in ({"train_objective": "cross_entropy"}, {"methods": ["std", "adv"]}):
         study = load_study("digits", transforms=losses, **changes)
         assert [threat.loss for threat in study.train_threats] == ["dlr", "margin"]
+    # An ablation of Adv climbs them, whatever else the study trains.
+    study = load_study("digits", ablations={"new": {"method": "adv", "transforms": losses}})
+    assert [threat["loss"] for threat in study.training_settings("new", 0, "", None)["threat"]] == [
+        "dlr",
+        "margin",
+    ]
 
 
 def test_an_ablation_has_a_name_of_its_own():
