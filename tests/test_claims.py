@@ -750,3 +750,32 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
     assert "the paper's methods" not in prose and "Neither is called the paper's" in prose
     table = pd.read_csv(tmp_path / "out/verdict.csv")
     assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)
+
+
+def test_chapters_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(tmp_path):
+    """Published weights are not trained here; where no image is wrong, no mistake has a group."""
+    file = tmp_path / "as_it_is.yaml"
+    values = {"study": "as_it_is", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
+    values |= {"pretrain_epochs": 1, "methods": ["pretrained", "std"], "corruptions": "none"}
+    values |= {"groups": {"small": list("01234"), "large": list("56789")}, "n_resamples": 100}
+    file.write_text(yaml.safe_dump(values))
+    study = load_study(file)
+    made_up_run(study, dict.fromkeys(study.methods, 0.0))
+    columns = ["epoch", "step", "lr", "loss", "error", "images_per_second", "method", "seed"]
+    trained = [[epoch, epoch, 0.1, 1 / epoch, 0.1, 100, "std", 0] for epoch in (1, 2)]
+    for method, rows, how in (
+        ("pretrained", [], {}),
+        ("std", trained, {"dtype": "torch.float32", "device": "cpu"}),
+    ):
+        path = study.runs / "train" / f"{method}-seed0.csv"
+        pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+        facts = {"how": how, "checkpoint_hash": "none"}
+        path.with_suffix(".json").write_text(json.dumps(facts))
+    page = execute("training", tmp_path, "-p", "study", str(file))
+    assert "Arithmetic of the training: float32 on cpu" in str(page.cells)
+    page = execute("groups", tmp_path, "-p", "study", str(file))
+    outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
+    said = " ".join(out.data.get("text/markdown", "") for out in outputs if "data" in out)
+    assert (
+        "PGD-40: 80 %" in said and "mistakes stay within their group" in said and "nan" not in said
+    )
