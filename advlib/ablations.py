@@ -76,7 +76,7 @@ def ingredients(study, name: str) -> dict:
     # These settings are stated only of networks with extra logits.
     found.setdefault("replace_head", study.replace_head)
     found.setdefault("train_objective", WITHOUT["train_objective"])
-    found |= {f"threat.{k}": v for k, v in changed.train_threat.to_dict().items()}
+    found |= {f"threat.{k}": v for k, v in dataclasses.asdict(changed.train_threat).items()}
     return found | {
         "mix": recipe.mix,
         "transforms": changed.transforms,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from advlib.threat import PROTOCOLS, ThreatModel, parse_number
+from advlib.threat import PROTOCOLS, ThreatModel, identity, parse_number
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "notebooks" / "studies"
@@ -65,6 +65,20 @@ COLUMNS = (
     *("class_name", "statistic"),
 )
 """Columns of tables that have one more for each method: no network has one of these names."""
+
+METHOD_FIELDS = frozenset({"adversarial", "mix", "extra_logits", "label_augmentation"})
+METHOD_FIELDS |= {"name", "label_smoothing"}
+DATA_FIELDS = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
+DATA_FIELDS += ("image_size", "resize", "interpolation", "evaluation_split")
+NETWORK_FIELDS = ("dataset", "model", "weights", "image_size", "resize", "interpolation")
+NETWORK_FIELDS += ("mean", "std")
+TRAINING_FIELDS = ("augment", "dtype", "batch_size", "momentum", "weight_decay", "lr_final_factor")
+STUDY_FIELDS = frozenset({*DATA_FIELDS, *NETWORK_FIELDS, *TRAINING_FIELDS})
+"""Fields by which results are always recognised; see `advlib.threat.identity`.
+
+A new field of `Method` needs nothing. A new one of `Study` that decides images or weights is named
+in `Study.data_settings` or `Study.training_settings`. Nothing is added here.
+"""
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "imagenet", "folder")
 """Keys of `advlib.data.DATASETS`, which needs torch."""
@@ -548,9 +562,12 @@ class Study:
 
     def data_settings(self) -> dict:
         """What decides the images of the study."""
-        keys = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
-        keys += ("image_size", "resize", "interpolation", "evaluation_split")
-        return {key: getattr(self, key) for key in keys}
+        return self._said(DATA_FIELDS)
+
+    def _said(self, keys) -> dict:
+        """These fields, as far as they belong to a result's identity."""
+        said = identity(self, STUDY_FIELDS)
+        return {key: said[key] for key in keys if key in said}
 
     def training_settings(self, method: str, seed: int, data: str, start) -> dict:
         """All that decides the weights of one run; its hash names the run's folder.
@@ -569,19 +586,17 @@ class Study:
         if method in self.ablations:
             changed, base = self.recipe(method)
             return changed.training_settings(base, seed, data, start)
-        keys = ["dataset", "model", "weights", "image_size", "resize", "interpolation", "mean"]
-        keys += ["std"]
         settings = {"method": method, "seed": seed, "data": data, "start": start}
+        network = self._said(NETWORK_FIELDS)
         if method in self.checkpoints:
-            keys.remove("weights")
-            return {key: getattr(self, key) for key in keys} | settings
-        keys += ["augment", "dtype", "batch_size", "momentum", "weight_decay", "lr_final_factor"]
-        settings |= {key: getattr(self, key) for key in keys}
+            del network["weights"]
+            return network | settings
+        settings |= network | self._said(TRAINING_FIELDS)
         recipe = METHODS[method]
         clean = method == "pretrained"
         settings["epochs"] = self.pretrain_epochs if clean else self.epochs
         settings["lr"] = self.pretrain_lr if clean else self.lr
-        settings |= {k: v for k, v in dataclasses.asdict(recipe).items() if k != "name"}
+        settings |= {k: v for k, v in identity(recipe, METHOD_FIELDS).items() if k != "name"}
         if recipe.adversarial:
             threats = [threat.to_dict() for threat in self.train_threats]
             settings["threat"] = threats if len(threats) > 1 else threats[0]

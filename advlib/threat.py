@@ -1,6 +1,6 @@
 """What the attacker may do: threat models, their checks and their one-line description."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from fractions import Fraction
 
 _CHOICES = {
@@ -35,6 +35,28 @@ def parse_number(value, name: str = "eps") -> float:
         return float(value)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}") from error
+
+
+def identity(record, first: frozenset) -> dict:
+    """The fields by which results are recognised, as plain values.
+
+    Those of `first` always; any other, added since, only while it differs from its default. So a
+    new field leaves the name and the facts of every earlier result as they are: a missing key is
+    its default.
+    """
+    new = {f.name: f for f in fields(record) if f.name not in first}
+    default = {
+        name: f.default if f.default_factory is MISSING else f.default_factory()
+        for name, f in new.items()
+    }
+    return {k: v for k, v in asdict(record).items() if k not in new or v != default[k]}
+
+
+THREAT_FIELDS = frozenset(
+    "norm eps steps step_size random_start n_restarts loss label_source attack_logits eps_space "
+    "clip model_mode success".split()
+)
+"""Fields of a threat model that are always stored; see `identity`. Nothing is added here."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class ThreatModel:
 
     def to_dict(self) -> dict:
         """Plain values, as stored with every number."""
-        return asdict(self)
+        return identity(self, THREAT_FIELDS)
 
     def with_eps(self, eps: float) -> "ThreatModel":
         """The same protocol at another radius; an explicit step scales with it."""

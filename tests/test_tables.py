@@ -14,10 +14,21 @@ import yaml
 from advlib import annotations, metrics
 from advlib.brought import bring
 from advlib.predictions import read_facts, read_predictions, write_predictions
-from advlib.study import ROOT, load_study, make_study
+from advlib.study import (
+    DATA_FIELDS,
+    METHODS,
+    ROOT,
+    TRAINING_FIELDS,
+    Method,
+    Study,
+    digest,
+    load_study,
+    make_study,
+)
 from advlib.tables import (
     arithmetic,
     attack_lines,
+    audit_tables,
     images_of,
     in_per_cent,
     on_all_images,
@@ -25,9 +36,11 @@ from advlib.tables import (
     read_audit,
     read_study,
     read_tables,
+    study_tables,
     table_paths,
     with_real,
 )
+from advlib.threat import PROTOCOLS, ThreatModel
 
 CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
     pd.DataFrame({"severity": [1, 2, 3, 4, 5]}), how="cross"
@@ -237,6 +250,66 @@ def test_a_committed_audit_is_that_of_the_study_file(study_id):
     for part in found:
         attacked = read_audit(study, "committed", part)
         assert len(attacked) and set(attacked.method) >= set(study.methods)
+
+
+def _grown(kind):
+    """A dataclass with one more field, as a later version may have it."""
+    return dataclasses.make_dataclass(
+        kind.__name__, [("newer", int, 0)], bases=(kind,), frozen=True
+    )
+
+
+def _fields_added(monkeypatch):
+    """Method, ThreatModel and Study with a field more, at its default."""
+    methods = _grown(Method)
+    for name, recipe in METHODS.items():
+        monkeypatch.setitem(METHODS, name, methods(**dataclasses.asdict(recipe)))
+    threats = _grown(ThreatModel)
+    for name, threat in PROTOCOLS.items():
+        monkeypatch.setitem(PROTOCOLS, name, threats(**dataclasses.asdict(threat)))
+    monkeypatch.setattr("advlib.study.ThreatModel", threats)
+    grown = _grown(Study)
+    monkeypatch.setattr("advlib.study.Study", grown)
+    monkeypatch.setattr("advlib.study.TRAINING_FIELDS", (*TRAINING_FIELDS, "newer"))
+    monkeypatch.setattr("advlib.study.DATA_FIELDS", (*DATA_FIELDS, "newer"))
+
+
+def _committed_runs():
+    for path in sorted((ROOT / "results").glob("*/train/*.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_new_field_with_a_default_leaves_every_committed_run_current(monkeypatch):
+    """Of a method, a threat model or a study: neither folder names nor comparisons change."""
+    _fields_added(monkeypatch)
+    for run in _committed_runs():
+        study, was = load_study(run["study"]), run["settings"]
+        now = study.training_settings(run["method"], was["seed"], was["data"], was["start"])
+        assert json.loads(json.dumps(now)) == was
+        assert run["folder"].endswith(digest(now))
+    for name in RESULTS:
+        study, folder = load_study(name), ROOT / "results" / name
+        assert type(study.threat("pgd40")).__name__ == "ThreatModel" and study.newer == 0
+        if name in PUBLISHED:
+            assert study_tables(study, folder)
+        for part in study.audits:
+            if (folder / "audit" / part).is_dir():
+                assert audit_tables(study, folder, part)
+
+
+def test_a_new_field_counts_once_it_is_set(monkeypatch, small_run):
+    _fields_added(monkeypatch)
+    study = make_study(small_run.to_dict())
+    assert len(study_tables(study, small_run.runs)) == 6
+    with pytest.raises(ValueError, match="other images"):
+        study_tables(dataclasses.replace(study, newer=1), small_run.runs)
+    monkeypatch.setattr("advlib.study.DATA_FIELDS", DATA_FIELDS)
+    with pytest.raises(ValueError, match="another newer"):
+        study_tables(dataclasses.replace(study, newer=1), small_run.runs)
+    recipe = dataclasses.replace(METHODS["adv"], newer=1)
+    monkeypatch.setitem(METHODS, "adv", recipe)
+    with pytest.raises(ValueError, match="another newer"):
+        study_tables(study, small_run.runs)
 
 
 def test_the_default_study_and_its_audit_are_published():
