@@ -16,6 +16,7 @@ SIZES = {  # images of (training, test), where the data are not on this machine
     "digits": (1_297, 500),
     "fashion_mnist": (60_000, 10_000),
     "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
     "imagenet": (1_281_167, 50_000),
 }
 CONDITIONS = 75  # 15 corruptions at 5 severities

@@ -43,16 +43,28 @@ class DatasetInfo:
 
 
 _CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100_MEAN, _CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FASHION = tuple(
     "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 )
 _CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+_CIFAR100 = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
+)
 _LICENCES = {
     "digits": "CC BY 4.0; Alpaydin & Kaynak 1998, UCI Machine Learning Repository, "
     "the 1,797 images that scikit-learn ships",
     "fashion_mnist": "MIT; Xiao, Rasul & Vollgraf 2017, Zalando Research",
     "cifar10": "none stated; Krizhevsky 2009, technical report, University of Toronto",
+    "cifar100": "none stated; Krizhevsky 2009, technical report, University of Toronto",
     "imagenet": "non-commercial research; Russakovsky et al. 2015, ILSVRC2012",
 }
 DATASETS = {
@@ -64,6 +76,9 @@ DATASETS = {
     ),
     "cifar10": DatasetInfo(
         "CIFAR-10", 10, 3, 32, _CIFAR10_MEAN, _CIFAR10_STD, _CIFAR10, _LICENCES["cifar10"]
+    ),
+    "cifar100": DatasetInfo(
+        "CIFAR-100", 100, 3, 32, _CIFAR100_MEAN, _CIFAR100_STD, _CIFAR100, _LICENCES["cifar100"]
     ),
     "imagenet": DatasetInfo(
         "ImageNet", 1000, 3, 224, _IMAGENET_MEAN, _IMAGENET_STD, None, _LICENCES["imagenet"]
@@ -96,6 +111,9 @@ class Images(Dataset):
         For `paths`: px of the short side, then of the centre crop.
     interpolation : {"bilinear", "bicubic"}
         For `paths`, when resizing.
+    positions : int64 tensor (N,), or None
+        Each image's place in the file that the set is distributed as, where that is known: the
+        published corruptions of CIFAR keep that order.
     fingerprint : str
         SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the relative
         path, size in bytes and label of each file, in order; the files' content is not read.
@@ -119,6 +137,7 @@ class Images(Dataset):
         resize: int | None = None,
         image_size: int | None = None,
         interpolation: str = "bilinear",
+        positions=None,
     ):
         self.title, self.source = title, source
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
@@ -127,6 +146,7 @@ class Images(Dataset):
         self.pixels = None if pixels is None else torch.as_tensor(pixels)
         self.paths = None if paths is None else list(paths)
         self.resize, self.image_size, self.interpolation = resize, image_size, interpolation
+        self.positions = None if positions is None else torch.as_tensor(positions)
         if len(set(self.file_names)) < len(self.file_names):
             seen: set[str] = set()
             twice = next(n for n in self.file_names if n in seen or seen.add(n))
@@ -171,6 +191,7 @@ class Images(Dataset):
             resize=self.resize,
             image_size=self.image_size,
             interpolation=self.interpolation,
+            positions=None if self.positions is None else self.positions[indices],
         )
 
 
@@ -321,21 +342,28 @@ def _read_fashion_mnist(stored, data_dir, image_size, resize, interpolation) -> 
     return _in_memory("fashion_mnist", stored, source, *fetch.read_fashion_mnist(folder, stored))
 
 
-def _read_cifar10(stored, data_dir, image_size, resize, interpolation) -> Images:
-    folder, source = fetch.locate("cifar10", data_dir)
-    if (folder / "train").exists() or (folder / "test").exists():
-        return _read_tree("cifar10", stored, folder, source, image_size, resize, interpolation)
-    from advlib.vision import torchvision
+def _read_cifar(name, stored, data_dir, image_size, resize, interpolation) -> Images:
+    """From class folders or from the files that torchvision fetches: the same images, order, names.
 
-    _fixed_size("cifar10", image_size, resize, interpolation)
-    dataset = torchvision.datasets.CIFAR10
-    listed = [*dataset.train_list, *dataset.test_list]
-    for file_name, md5 in [*listed, (dataset.meta["filename"], dataset.meta["md5"])]:
-        fetch.check_md5(folder / file_name, md5)  # before anything is unpickled
-    # Whatever the folder is called, in which the files were found.
-    named = type(dataset.__name__, (dataset,), {"base_folder": folder.name})
-    data = named(folder.parent, train=stored == "train")
-    return _in_memory("cifar10", stored, source, data.data.transpose(0, 3, 1, 2), data.targets)
+    Those files hold each image's original name, so that it is called as in a tree of images.
+    """
+    folder, source = fetch.locate(name, data_dir)
+    if (folder / "train").is_dir() or (folder / "test").is_dir():
+        return _read_tree(name, stored, folder, source, image_size, resize, interpolation)
+    _fixed_size(name, image_size, resize, interpolation)
+    info = DATASETS[name]
+    pixels, labels, files = fetch.read_cifar(name, folder, stored)
+    names = [f"{info.class_names[label]}/{file}" for label, file in zip(labels, files, strict=True)]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return Images(
+        title=info.title,
+        source=source,
+        labels=labels[order],
+        file_names=[names[i] for i in order],
+        class_names=info.class_names,
+        pixels=pixels[order],
+        positions=order,
+    )
 
 
 def _read_located_tree(name, stored, data_dir, image_size, resize, interpolation) -> Images:
@@ -347,10 +375,10 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
     info = DATASETS[name]
     tree = trees.list_tree(folder, stored, imagenet=name == "imagenet")
     title, class_names, labels = info.title, tree.classes, tree.labels
-    if name == "cifar10":
+    if info.class_names is not None:
         if tree.classes != info.class_names:
             raise DataError(
-                f"{folder} does not hold CIFAR-10: its classes are "
+                f"{folder} does not hold {info.title}: its classes are "
                 f"{', '.join(tree.classes)}; expected {', '.join(info.class_names)}."
             )
         if any(path.lower().endswith((".jpg", ".jpeg")) for path in tree.paths):
@@ -375,7 +403,8 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
 _READERS = {
     "digits": _read_digits,
     "fashion_mnist": _read_fashion_mnist,
-    "cifar10": _read_cifar10,
+    "cifar10": functools.partial(_read_cifar, "cifar10"),
+    "cifar100": functools.partial(_read_cifar, "cifar100"),
     "imagenet": functools.partial(_read_located_tree, "imagenet"),
     "folder": functools.partial(_read_located_tree, "folder"),
 }

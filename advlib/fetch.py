@@ -1,10 +1,12 @@
 """Finding a data set on disk, or fetching it once; every file is checked before it is used."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.client
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -52,6 +54,12 @@ LAYOUTS = {
         "cifar-10-batches-py (https://www.cs.toronto.edu/~kriz/cifar.html), or "
         "train/<class>/* and test/<class>/*",
     ),
+    "cifar100": (
+        "cifar-100-python",
+        ["train", "test"],
+        "cifar-100-python (https://www.cs.toronto.edu/~kriz/cifar.html), or "
+        "train/<class>/* and test/<class>/*",
+    ),
     "imagenet": (
         "",
         ["train", "val"],
@@ -74,7 +82,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
 
     Parameters
     ----------
-    name : {"fashion_mnist", "cifar10", "imagenet", "folder"}
+    name : {"fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"}
     data_dir : optional
         The folder that a study names: the set's own, or the one above it. Nothing else is tried
         if it is given.
@@ -137,6 +145,19 @@ def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray
     sizes = np.frombuffer(images, ">i4", count=3, offset=4)
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(sizes[0], 1, sizes[1], sizes[2])
     return pixels.copy(), np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
+
+
+def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images (N, 3, 32, 32) uint8, labels (N,) int64 and original names, in the files' order."""
+    dataset = _cifar_files(name)
+    for file, md5 in [*dataset.train_list, *dataset.test_list]:
+        check_md5(folder / file, md5)  # before anything is unpickled
+    listed = dataset.train_list if split == "train" else dataset.test_list
+    parts = [pickle.loads((folder / file).read_bytes(), encoding="latin1") for file, _ in listed]
+    labels = [label for part in parts for label in part.get("labels", part.get("fine_labels"))]
+    names = [file_name for part in parts for file_name in part["filenames"]]
+    pixels = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+    return pixels, np.asarray(labels, np.int64), names
 
 
 def check_md5(path: Path, expected: str) -> None:
@@ -238,13 +259,20 @@ def _torchvision_fashion_mnist(work: Path, result: Path) -> None:
     _take_fashion_mnist(work / "FashionMNIST" / "raw", result)
 
 
-def _torchvision_cifar10(work: Path, result: Path) -> None:
-    from advlib.vision import torchvision
-
-    dataset = torchvision.datasets.CIFAR10  # checks the archive's MD5 itself
+def _torchvision_cifar(name: str, work: Path, result: Path) -> None:
+    dataset = _cifar_files(name)  # checks the archive's MD5 itself
     with _impatient(dataset.url):
         dataset(work, download=True)
     (work / dataset.base_folder).rename(result / dataset.base_folder)
+
+
+def _cifar_files(name: str):
+    """torchvision's class of the set, which lists its files with their checksums."""
+    from advlib.vision import torchvision
+
+    return {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
+        name
+    ]
 
 
 def _debian_fashion_mnist(work: Path, result: Path) -> None:
@@ -283,7 +311,8 @@ DOWNLOADS = {
         ("torchvision's download", _torchvision_fashion_mnist),
         (f"Debian's package {DEBIAN_PACKAGE}", _debian_fashion_mnist),
     ],
-    "cifar10": [("torchvision's download", _torchvision_cifar10)],
+    "cifar10": [("torchvision's download", functools.partial(_torchvision_cifar, "cifar10"))],
+    "cifar100": [("torchvision's download", functools.partial(_torchvision_cifar, "cifar100"))],
 }
 
 

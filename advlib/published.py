@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +14,10 @@ from advlib.fetch import DataError
 from advlib.metrics import CORRUPTIONS
 
 SEVERITIES = (1, 2, 3, 4, 5)
-PUBLISHED = {"cifar10": "CIFAR-10-C", "imagenet": "ImageNet-C"}  # as they unpack
-CIFAR10_C_SHAPE = (50000, 32, 32, 3)
-CIFAR10_TEST_IMAGES = 10000
+# The folders as they unpack.
+PUBLISHED = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "imagenet": "ImageNet-C"}
+CIFAR_C_SHAPE = (50000, 32, 32, 3)
+CIFAR_TEST_IMAGES = 10000
 LISTED_PROBLEMS = 20
 
 
@@ -29,8 +29,8 @@ def locate_published(dataset: str, folder: Path | None = None) -> Path:
     dataset : str
         A key of `advlib.data.DATASETS`.
     folder : Path, optional
-        Where it is said to be; None: ``CIFAR-10-C`` or ``ImageNet-C`` in ``$ADVLIB_DATA`` or in
-        the project's ``data/``.
+        Where it is said to be; None: the folder of its published name (``CIFAR-10-C``,
+        ``CIFAR-100-C``, ``ImageNet-C``) in ``$ADVLIB_DATA`` or in the project's ``data/``.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def check_published(images, published: Path) -> str:
         _refuse(published, problems)
     how = f"The published set {published.resolve().name}, read as it is distributed"
     if _holds_arrays(published):
-        return f"{how}: images are matched by their position in CIFAR-10's test file."
+        return f"{how}: images are matched by their position in CIFAR's test file."
     from PIL import Image
 
     path = _tree_paths(images, published, (CORRUPTIONS[0], SEVERITIES[0]))[0][0]
@@ -102,8 +102,8 @@ def published_condition(images, published: Path, corruption: str, severity: int)
         If an image is not there.
     """
     if _holds_arrays(published):
-        array = _cifar10_c_array(published / f"{corruption}.npy")
-        rows = _first_row(severity) + _cifar10_positions(images, published)
+        array = _cifar_c_array(published / f"{corruption}.npy")
+        rows = _first_row(severity) + _cifar_positions(images, published)
         return {"pixels": np.ascontiguousarray(array[rows].transpose(0, 3, 1, 2))}
     paths, problem = _tree_paths(images, published, (corruption, severity))
     if problem is not None:
@@ -134,11 +134,11 @@ def _refuse(published: Path, problems: list[str]) -> None:
 
 def _array_problems(images, published: Path) -> list[str]:
     """What is wrong with ``<corruption>.npy`` and ``labels.npy``."""
-    positions, problems = _cifar10_positions(images, published), []
+    positions, problems = _cifar_positions(images, published), []
     try:
         labels = np.load(published / "labels.npy", mmap_mode="r", allow_pickle=False)
-        if labels.shape != CIFAR10_C_SHAPE[:1]:
-            problems.append(f"labels.npy: shape {labels.shape}, expected {CIFAR10_C_SHAPE[:1]}")
+        if labels.shape != CIFAR_C_SHAPE[:1]:
+            problems.append(f"labels.npy: shape {labels.shape}, expected {CIFAR_C_SHAPE[:1]}")
         else:
             clean = images.labels.numpy()
             for severity in SEVERITIES:
@@ -153,46 +153,43 @@ def _array_problems(images, published: Path) -> list[str]:
         problems.append(f"labels.npy: {_reason(error)}")
     for corruption in CORRUPTIONS:
         try:
-            _cifar10_c_array(published / f"{corruption}.npy")
+            _cifar_c_array(published / f"{corruption}.npy")
         except DataError as error:
             problems.append(str(error))
     return problems
 
 
-def _cifar10_positions(images, published: Path) -> np.ndarray:
-    """Each image's row among the first 10,000 of a CIFAR-10-C array."""
-    found = [re.fullmatch(r"test-(\d+)", name) for name in images.file_names]
-    if None in found:
+def _cifar_positions(images, published: Path) -> np.ndarray:
+    """Each image's row among the first 10,000 of a CIFAR-10-C or CIFAR-100-C array."""
+    if images.positions is None:
         raise DataError(
-            f"{published} is in the order of CIFAR-10's original test file, which the images of "
-            f"{images.title} do not tell: one is called {images.file_names[found.index(None)]}, "
-            "where test-00012 is wanted. Use the original cifar-10-batches-py, or set "
-            "corruptions: generated."
+            f"{published} is in the order of CIFAR's original test file, which the images of "
+            f"{images.title} do not tell. Use the original cifar-10-batches-py or "
+            "cifar-100-python, or set corruptions: generated."
         )
     shape = None if images.pixels is None else tuple(images.pixels.shape[1:])
-    positions = np.array([int(match[1]) for match in found])
-    if shape != (3, 32, 32) or positions.max() >= CIFAR10_TEST_IMAGES:
+    positions = images.positions.numpy()
+    if shape != (3, 32, 32) or positions.max() >= CIFAR_TEST_IMAGES:
         raise DataError(
-            f"{published} holds corruptions of CIFAR-10's {CIFAR10_TEST_IMAGES:,} test images; "
+            f"{published} holds corruptions of CIFAR's {CIFAR_TEST_IMAGES:,} test images; "
             f"those of {images.title} are others. Set corruptions: generated."
         )
     return positions
 
 
 def _first_row(severity: int) -> int:
-    return CIFAR10_TEST_IMAGES * (severity - 1)
+    return CIFAR_TEST_IMAGES * (severity - 1)
 
 
-def _cifar10_c_array(path: Path) -> np.ndarray:
+def _cifar_c_array(path: Path) -> np.ndarray:
     """A corruption's file, mapped. Raises DataError if it is not what it should be."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path.name}: {_reason(error)}") from error
-    if array.shape != CIFAR10_C_SHAPE or array.dtype != np.uint8:
+    if array.shape != CIFAR_C_SHAPE or array.dtype != np.uint8:
         raise DataError(
-            f"{path.name}: {array.dtype} of shape {array.shape}, expected uint8 of "
-            f"{CIFAR10_C_SHAPE}"
+            f"{path.name}: {array.dtype} of shape {array.shape}, expected uint8 of {CIFAR_C_SHAPE}"
         )
     return array
 

@@ -80,7 +80,7 @@ A new field of `Method` needs nothing. A new one of `Study` that decides images 
 in `Study.data_settings` or `Study.training_settings`. Nothing is added here.
 """
 
-DATASETS = ("digits", "fashion_mnist", "cifar10", "imagenet", "folder")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
 """Keys of `advlib.data.DATASETS`, which needs torch."""
 
 HOW = ("devices", "accumulate", "compile")
@@ -100,7 +100,7 @@ class Study:
     """
 
     study: str  # id: the name of its file and of its folders
-    dataset: str  # digits, fashion_mnist, cifar10, imagenet, or folder (any ImageFolder)
+    dataset: str  # digits, fashion_mnist, cifar10, cifar100, imagenet, or folder (an ImageFolder)
     model: str = ""  # cifar_resnet8, cifar_resnet8_w32, … or a torchvision or timm classifier
     title: str = ""  # as pages show it; the id if empty
     note: str = ""  # what the study's index page says of its settings, where they deviate

@@ -27,7 +27,7 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "DATA", tmp_path / "project" / "data")
 
 
-def in_memory(pixels, names=None, labels=None):
+def in_memory(pixels, names=None, labels=None, positions=None):
     n = len(pixels)
     return Images(
         title="Ten things",
@@ -36,6 +36,7 @@ def in_memory(pixels, names=None, labels=None):
         file_names=names or [f"test-{i:05d}" for i in range(n)],
         class_names=[f"thing {i}" for i in range(10)],
         pixels=pixels,
+        positions=positions,
     )
 
 
@@ -443,7 +444,8 @@ def cifar10_c(tmp_path):
                     row[3, 5, 2] = 200 + (corruption == "fog")
     positions = [9999, 0, 12]
     names = [f"test-{i:05d}" for i in positions]
-    return in_memory(smooth(3, 32), names, labels[positions].astype(np.int64)), published
+    own = labels[positions].astype(np.int64)
+    return in_memory(smooth(3, 32), names, own, positions), published
 
 
 def test_cifar10_c_rows(cifar10_c):
@@ -498,9 +500,12 @@ def test_cifar10_c_is_not_for_other_images(cifar10_c):
     images, published = cifar10_c
     tree = in_memory(smooth(1, 32), ["airplane/0001.jpg"])
     for action in (prepare, lambda *a, **k: corrupted(*a, "fog", 1, **k)):
-        with pytest.raises(DataError, match="airplane/0001.jpg.*cifar-10-batches-py"):
+        with pytest.raises(DataError, match="Ten things do not tell.*cifar-10-batches-py"):
             action(tree, published=published)
-    for other in (in_memory(smooth(1, 28, 1)), in_memory(smooth(1, 32), ["test-10000"])):
+    for other in (
+        in_memory(smooth(1, 28, 1), positions=[0]),
+        in_memory(smooth(1, 32), positions=[10000]),
+    ):
         with pytest.raises(DataError, match="10,000 test images; those of Ten things are others"):
             prepare(other, published=published)
 

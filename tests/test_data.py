@@ -322,7 +322,7 @@ def test_a_silent_network_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", -1.9)  # 0.1 s with the margin
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: time.sleep(1))
     with pytest.raises(DataError, match="no answer from https://www.cs.toronto.edu"):
-        fetch._torchvision_cifar10(tmp_path, tmp_path)
+        fetch._torchvision_cifar("cifar10", tmp_path, tmp_path)
 
 
 def test_debian_without_apt_or_package(tmp_path, monkeypatch):
@@ -349,37 +349,58 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
+CIFARS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+
+
+def write_cifar(name, root, monkeypatch):
+    """A small CIFAR as torchvision keeps it, and the same images in folders of PNG files."""
+    folder, tree = root / "files" / CIFARS[name], root / "tree"
+    folder.mkdir(parents=True)
+    dataset = fetch._cifar_files(name)
+    classes, rng = DATASETS[name].class_names, np.random.default_rng(0)
+    key = "labels" if name == "cifar10" else "fine_labels"
+
+    def batch(file, split):
+        labels = rng.permutation(len(classes)).tolist()
+        pixels = rng.integers(0, 256, (len(labels), 3072), np.uint8)
+        names = [f"{rng.choice(['a', 'b'])}_s_{i:06d}.png" for i in rng.permutation(len(labels))]
+        names = [f"{file}_{each}" for each in names]
+        for row, label, each in zip(pixels, labels, names, strict=True):
+            path = tree / split / classes[label] / each
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(row.reshape(3, 32, 32).transpose(1, 2, 0)).save(path)
+        content = {"data": pixels, key: labels, "filenames": names}
+        (folder / file).write_bytes(pickle.dumps(content))
+        return [file, hashlib.md5((folder / file).read_bytes()).hexdigest()]
+
+    train, test = [file for file, _ in dataset.train_list], dataset.test_list[0][0]
+    monkeypatch.setattr(dataset, "train_list", [batch(file, "train") for file in train])
+    monkeypatch.setattr(dataset, "test_list", [batch(test, "test")])
+    return folder, tree
+
+
 @pytest.fixture
 def cifar_pickles(tmp_path, monkeypatch):
-    folder = tmp_path / "cifar" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    dataset, rng = torchvision.datasets.CIFAR10, np.random.default_rng(0)
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        return hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    def batch(name):
-        pixels = rng.integers(0, 256, (10, 3072), np.uint8)
-        return [name, write(name, {"data": pixels, "labels": list(range(10))})]
-
-    meta = write("batches.meta", {"label_names": list(DATASETS["cifar10"].class_names)})
-    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta})
-    monkeypatch.setattr(dataset, "train_list", [batch(f"data_batch_{i}") for i in range(1, 6)])
-    monkeypatch.setattr(dataset, "test_list", [batch("test_batch")])
-    return folder
+    return write_cifar("cifar10", tmp_path, monkeypatch)[0]
 
 
-def test_cifar10_pickles(cifar_pickles):
-    train = load_dataset("cifar10", "train", data_dir=cifar_pickles.parent)
-    test = load_dataset("cifar10", "test", data_dir=cifar_pickles)
-    assert train.pixels.shape == (50, 3, 32, 32) and len(test) == 10
-    assert train.title == "CIFAR-10" and train.num_classes == 10
-    stored = pickle.loads((cifar_pickles / "test_batch").read_bytes())["data"]
-    assert np.array_equal(test.pixels[4].numpy(), stored[4].reshape(3, 32, 32))
-    other = cifar_pickles.rename(cifar_pickles.with_name("cifar10"))  # in a folder of its name
-    again = load_dataset("cifar10", "test", data_dir=other)
-    assert torch.equal(again.pixels, test.pixels)
+@pytest.mark.parametrize("name", CIFARS)
+def test_cifar_is_the_same_from_its_files_and_from_folders(tmp_path, monkeypatch, name):
+    folder, tree = write_cifar(name, tmp_path, monkeypatch)
+    for split in ("train", "test"):
+        files = load_dataset(name, split, data_dir=folder)
+        folders = load_dataset(name, split, data_dir=tree)
+        assert files.file_names == folders.file_names
+        assert files.class_names == folders.class_names
+        assert files.fingerprint == folders.fingerprint and files.title == folders.title
+        some = 2 * files.num_classes if split == "train" and name == "cifar10" else None
+        again = load_dataset(name, split, data_dir=folder.parent, n_images=some)
+        assert set(again.file_names) <= set(files.file_names)
+    stored = pickle.loads((folder / fetch._cifar_files(name).test_list[0][0]).read_bytes())
+    for i, position in enumerate(files.positions.tolist()):  # as CIFAR-10-C is ordered
+        assert np.array_equal(files.pixels[i].numpy().ravel(), stored["data"][position])
+    other = folder.rename(folder.with_name(name))  # in a folder of its name
+    assert torch.equal(load_dataset(name, "test", data_dir=other).pixels, files.pixels)
 
 
 def test_cifar10_is_not_unpickled_before_its_checksum_holds(cifar_pickles, tmp_path):
