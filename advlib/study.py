@@ -119,6 +119,7 @@ class Study:
     weights: str | None = None  # pretrained: a name such as DEFAULT, or a .safetensors or .pt file
     pretrain_epochs: int = 0  # clean epochs first, needed without weights or for other classes
     pretrain_lr: float = 0.1
+    pretrain_schedule: str = "cosine"  # or one_cycle: up to pretrain_lr, then down
     epochs: int = 10
     lr: float = 0.01
     lr_final_factor: float = 1e-4  # cosine annealing ends at lr times this
@@ -181,6 +182,7 @@ class Study:
                 f"{', '.join(map(repr, TAKEN))}; got {self.study!r}"
             )
         check_choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
+        check_choice("pretrain_schedule", self.pretrain_schedule, ("cosine", "one_cycle"))
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         check_choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
         check_choice(
@@ -596,6 +598,7 @@ class Study:
         clean = method == "pretrained"
         settings["epochs"] = self.pretrain_epochs if clean else self.epochs
         settings["lr"] = self.pretrain_lr if clean else self.lr
+        settings |= self._said(("pretrain_schedule",)) if clean else {}
         settings |= {k: v for k, v in identity(recipe, METHOD_FIELDS).items() if k != "name"}
         if recipe.adversarial:
             threats = [threat.to_dict() for threat in self.train_threats]

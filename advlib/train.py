@@ -150,6 +150,7 @@ def _train(
     clean = method == "pretrained"
     epochs = study.pretrain_epochs if clean else study.epochs
     base_lr = study.pretrain_lr if clean else study.lr
+    schedule = one_cycle_lr if clean and study.pretrain_schedule == "one_cycle" else cosine_lr
     batch_size = study.batch_size
     rank, world_size = distributed.rank(), distributed.world_size()
     share = batch_share(study, world_size)
@@ -214,7 +215,7 @@ def _train(
             world_size=world_size,
         )
         for x, y, _ in batches:
-            lr = cosine_lr(base_lr, study.lr_final_factor, done, total)
+            lr = schedule(base_lr, study.lr_final_factor, done, total)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
@@ -527,6 +528,17 @@ def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
     """Cosine annealing per step, from `base` at step 0 down to `base * final_factor`."""
     final = base * final_factor
     return final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def one_cycle_lr(peak: float, final_factor: float, step: int, total: int) -> float:
+    """Up from `peak` / 25 over the first 30 % of the steps, then down to `peak * final_factor`.
+
+    Both ways along a cosine (Smith & Topin 2019), as `torch.optim.lr_scheduler.OneCycleLR` counts.
+    """
+    top, last = 0.3 * total - 1, total - 1
+    if step <= top:
+        return cosine_lr(peak, 1 / 25, top - step, top)
+    return cosine_lr(peak, final_factor, step - top, last - top)
 
 
 def _log_row(outcomes, done, steps_per_epoch, lr, folder) -> dict:

@@ -18,7 +18,7 @@ from advlib.models import build_model
 from advlib.predictions import predict
 from advlib.runs import load_run, train_method
 from advlib.study import METHODS, digest
-from advlib.train import cosine_lr, fit, training_loss
+from advlib.train import cosine_lr, fit, one_cycle_lr, training_loss
 
 
 def weights(path):
@@ -137,6 +137,30 @@ def test_a_mixed_batch_normalises_each_half_by_itself(tiny_study):
 def test_cosine_schedule_of_the_paper():
     rates = [cosine_lr(0.01, 1e-4, step, 100) for step in (0, 50, 100)]
     assert rates == pytest.approx([0.01, (0.01 + 1e-6) / 2, 1e-6])
+
+
+def test_one_cycle_is_that_of_torch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.2, total_steps=100, cycle_momentum=False, final_div_factor=1e4 / 25
+    )
+    for step in range(100):
+        assert one_cycle_lr(0.2, 1e-4, step, 100) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < 99:
+            cycle.step()
+
+
+def test_pretraining_alone_follows_its_schedule(tiny_study, tmp_path):
+    study = dataclasses.replace(tiny_study, pretrain_schedule="one_cycle")
+    log = run(study, "pretrained", tmp_path)
+    expected = [
+        one_cycle_lr(study.pretrain_lr, 1e-4, step - 1, log.step.max()) for step in log.step
+    ]
+    assert log.lr.tolist() == pytest.approx(expected) and log.lr.max() > 1.1 * log.lr[0]
+    for method in METHODS:
+        stated = "pretrain_schedule" in study.training_settings(method, 0, "", None)
+        assert stated == (method == "pretrained")
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny_study, tmp_path):
