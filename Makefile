@@ -9,7 +9,7 @@ READ = .venv-read
 BOOK_TESTS = tests/test_pipeline.py tests/test_profiles.py tests/test_site.py
 # All of this machine's cores, or what profiles/$(PROFILE) says.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
-SNAKEMAKE = locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
+SNAKEMAKE = pipeline/locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
 
 .DEFAULT_GOAL := help
 .PHONY: help book audit read test bench lint lab setup plan publish restore lock clean
@@ -27,7 +27,7 @@ audit: setup  ## also run the study's audit (default: an hour on two cores), and
 	@python $(SNAKEMAKE) --config mode=audit study="$(STUDY)" $(CONFIG)
 
 read:  ## build the book from the committed tables, without torch
-	@$(PYTHON) preflight.py read
+	@$(PYTHON) pipeline/preflight.py read
 	@$(MAKE) --no-print-directory $(READ)/installed
 	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
@@ -47,10 +47,10 @@ lint: setup  ## check style and undefined names
 
 lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
 	@ADVLIB_LAB=1 PYTHONPATH="$(CURDIR)" jupyter lab --notebook-dir=notebooks \
-	  --ContentsManager.pre_save_hook=lab.without_outputs $(LAB)
+	  --ContentsManager.pre_save_hook=pipeline.lab.without_outputs $(LAB)
 
 setup:  ## create .venv and install the pinned requirements
-	@$(PYTHON) preflight.py book
+	@$(PYTHON) pipeline/preflight.py book
 	@$(MAKE) --no-print-directory .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
@@ -74,13 +74,13 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	@touch $@
 
 plan: setup  ## predict hours, memory and disk of a study on this machine, by a probe of a minute
-	@python -m advlib.plan "$(STUDY)"
+	@python -m pipeline.plan "$(STUDY)"
 
 publish: setup  ## copy a study's fresh tables and small weights to results/, to be committed
-	@python book/pages.py publish "$(STUDY)"
+	@python -m advbook.build.pages publish "$(STUDY)"
 
 restore: setup  ## put a study's published weights among its runs, as if trained here
-	@python book/pages.py restore "$(STUDY)"
+	@python -m advbook.build.pages restore "$(STUDY)"
 
 lock: setup  ## compile the pinned requirements from the *.in files
 	@pip install -q uv

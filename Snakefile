@@ -19,12 +19,15 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from advlib.tables import AUDIT, SAMPLES, audit_paths, table_paths
-from advlib.study import HOW, ROOT, check_choice, find_study, load_study, refuse_unknown
+# Whatever this starts imports the code of this folder.
+sys.path[:0] = [workflow.basedir, f"{workflow.basedir}/book"]
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])])
 
-sys.path[:0] = [str(ROOT), str(ROOT / "book")]
-import jobs
-import pages
+from advbook.build import pages
+from advbook.build.closure import code_of
+from advbook.studies.schema import HOW, ROOT, check_choice, find_study, load_study, refuse_unknown
+from advbook.studies.tables import AUDIT, SAMPLES, audit_paths, table_paths
+from pipeline import jobs
 
 KEYS = ["mode", "study", *jobs.DEFAULTS, *HOW]
 refuse_unknown(set(config) - set(KEYS), KEYS)
@@ -73,7 +76,7 @@ JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 # `--resources gpu=N`, jobs run side by side on this machine, each on GPUs of its own.
 CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
 GPUS = None if CLUSTER else workflow.global_resources.get("gpu").value
-ON_GPUS = "" if GPUS is None else f"{PYTHON} gpus.py"
+ON_GPUS = "" if GPUS is None else f"{PYTHON} pipeline/gpus.py"
 if GPUS is not None and GPUS < jobs.gpus(STUDY, STATED.get("devices")):
     raise WorkflowError(
         f"a job needs {jobs.gpus(STUDY, STATED.get('devices'))} GPUs, and there are gpu={GPUS} in all: "
@@ -137,7 +140,7 @@ def listing():
     if STUDY.dataset != "folder" or STUDY.data_root is None:
         return {}
     found = hashlib.sha256()
-    for base in (STUDY.data_root, STUDY.data_root / "folder"):  # as `advlib.fetch` looks for them
+    for base in (STUDY.data_root, STUDY.data_root / "folder"):  # as `advlib.data.fetch` looks for them
         for split in ("train", "test", "val"):
             for where, below, files in os.walk(base / split, followlinks=True):
                 below.sort()
@@ -287,7 +290,7 @@ else:
         benchmark:
             RUNS / "benchmarks/fetch.tsv"
         shell:
-            "{PYTHON} -m advlib.data {STUDY.dataset} {params.folder} --split {params.splits}"
+            "{PYTHON} -m advlib.data.sets {STUDY.dataset} {params.folder} --split {params.splits}"
 
 
     rule data:
@@ -504,13 +507,7 @@ rule analyse:
         tables=lambda wildcards: tables_of(wildcards.study, wildcards.chapter),
         whole=lambda wildcards: whole_of(wildcards.study, wildcards.chapter),
         paper="results/paper/published.csv",
-        code=expand(
-            "advlib/{name}.py",
-            name=["annotations", "charts", "metrics", "predictions", "seeds", "tables"],
-        ),
-        audit=lambda wildcards: expand(
-            "advlib/{name}.py", name=pages.CHAPTER_CODE.get(wildcards.chapter, [])
-        ),
+        code=lambda wildcards: code_of(f"notebooks/{wildcards.chapter}.ipynb"),
     output:
         executed="_build/studies/{study}/{chapter}.ipynb",
     params:
@@ -541,7 +538,7 @@ rule place_study:
         ),
         appendix=appendix_of,
         file=lambda wildcards: FILES[wildcards.study],
-        code=["book/place.py", "book/pages.py", "advlib/predictions.py", "advlib/__init__.py"],
+        code=code_of("advbook.build.pages"),
     output:
         "book/generated/{study}/index.md",
     params:
@@ -563,7 +560,7 @@ rule claims:
     input:
         notebook="notebooks/claims.ipynb",
         paper="results/paper/published.csv",
-        code=["book/place.py", "advlib/charts.py", "advlib/tables.py"],
+        code=code_of("notebooks/claims.ipynb", "advbook.build.place"),
     output:
         "book/generated/claims.ipynb",
     retries: 1
@@ -572,7 +569,7 @@ rule claims:
     benchmark:
         "_build/benchmarks/claims.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The tables printed in the paper, copied into the repository.' "
         "--tables {input.paper}"
 
@@ -584,10 +581,7 @@ rule table_check:
             "results/paper/{name}.csv",
             name=["published", "percentages", "public_models", "leaderboard"],
         ),
-        code=[
-            "book/place.py",
-            *expand("advlib/{name}.py", name=["charts", "metrics", "table_check", "tables"]),
-        ],
+        code=code_of("notebooks/table_check.ipynb", "advbook.build.place"),
     output:
         "book/generated/table_check.ipynb",
     retries: 1
@@ -596,7 +590,7 @@ rule table_check:
     benchmark:
         "_build/benchmarks/table_check.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The figures printed in the paper, and figures of public models copied into the "
         "repository with their sources; none of those is recomputed here.' --tables {input.tables}"
 
@@ -607,11 +601,7 @@ rule verdict:
         paper="results/paper/published.csv",
         tables=[tables_of(name) for name in SHOWN],
         ablations=[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
-        code=expand(
-            "advlib/{name}.py",
-            name=["ablations", "annotations", "charts", "charts_verdict", "claims", "metrics"]
-            + ["overview", "seeds", "table_check", "tables", "verdict"],
-        ),
+        code=code_of("notebooks/verdict.ipynb", "advbook.build.place"),
     output:
         "book/generated/verdict.ipynb",
     params:
@@ -626,7 +616,7 @@ rule verdict:
         "_build/benchmarks/verdict.tsv"
     shell:
         "{PAGE} {input.notebook:q} {log:q} -y {params.studies:q} -y {params.ablations:q} "
-        "-p output _build/verdict && {PYTHON} book/place.py notebook {log} {output} "
+        "-p output _build/verdict && {PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
         "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv "
         "--read {input.tables:q}"
@@ -651,13 +641,7 @@ rule cover:
             chapter=["average_error", "classwise_error"],
         ),
         tables=[tables_of(name) for name in SHOWN],
-        code=[
-            "book/place.py",
-            *expand(
-                "advlib/{name}.py",
-                name=["charts_cover", "claims", "overview", "verdict"],
-            ),
-        ],
+        code=code_of("notebooks/cover.ipynb", "advbook.build.place"),
     output:
         "book/generated/index.ipynb",
     params:
@@ -670,7 +654,7 @@ rule cover:
         "_build/benchmarks/cover.tsv"
     shell:
         "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
-        "{PYTHON} book/place.py notebook {log} {output} "
+        "{PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The tables of the studies that the page names, and the verdict page.' "
         "--tables _build/verdict/verdict.csv --read {input.tables:q}"
 
@@ -681,7 +665,7 @@ rule study_index:
         chapters=expand("_build/studies/{study}/average_error.ipynb", study=SHOWN),
         tables=EVERY_TABLE,
         files=list(FILES.values()),
-        code=["book/place.py", "advlib/overview.py"],
+        code=code_of("notebooks/study_index.ipynb", "advbook.build.place"),
     output:
         "book/generated/study_index.ipynb",
     params:
@@ -694,7 +678,7 @@ rule study_index:
         "_build/benchmarks/study_index.tsv"
     shell:
         "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
-        "{PYTHON} book/place.py notebook {log} {output} "
+        "{PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The study files, and the tables of the studies, fresh or committed as the page says.' "
         "--read {input.tables:q}"
 
@@ -704,7 +688,7 @@ rule not_run:
         notebook="notebooks/not_run.ipynb",
         tables=EVERY_TABLE,
         files=list(FILES.values()),
-        code=["book/place.py", "jobs.py", "advlib/overview.py"],
+        code=code_of("notebooks/not_run.ipynb", "advbook.build.place"),
     output:
         "book/generated/not_run.ipynb",
     params:
@@ -716,7 +700,7 @@ rule not_run:
         "_build/benchmarks/not_run.tsv"
     shell:
         "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} && "
-        "{PYTHON} book/place.py notebook {log} {output} "
+        "{PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The study files, and which of their tables there are.' --read {input.tables:q}"
 
 
@@ -728,7 +712,7 @@ rule speed:
             name=["speed", "efficiency", "convolution", "ceiling", "profile", "growth"],
         ),
         facts="results/benchmark/facts.json",
-        code=["book/place.py", "advlib/charts.py", "advlib/tables.py"],
+        code=code_of("notebooks/benchmark.ipynb", "advbook.build.place"),
     output:
         "book/generated/benchmark.ipynb",
     retries: 1
@@ -737,7 +721,7 @@ rule speed:
     benchmark:
         "_build/benchmarks/benchmark.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The committed tables of one run of the benchmark, on the machine that the page "
         "names; `make bench` makes them afresh on yours.' --tables {input.tables} "
         "--read {input.facts}"
@@ -754,7 +738,7 @@ rule cost:
             "results/fashion_mnist_quick/predictions/pgd40/{method}-seed0.parquet",
             method=BY_ID[pages.DEFAULT].methods,
         ),
-        code=["book/place.py", *expand("advlib/{name}.py", name=["charts", "charts_cost", "cost"])],
+        code=code_of("notebooks/cost.ipynb", "advbook.build.place"),
     output:
         "book/generated/cost.ipynb",
     retries: 1
@@ -763,7 +747,7 @@ rule cost:
     benchmark:
         "_build/benchmarks/cost.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} book/place.py notebook {log} {output} "
+        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'Predictions on paper, from committed tables of FLOPs, GPUs and published speeds; "
         "nothing was run on a GPU. The last section: one run on two CPU cores.' "
         "--tables {input.tables} --read {input.quick}"
@@ -776,7 +760,7 @@ rule bring_example:
             "results/fashion_mnist_quick/predictions/clean/{method}-seed0.parquet",
             method=["std", "adv"],
         ),
-        code=expand("advlib/{name}.py", name=["brought", "charts", "metrics", "predictions"]),
+        code=code_of("notebooks/bring_your_own.ipynb", "advbook.build.place"),
     output:
         "book/generated/bring_your_own.ipynb",
     retries: 1
@@ -786,7 +770,7 @@ rule bring_example:
         "_build/benchmarks/bring_your_own.tsv"
     shell:
         "{PAGE} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
-        "{PYTHON} book/place.py notebook {log} {output} "
+        "{PYTHON} -m advbook.build.place notebook {log} {output} "
         "--source 'The published clean predictions of Std and Adv (Fashion-MNIST, shortened), read "
         "as if they were your files.' --tables _build/brought/*.csv --read {input.tables}"
 
@@ -819,7 +803,7 @@ rule book:
             "book/references.bib",
             "CHANGELOG.md",
         ],
-        code=[*Path("advlib").glob("*.py"), *Path("book/_ext").glob("*.py")],
+        code=[p for room in ("advlib", "book/advbook", "pipeline") for p in Path(room).rglob("*.py")],
         config=["_config.yml", *Path("book/_static").glob("*")],
     output:
         "_build/html/index.html",

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from advlib.files import replacing
-from advlib.models import load_weights
+from advlib.networks.build import load_weights
 
 CHECKPOINT = "checkpoint.safetensors"
 

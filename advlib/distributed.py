@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from advbook.studies.schema import ROOT, Study
 from torch import distributed
 
-from advlib.models import default_device
-from advlib.study import ROOT, Study
+from advlib.networks.build import default_device
 
 # One process may be alone at work for hours (making corrupted images, say) while others wait. A
 # process that fails ends all those of its machine at once, whatever this is: torchrun sees to it.
@@ -162,7 +162,7 @@ def launch(module: str, study: Study, *arguments: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file, error = Path(folder) / "study.yaml", Path(folder) / "error.json"
         file.write_text(yaml.safe_dump(study.to_dict(), allow_unicode=True), encoding="utf-8")
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(ROOT), str(ROOT / "book"), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = os.environ | {"TORCHELASTIC_ERROR_FILE": str(error)}
         env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         # Together as many threads as this process has alone.

@@ -42,7 +42,7 @@ def predict(
     ----------
     models : dict of str to nn.Module
         Images in [0, 1] to K or K+M logits; the first K are classes.
-    dataset : advlib.data.Images
+    dataset : advlib.data.sets.Images
     num_classes : int
         K.
     batch_size, workers : int
@@ -60,9 +60,9 @@ def predict(
     """
     import torch
 
-    from advlib.data import evaluation_batches
+    from advlib.data.sets import evaluation_batches
     from advlib.labels import class_logits
-    from advlib.models import autocast, default_device
+    from advlib.networks.build import autocast, default_device
 
     device = torch.device(device or default_device())
     models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}
@@ -408,7 +408,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
     """The table with base names and with the labels of ImageNet's validation images."""
-    from advlib.annotations import imagenet_labels
+    from advlib.data.annotations import imagenet_labels
 
     labels = imagenet_labels()
     if table.file_name.isna().any():
@@ -538,7 +538,7 @@ def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) ->
     Parameters
     ----------
     folder : Path
-        Of the parts; its name must hold everything that decides them (`advlib.study.digest`).
+        Of the parts; its name must hold everything that decides them.
     n_images : int
         Of the data set.
     part : int

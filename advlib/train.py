@@ -18,6 +18,7 @@ from pathlib import Path
 import filelock
 import pandas as pd
 import torch
+from advbook.studies.schema import METHODS, Study, check_choice, load_study
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn import functional as F
@@ -25,14 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from advlib import distributed
-from advlib.attacks import attack_mode, pgd_attack, start_noise
+from advlib.attacks.folding import folding
+from advlib.attacks.pgd import attack_mode, pgd_attack, start_noise
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from advlib.data import evaluation_batches, stream_seed, training_batches
+from advlib.data.sets import evaluation_batches, stream_seed, training_batches
 from advlib.files import replacing
-from advlib.folding import folding
 from advlib.labels import class_logits, label_augmentation_targets
-from advlib.models import autocast, default_device, resolve_dtype
-from advlib.study import METHODS, Study, check_choice, load_study
+from advlib.networks.build import autocast, default_device, resolve_dtype
 
 UNTRANSFORMED = -1  # the transformation of a clean image, as in `advlib.labels`
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
@@ -57,12 +57,12 @@ def fit(
     ----------
     model : nn.Module
         Images in [0, 1] to K logits, or K+M where the method needs them.
-    dataset : advlib.data.Images
+    dataset : advlib.data.sets.Images
         Training images.
     study : Study
         Epochs, schedule, threat model, δ; the batch, and the pieces it is computed in.
     method : str
-        A key of `advlib.study.METHODS`.
+        A key of `advbook.studies.schema.METHODS`.
     seed : int
         With the epoch and step it decides the order of the images, their augmentation and the
         start of each attack, so a position in training needs no other generator state.
@@ -450,7 +450,7 @@ def training_loss(
     num_classes : int
         K.
     noise : float tensor (N, C, H, W), optional
-        The start of the attack (`advlib.attacks.start_noise`); None: drawn from torch's generator.
+        The start of the attack (`advlib.attacks.pgd.start_noise`); None: from torch's generator.
     first : int
         The place of x[0] in the whole batch of the step. With several transformations
         (``study.transforms``) the image in place i is attacked by number i mod M.
@@ -561,7 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", required=True, help="one of the study's, or pretrained")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    from advlib.runs import train_method
+    from advbook.studies.runs import train_method
 
     with distributed.process_group() as device:
         study = load_study(options.study)

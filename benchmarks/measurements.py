@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from advbook.studies.runs import load_run
+from advbook.studies.schema import make_study
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from advlib.attacks import evaluate_attack
-from advlib.data import Images
-from advlib.folding import folding
-from advlib.models import autocast, build_model, resolve_dtype
-from advlib.runs import load_run
-from advlib.study import make_study
+from advlib.attacks.folding import folding
+from advlib.attacks.pgd import evaluate_attack
+from advlib.data.sets import Images
+from advlib.networks.build import autocast, build_model, resolve_dtype
 from advlib.train import training_loss
 
 DOCUMENTED, TUNED = "as documented", "tuned"

@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from advbook.studies.runs import load_run, train_method
+from advbook.studies.schema import METHODS, ROOT, Study, load_study
 from measurements import (
     DOCUMENTED,
     MEASURES,
@@ -37,12 +39,10 @@ from measurements import (
 from safetensors.torch import save_file
 from speed_tables import PARTS, tables_of
 
-from advlib import __version__, fetch
-from advlib.data import Images
+from advlib import __version__
+from advlib.data.sets import Images, fetch
 from advlib.files import replacing
-from advlib.models import default_device, resolve_dtype
-from advlib.runs import load_run, train_method
-from advlib.study import METHODS, ROOT, Study, load_study
+from advlib.networks.build import default_device, resolve_dtype
 
 ATTACKS = {"advlib": ("PGD",), "torchattacks": ("PGD", "APGD"), "foolbox": ("LinfPGD",)}
 PEERS = ("torchattacks", "foolbox")

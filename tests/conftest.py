@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from advbook.studies.schema import ROOT, load_study
 from torch import nn
 
-from advlib.attacks import pgd_attack
-from advlib.data import load_dataset, stratified_subset
-from advlib.study import ROOT, load_study
+from advlib.attacks.pgd import pgd_attack
+from advlib.data.sets import load_dataset, stratified_subset
 from advlib.threat import ThreatModel
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
@@ -47,7 +47,8 @@ groups:
 def on_path(folder: Path) -> dict[str, str]:
     """The environment of a process that imports from this folder first."""
     found = os.environ.get("PYTHONPATH", "")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [found])])}
+    places = [str(folder), str(folder / "book"), *filter(None, [found])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
 """Compare what two commits compute, bit for bit, on one machine: ``python tests/golden.py BASE``.
 
-Run by hand before and after code moves. Bits differ between machines, so nothing is stored: the base
-commit and the working tree both run the studies below and build the book from committed tables, each
-in a folder of its own. Compared are the tensors of every checkpoint, the rows of every Parquet table
-and the text of every CSV table, but for columns that measure time. Ends with 1 if anything differs.
+Run by hand before and after code moves. Bits differ between machines, so nothing is stored: the
+base commit and the working tree both run the studies below and build the book from committed
+tables, each in a folder of its own. Compared are the tensors of every checkpoint, the rows of every
+Parquet table and the text of every CSV table, but for columns that measure time. Ends with 1 if
+anything differs.
 """
 
 import argparse

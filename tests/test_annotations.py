@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from advlib import annotations, metrics
-from advlib.annotations import (
+from advlib import metrics
+from advlib.data import annotations
+from advlib.data.annotations import (
     IMAGENET_X_FACTORS,
     MEASURED_FACTORS,
     METACLASSES,
@@ -108,7 +109,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
 
 def test_the_package_itself_and_torch_are_not_imported():
     code = (
-        "import sys, advlib.annotations as a; a.imagenet_x(); a.real_label_sets()\n"
+        "import sys, advlib.data.annotations as a; a.imagenet_x(); a.real_label_sets()\n"
         "assert not {'torch', 'PIL', 'imagenet_x', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advlib import attacks
-from advlib.attacks import evaluate_attack, pgd_attack, probe_batch_size
+from advlib.attacks import pgd as attacks
+from advlib.attacks.pgd import evaluate_attack, pgd_attack, probe_batch_size
 from advlib.labels import class_logits
-from advlib.models import Normalize, build_model
+from advlib.networks.build import Normalize, build_model
 from advlib.threat import ThreatModel
 
 
@@ -208,7 +208,7 @@ def test_an_l2_step_is_as_long_however_small_the_gradient(size):
 
 def brute_force(model, x, y, threat, seed, batch=1):
     """Error by the definition: every image alone, every iterate looked at."""
-    from advlib.attacks import (
+    from advlib.attacks.pgd import (
         _image_noise,
         _radius,
         _start,

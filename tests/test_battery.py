@@ -10,17 +10,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from advbook.audit import battery as battery_module
+from advbook.audit import battery_tests as battery_verdicts
+from advbook.audit.battery import (
+    AUTOATTACK,
+    autoattack,
+    battery,
+    battery_conditions,
+    battery_predictions,
+)
+from advbook.charts import battery as charts_battery
+from advbook.studies.runs import read_run, train_method
+from advbook.studies.schema import ROOT, load_study
 from scipy import stats
 from torch import nn
 
-from advlib import battery as battery_module
-from advlib import battery_verdicts, charts_battery
-from advlib.attacks import evaluate_attack
-from advlib.battery import AUTOATTACK, autoattack, battery, battery_conditions, battery_predictions
-from advlib.data import load_dataset, stratified_subset
+from advlib.attacks.pgd import evaluate_attack
+from advlib.data.sets import load_dataset, stratified_subset
 from advlib.predictions import read_facts, read_predictions, write_predictions
-from advlib.runs import read_run, train_method
-from advlib.study import ROOT, load_study
 from advlib.threat import ThreatModel
 
 THREAT = ThreatModel(eps=0.15, steps=40)

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from advbook.studies.schema import ROOT
 from test_notebooks import papermill
 from torch import nn
 
-from advlib.attacks import evaluate_attack, pgd_attack
-from advlib.fetch import DataError
-from advlib.models import build_model
-from advlib.study import ROOT
+from advlib.attacks.pgd import evaluate_attack, pgd_attack
+from advlib.data.fetch import DataError
+from advlib.networks.build import build_model
 from advlib.threat import ThreatModel
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

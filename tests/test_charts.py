@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
-
-from advlib import charts
+from advbook.charts import base as charts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,7 +168,7 @@ def test_colours_differ_for_every_colour_vision(colours, deficiency):
 def test_only_methods_have_the_colours_of_methods():
     """In charts of other things they would promise a method."""
     methods = {colour.lower() for colour in charts.METHOD_COLOURS.values()} - {"#999999"}
-    sources = [*(ROOT / "advlib").glob("charts*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
+    sources = [*(ROOT / "book/advbook/charts").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     written = {
         path.name: found
         for path in sources
@@ -177,7 +176,7 @@ def test_only_methods_have_the_colours_of_methods():
     }
     # The gallery's buttons and frames are no chart.
     assert set(written) <= {"charts.py", "charts_gallery.py"}
-    text = (ROOT / "advlib/charts.py").read_text("utf-8").lower()
+    text = (ROOT / "book/advbook/charts/base.py").read_text("utf-8").lower()
     assert all(text.count(colour) == 1 for colour in methods)
 
 

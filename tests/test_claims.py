@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from advbook.charts import verdict as charts_verdict
+from advbook.claims import claims, verdict
+from advbook.studies import tables as tables_module
+from advbook.studies.schema import ROOT, load_study
+from advbook.studies.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
 
-from advlib import annotations, charts_verdict, claims, metrics, verdict
-from advlib import tables as tables_module
+from advlib import metrics
+from advlib.data import annotations
 from advlib.predictions import write_predictions
-from advlib.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
-from advlib.study import ROOT, load_study
 
 PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
 CLASSES, EACH = 10, 20

@@ -7,10 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
-from sklearn.metrics import confusion_matrix
-
-from advlib import metrics
-from advlib.charts_class import (
+from advbook.charts.classes import (
     SCALE,
     class_explorer,
     corruption_class_error,
@@ -18,7 +15,10 @@ from advlib.charts_class import (
     extreme_change,
     top_confusions,
 )
-from advlib.study import ROOT
+from advbook.studies.schema import ROOT
+from sklearn.metrics import confusion_matrix
+
+from advlib import metrics
 
 NAMES = ["T-shirt/top", "Coat (long)", "Crêpe", "crane", "Shirt", "[a+b]*?", "crane", "Dress"]
 METHODS = ["Std", "Adv", "Adv⁺"]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advlib import corruptions, fetch
-from advlib.corruptions import CORRUPTIONS, SEVERITIES, corrupted, locate_published, prepare
-from advlib.data import DataError, Images, evaluation_batches, load_dataset, stream_seed
-from advlib.vision import torchvision
+from advlib.data import corruptions, fetch
+from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, locate_published, prepare
+from advlib.data.sets import DataError, Images, evaluation_batches, load_dataset, stream_seed
+from advlib.data.vision import torchvision
 
 ALL = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
 SOME = [(c, 4) for c in CORRUPTIONS]  # every function, with each generator it draws from

@@ -15,20 +15,22 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from advbook.studies.schema import ROOT
 from PIL import Image
 
-from advlib import data, fetch, trees
-from advlib.data import (
+from advlib.data import folders as trees
+from advlib.data import sets as data
+from advlib.data.sets import (
     DATASETS,
     DataError,
     augment,
     evaluation_batches,
+    fetch,
     load_dataset,
     stream_seed,
     training_batches,
 )
-from advlib.study import ROOT
-from advlib.vision import torchvision
+from advlib.data.vision import torchvision
 
 
 @pytest.fixture(autouse=True)
@@ -558,7 +560,7 @@ def test_large_fingerprint_follows_names_sizes_and_order(large):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_drops_nothing(large, workers, monkeypatch):
-    monkeypatch.setattr("advlib.batches.DECODED_AT_ONCE", 3)  # pieces that cut across batches
+    monkeypatch.setattr("advlib.data.batches.DECODED_AT_ONCE", 3)  # pieces that cut across batches
     batches = all_of(evaluation_batches(large, batch_size=4, workers=workers))
     assert [len(x) for x, _, _ in batches] == [4, 4, 2]
     x, y, index = (torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -12,15 +12,16 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from advbook.studies import evaluate
+from advbook.studies.runs import train_method
+from advbook.studies.schema import load_study, make_study
 from safetensors.torch import load_file
 from two_processes import Stopped, stop_at, train, without_corrupting
 
-from advlib import distributed, evaluate
+from advlib import distributed
 from advlib import train as training
-from advlib.data import training_batches
+from advlib.data.sets import training_batches
 from advlib.predictions import missing_parts
-from advlib.runs import train_method
-from advlib.study import load_study, make_study
 from advlib.train import batch_share
 
 TESTS = str(Path(__file__).parent)
@@ -253,7 +254,7 @@ def test_parts_are_dealt_without_gaps_or_repetition(tmp_path, kept, processes):
 
 def test_how_a_study_is_computed_does_not_decide_what_it_is(tmp_path):
     """So a run goes on with another number of processes, and finds what it started from."""
-    from advlib.parameters import notebook_parameters
+    from advbook.studies.parameters import notebook_parameters
 
     values = {"study": "digits", "devices": 2, "accumulate": 4, "compile": True}
     study, _ = notebook_parameters(values)

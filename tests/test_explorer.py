@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from advbook.charts.explorer import class_panel, picture, probability_chart, verdict
+from advbook.studies.runs import load_run
+from advbook.studies.samples import decode_png, read_samples
+from advbook.studies.schema import ROOT, load_study
+from advbook.widgets import explorer
+from advbook.widgets.explorer import Background, Explorer, attack_steps, class_errors, own_image
 from PIL import Image
 
-from advlib import explorer
-from advlib.attacks import pgd_attack
-from advlib.charts_explorer import class_panel, picture, probability_chart, verdict
-from advlib.explorer import Background, Explorer, attack_steps, class_errors, own_image
-from advlib.runs import load_run
-from advlib.samples import decode_png, read_samples
-from advlib.study import ROOT, load_study
+from advlib.attacks.pgd import pgd_attack
 from advlib.threat import ThreatModel
 
 STUDY = load_study("fashion_mnist_quick")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advlib.folding import folding
-from advlib.models import Normalize, build_model, pixel_std
+from advlib.attacks.folding import folding
+from advlib.networks.build import Normalize, build_model, pixel_std
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

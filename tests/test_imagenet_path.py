@@ -9,15 +9,16 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from advbook.studies.runs import load_run, train_method
+from advbook.studies.schema import make_study
 from PIL import Image
 from safetensors.torch import load_file
 
-from advlib import fetch, models
-from advlib.data import load_dataset, training_batches
-from advlib.models import build_model
+from advlib.data import fetch
+from advlib.data.sets import load_dataset, training_batches
+from advlib.networks import build as models
+from advlib.networks.build import build_model
 from advlib.predictions import predict
-from advlib.runs import load_run, train_method
-from advlib.study import make_study
 
 timm = models._timm()
 HALF = (0.5, 0.5, 0.5)
@@ -264,8 +265,8 @@ KILLED = """
     from pathlib import Path
     import torch
     from advlib import train
-    from advlib.models import build_model
-    from advlib.study import make_study
+    from advlib.networks.build import build_model
+    from advbook.studies.schema import make_study
 
     torch.set_num_threads(1)
     torch.manual_seed(int(sys.argv[4]))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from advlib.annotations import imagenet_labels
+from advlib.data.annotations import imagenet_labels
 from advlib.predictions import (
     COLUMNS,
     check_label_order,

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from advbook.studies.schema import ROOT
 from scipy import stats
 
 from advlib import metrics
-from advlib.study import ROOT
 
 
 def make_table(labels, predicted):

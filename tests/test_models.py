@@ -5,11 +5,13 @@ import urllib.error
 
 import pytest
 import torch
+from advbook.studies.schema import make_study
 from safetensors.torch import save_file
 
-from advlib import models
+from advlib.data.vision import torchvision
 from advlib.labels import find_head, widen_head
-from advlib.models import (
+from advlib.networks import build as models
+from advlib.networks.build import (
     Normalize,
     autocast,
     build_model,
@@ -20,8 +22,6 @@ from advlib.models import (
     study_preprocessing,
     weights_name,
 )
-from advlib.study import make_study
-from advlib.vision import torchvision
 
 timm = models._timm()  # after torchvision, which advlib imports in its own way
 RGB = {"mean": (0.5,) * 3, "std": (0.2,) * 3}

@@ -8,9 +8,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from advbook.studies.schema import ROOT, load_study
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
-
-from advlib.study import ROOT, load_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -55,7 +54,7 @@ def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "known.ipynb"], cwd=tmp_path, check=True)
     # As `make lab` starts it, so that the name of the option is tried too.
-    manager = LargeFileManager(root_dir=str(tmp_path), pre_save_hook="lab.without_outputs")
+    manager = LargeFileManager(root_dir=str(tmp_path), pre_save_hook="pipeline.lab.without_outputs")
     for name, kept in (("known.ipynb", False), ("copy.ipynb", True)):
         model = manager.get(name)
         model["content"]["metadata"]["widgets"] = {}  # as JupyterLab does
@@ -63,7 +62,7 @@ def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
         notebook = nbformat.read(tmp_path / name, as_version=4)
         assert bool(notebook.cells[0].outputs) == kept
         assert bool(notebook.cells[0].execution_count) == kept == ("widgets" in notebook.metadata)
-    assert "--ContentsManager.pre_save_hook=lab.without_outputs" in (ROOT / "Makefile").read_text()
+    assert "--ContentsManager.pre_save_hook=pipeline.lab.without_outputs" in (ROOT / "Makefile").read_text()
 
 
 def test_a_mistyped_parameter_stops_in_the_first_cell(tmp_path):

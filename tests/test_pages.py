@@ -4,21 +4,20 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from advbook.build import pages, place
+from advbook.charts import cover as charts_cover
+from advbook.claims import claims
+from advbook.claims import front as overview
+from advbook.studies.schema import ROOT, Study, make_study
 
-from advlib import __version__, charts_cover, claims, overview
+from advlib import __version__
 from advlib.predictions import results_date, write_predictions
-from advlib.study import ROOT, Study, make_study
-
-sys.path.insert(0, str(ROOT / "book"))
-import pages  # noqa: E402
-import place  # noqa: E402
 
 QUICK = "notebooks/studies/fashion_mnist_quick.yaml"
 ABOUT_ALL = ("verdict", "claims", "table_check", "cost", "benchmark", "study_index", "not_run")

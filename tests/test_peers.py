@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from advlib.attacks import pgd_attack
+from advlib.attacks.pgd import pgd_attack
 from advlib.threat import ThreatModel
 
 pytest.importorskip("art", reason="adversarial-robustness-toolbox: `make test` installs it")

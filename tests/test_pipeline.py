@@ -4,19 +4,16 @@ import dataclasses
 import json
 import re
 import shutil
-import sys
 
 import pandas as pd
 import pytest
+from advbook.build import pages
+from advbook.studies.schema import METHODS, load_study
 from conftest import OWN_STUDY, snakemake
 
 from advlib import metrics
 from advlib.predictions import read_facts, read_predictions
-from advlib.study import METHODS, ROOT, load_study
 from advlib.threat import ThreatModel
-
-sys.path.insert(0, str(ROOT / "book"))
-import pages  # noqa: E402
 
 RUN = "runs/mine"
 PLACED = {"cover", "study_index", "not_run", "place_study", "toc", "book", "all"}  # pages, no study
@@ -204,6 +201,6 @@ def test_a_bad_study_file_stops_before_any_work(edited):
 
 
 def test_methods_are_known_to_the_charts():
-    from advlib.charts import METHOD_COLOURS
+    from advbook.charts.base import METHOD_COLOURS
 
     assert [method.name for method in METHODS.values()] == list(METHOD_COLOURS)

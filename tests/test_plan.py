@@ -9,9 +9,9 @@ import time
 
 import pandas as pd
 import pytest
+from advbook.studies.schema import ROOT, load_study
 
-from advlib import cost, plan
-from advlib.study import ROOT, load_study
+from pipeline import cost, plan
 
 A100 = {"forward_gflop": 8.178, "tflops": 312.0, "efficiency": 0.2}
 
@@ -241,7 +241,7 @@ def test_a_study_without_data_is_planned_by_the_data_sets_numbers(monkeypatch, t
 
 
 def test_a_folder_that_is_not_there_stops_the_plan(tmp_path):
-    from advlib.data import DataError
+    from advlib.data.sets import DataError
 
     own = dataclasses.replace(
         load_study("imagenet"), study="mine", dataset="folder", data_dir=str(tmp_path / "none")

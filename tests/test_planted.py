@@ -10,10 +10,9 @@ import math
 
 import pytest
 import torch
+from advbook.audit import battery_tests as battery_verdicts
 from test_battery import judged
 from torch import nn
-
-from advlib import battery_verdicts
 
 
 class Noise(nn.Module):

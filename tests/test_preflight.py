@@ -1,6 +1,6 @@
 import collections
 
-import preflight
+from pipeline import preflight
 
 
 def test_an_old_python_is_named(monkeypatch):

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from advbook.studies.schema import ROOT, load_study
 from conftest import OWN_STUDY, snakemake
 from PIL import Image
 
-import gpus
-import jobs
-from advlib.study import ROOT, load_study
+from pipeline import gpus, jobs
 
 PROFILES = ROOT / "profiles"
 
@@ -255,7 +254,10 @@ def start(cards, count, command="echo $CUDA_VISIBLE_DEVICES; read x", **env) -> 
     env = os.environ | {"ADVLIB_GPUS": str(count), "CUDA_VISIBLE_DEVICES": ",".join(cards)} | env
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "gpus.py"), "sh", "-c", command], env=env, text=True, **pipes
+        [sys.executable, str(ROOT / "pipeline/gpus.py"), "sh", "-c", command],
+        env=env,
+        text=True,
+        **pipes,
     )
 
 

@@ -14,14 +14,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-
-from advlib import charts_gallery
-from advlib.attacks import classify, evaluate_attack
-from advlib.models import default_device
-from advlib.predictions import read_predictions
-from advlib.runs import load_run, train_method
-from advlib.samples import (
+from advbook.build import pages
+from advbook.charts import pictures as charts_gallery
+from advbook.studies.runs import load_run, train_method
+from advbook.studies.samples import (
     coarse_share,
     coarse_share_of_noise,
     decode_png,
@@ -31,10 +27,12 @@ from advlib.samples import (
     read_samples,
     sample_positions,
 )
-from advlib.study import ROOT, load_study
+from advbook.studies.schema import ROOT, load_study
+from PIL import Image
 
-sys.path.insert(0, str(ROOT / "book"))
-import pages
+from advlib.attacks.pgd import classify, evaluate_attack
+from advlib.networks.build import default_device
+from advlib.predictions import read_predictions
 
 QUICK = load_study("fashion_mnist_quick")
 
@@ -245,8 +243,8 @@ def test_published_samples_are_small_and_of_the_published_networks():
 
 
 def test_reading_needs_no_torch():
-    code = "import sys; from advlib.samples import read_samples; "
-    code += "from advlib.study import load_study; from advlib import charts_gallery; "
+    code = "import sys; from advbook.studies.samples import read_samples; "
+    code += "from advbook.studies.schema import load_study; from advlib import charts_gallery; "
     code += "read_samples(load_study('fashion_mnist_quick'), 'committed'); "
     code += "assert not {'torch', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

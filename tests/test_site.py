@@ -525,11 +525,12 @@ def test_every_figure_is_cited(pages):
 
 def test_the_same_tables_make_the_same_pages(tmp_path):
     """Two runs of a notebook and of Sphinx, which hash differently, differ in no byte."""
-    book = ["book/_ext", "book/_static", "book/place.py", "book/references.bib", "_config.yml"]
+    book = ["book/_static", "book/references.bib", "_config.yml"]
     python = sys.executable
     steps = [
         f"{python} -m papermill --no-progress-bar -k python3 notebooks/claims.ipynb run.ipynb",
-        f"{python} book/place.py notebook run.ipynb book/generated/claims.ipynb --source Twice.",
+        f"{python} -m advbook.build.place notebook run.ipynb book/generated/claims.ipynb "
+        "--source Twice.",
         "echo '{format: jb-book, root: book/generated/claims}' > toc.yml",
         f"{Path(python).with_name('jupyter-book')} build . --toc toc.yml -q",
     ]
@@ -539,7 +540,10 @@ def test_the_same_tables_make_the_same_pages(tmp_path):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / path).is_dir() else shutil.copy
             copy(ROOT / path, folder / path)
-        env = os.environ | {"PYTHONHASHSEED": str(len(runs)), "PYTHONPATH": str(ROOT)}
+        env = os.environ | {
+            "PYTHONHASHSEED": str(len(runs)),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'book'}",
+        }
         command = ["bash", "-ec", "\n".join(steps)]
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)

@@ -1,9 +1,8 @@
 import dataclasses
 
 import pytest
-
-from advlib.parameters import notebook_parameters
-from advlib.study import (
+from advbook.studies.parameters import notebook_parameters
+from advbook.studies.schema import (
     DATASETS,
     METHODS,
     ROOT,
@@ -142,7 +141,7 @@ def test_missing_studies_list_the_known(tmp_path):
 
 
 def test_the_data_sets_of_studies_are_those_that_can_be_read():
-    from advlib.data import DATASETS as readable
+    from advlib.data.sets import DATASETS as readable
 
     assert tuple(readable) == DATASETS
 
@@ -176,7 +175,7 @@ def test_other_values_than_the_files_get_runs_of_their_own():
 
 
 def test_a_trial_that_is_not_trained_names_the_study_that_there_is():
-    from advlib.runs import read_run
+    from advbook.studies.runs import read_run
 
     study, _ = notebook_parameters({"study": "digits", "epochs": 1})
     with pytest.raises(FileNotFoundError) as error:

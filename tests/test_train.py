@@ -9,15 +9,15 @@ import textwrap
 import filelock
 import pytest
 import torch
+from advbook.studies.runs import load_run, train_method
+from advbook.studies.schema import METHODS, digest
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from advlib import metrics, train
-from advlib.attacks import evaluate_attack
-from advlib.models import build_model
+from advlib.attacks.pgd import evaluate_attack
+from advlib.networks.build import build_model
 from advlib.predictions import predict
-from advlib.runs import load_run, train_method
-from advlib.study import METHODS, digest
 from advlib.train import cosine_lr, fit, one_cycle_lr, training_loss
 
 
@@ -175,8 +175,8 @@ KILLED = """
     import dataclasses, os, signal, sys
     from pathlib import Path
     from advlib import checkpoints, train
-    from advlib.models import build_model
-    from advlib.study import load_study
+    from advlib.networks.build import build_model
+    from advbook.studies.schema import load_study
 
     folder, moment, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     study = dataclasses.replace(

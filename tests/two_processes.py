@@ -25,7 +25,7 @@ def stop_at(step):
 
 def network():
     """No layer looks at other images, so the batch may be divided as one likes."""
-    from advlib.models import Normalize
+    from advlib.networks.build import Normalize
 
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten()]
@@ -59,8 +59,10 @@ def main():
         if os.environ["RANK"] == "1":
             raise ValueError("rank 1 stumbled")
         time.sleep(600)
-    from advlib import distributed, evaluate
-    from advlib.study import load_study
+    from advbook.studies import evaluate
+    from advbook.studies.schema import load_study
+
+    from advlib import distributed
 
     torch.set_num_threads(1)
     with distributed.process_group():

@@ -1,0 +1,289 @@
+"""Batches of a data set for training and evaluation, the same ones wherever a run resumes."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from advlib.data.fetch import DataError
+
+AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
+DECODED_AT_ONCE = 64  # images that a worker process hands over together
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def stream_seed(*parts: int | str) -> int:
+    """A stable seed in [0, 2**63) from integers and strings: one random stream for each purpose.
+
+    The same on every machine and version, and different for 1 and "1". Raises `TypeError` for
+    parts of another type.
+    """
+    for part in parts:
+        if isinstance(part, bool) or not isinstance(part, int | str):
+            raise TypeError(f"a seed is made of int and str, got {type(part).__name__}: {part!r}")
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def augment(
+    x: torch.Tensor,
+    kind: str,
+    generator: torch.Generator,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> torch.Tensor:
+    """Augment a batch, each image by draws of its own.
+
+    Parameters
+    ----------
+    x : float tensor (N, C, H, W)
+        On any device.
+    kind : {"none", "crop", "crop_flip"}
+        Crop: a random window of the original size out of the image padded with zeros, by 4 px on
+        each side (He et al. 2016; a seventh of the side where that is less: 1 px for digits).
+        Flip: left to right with probability 1/2.
+    generator : torch.Generator
+        Best one of the CPU: the draws are then the same for every device.
+    rank, world_size : int
+        Where `x` is the part of one of several processes: draws are made for the whole batch, so
+        an image meets the same ones for any number of processes.
+
+    Returns
+    -------
+    float tensor (N, C, H, W)
+
+    Raises
+    ------
+    ValueError
+        For another kind.
+    """
+    if kind == "none":
+        return x
+    if kind not in ("crop", "crop_flip"):
+        raise ValueError(f"augment a batch by 'none', 'crop' or 'crop_flip', got {kind!r}")
+    n, channels, height, width = x.shape
+    pad = max(1, min(4, min(height, width) // 7))
+    whole, own = n * world_size, slice(n * rank, n * (rank + 1))
+    shape = (2, whole, 1)
+    shift = torch.randint(0, 2 * pad + 1, shape, generator=generator, device=generator.device)
+    rows, columns = shift[:, own].to(x.device)
+    rows = rows + torch.arange(height, device=x.device)
+    columns = columns + torch.arange(width, device=x.device)
+    x = F.pad(x, (pad, pad, pad, pad))[
+        torch.arange(n, device=x.device).view(n, 1, 1, 1),
+        torch.arange(channels, device=x.device).view(1, channels, 1, 1),
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+    if kind == "crop_flip":
+        flip = torch.rand(whole, generator=generator, device=generator.device)[own] < 0.5
+        x = torch.where(flip.to(x.device).view(n, 1, 1, 1), x.flip(3), x)
+    return x
+
+
+def training_batches(
+    dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    augment: str = "none",
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """One epoch in random order; the last images that do not fill a batch are left out.
+
+    Parameters
+    ----------
+    dataset : advlib.data.sets.Images
+    batch_size : int
+        Images a step and process.
+    seed, epoch, start_step : int
+        Order and augmentation depend on (seed, epoch, step) only, so an epoch taken up at
+        `start_step` gives exactly the batches that an uninterrupted one gives from there.
+    augment : {"none", "crop", "crop_flip", "random_resized_crop"}
+        As in `augment`. ``random_resized_crop`` (area 8 to 100 %, aspect 3:4 to 4:3, then a flip;
+        Szegedy et al. 2015) is for images decoded from files and happens in the workers.
+    workers : int
+        Processes that decode image files; 0: this one. Without effect for images in memory.
+    device : optional
+    rank, world_size : int
+        Of several processes training together each takes its share of a step's
+        ``batch_size * world_size`` images: which ones a step has, in which order and how they are
+        augmented, depends on that product alone.
+
+    Yields
+    ------
+    (float32 tensor (N, C, H, W) in [0, 1], int64 tensor (N,), int64 tensor (N,) on the CPU)
+        Images, labels, and their positions in the data set.
+
+    Raises
+    ------
+    ValueError
+        If the images do not fill one batch, or the augmentation is unknown or does not fit.
+    """
+    in_memory = dataset.pixels is not None
+    if augment not in AUGMENTATIONS:
+        raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
+    if augment == "random_resized_crop" and in_memory:
+        raise ValueError(
+            "random_resized_crop is for images decoded from files; for small images kept in "
+            "memory choose crop or crop_flip"
+        )
+    share = batch_size * world_size
+    steps = len(dataset) // share
+    if not steps:
+        raise ValueError(
+            f"{len(dataset)} training images do not fill one batch of {share}: choose a smaller "
+            "batch_size"
+        )
+    generator = torch.Generator().manual_seed(stream_seed(seed, "order", epoch))
+    order = torch.randperm(len(dataset), generator=generator)[: steps * share]
+    chosen = order.view(steps, world_size, batch_size)[start_step:, rank]
+    part = {"rank": rank, "world_size": world_size}
+    return _augmented(dataset, chosen, augment, seed, epoch, start_step, part, workers, device)
+
+
+def _augmented(dataset, chosen, kind, seed, epoch, start_step, part, workers, device):
+    in_workers = kind == "random_resized_crop"
+    source = _Decoded(dataset, (seed, epoch)) if in_workers else dataset
+    for step, (x, y, index) in enumerate(_batches(source, chosen, workers, device), start_step):
+        if not in_workers:
+            generator = torch.Generator()
+            generator.manual_seed(stream_seed(seed, "augment", epoch, step, 0))
+            x = augment(x, kind, generator, **part)
+        yield x, y, index
+
+
+def evaluation_batches(
+    dataset,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    indices: Sequence[int] | torch.Tensor | None = None,
+) -> Iterator[Batch]:
+    """Every image once and in order, none left out; the last batch may be smaller.
+
+    Parameters
+    ----------
+    dataset : advlib.data.sets.Images, or a sequence of (x, y, …)
+        x a float tensor (C, H, W) in [0, 1].
+    batch_size, workers, device
+        As in `training_batches`.
+    indices : optional
+        Only these positions, in this order.
+
+    Yields
+    ------
+    As `training_batches`.
+    """
+    positions = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
+    chosen = positions.long().split(batch_size) if len(positions) else ()
+    return _batches(dataset, chosen, workers, device)
+
+
+def _batches(dataset, chosen: Sequence[torch.Tensor], workers: int, device) -> Iterator[Batch]:
+    """The batches at these positions. Pixels travel as uint8 and become floats on the device."""
+    if getattr(dataset, "pixels", None) is not None:
+        found = ((dataset.pixels[index], dataset.labels[index], index) for index in chosen)
+    else:
+        source = dataset if isinstance(dataset, _Decoded) else _Decoded(dataset)
+        found = _decoded(source, chosen, workers, torch.device(device))
+    for x, y, index in found:
+        x, y = _moved(x, device), _moved(y, device)
+        yield (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y, index
+
+
+def _moved(values: torch.Tensor, device) -> torch.Tensor:
+    """On the device; a GPU fetches it while this process goes on, which needs pinned memory."""
+    if torch.device(device).type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, device):
+    """Decode in pieces of moderate size, whatever the batches: they bound the workers' memory."""
+    if not len(chosen):
+        return
+    pieces = [piece.tolist() for piece in torch.cat(tuple(chosen)).split(DECODED_AT_ONCE)]
+    loader = DataLoader(
+        source,
+        batch_sampler=pieces,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        # Its own generator, since the loader would draw a number from the global one.
+        generator=torch.Generator(),
+    )
+    arrived = map(_raise_error, loader)
+    waiting = next(arrived)
+    for index in chosen:
+        while len(waiting[0]) < len(index):
+            waiting = [torch.cat(parts) for parts in zip(waiting, next(arrived), strict=True)]
+        yield tuple(part[: len(index)] for part in waiting)
+        waiting = [part[len(index) :] for part in waiting]
+
+
+def _collate(items):
+    """A worker's error travels as a value, so that its message arrives as it was written."""
+    errors = [item for item in items if isinstance(item, DataError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def _raise_error(piece):
+    if isinstance(piece, DataError):
+        # A new one: raising `piece` would tie it to this frame in a cycle, and the loader with it,
+        # whose processes then end late.
+        raise DataError(str(piece))
+    return piece
+
+
+class _Decoded(Dataset):
+    """Items (image, label, position); images from files as uint8, random crops if `stream`.
+
+    For a file that does not decode, the error itself is the item.
+    """
+
+    def __init__(self, dataset, stream: tuple[int, int] | None = None):
+        self.dataset, self.stream = dataset, stream
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index: int):
+        try:
+            return self._item(index)
+        except DataError as error:
+            return error
+
+    def _item(self, index: int):
+        if not hasattr(self.dataset, "decode"):
+            x, y = self.dataset[index][:2]
+            return torch.as_tensor(x), int(y), index
+        label = int(self.dataset.labels[index])
+        if self.stream is None:
+            return self.dataset.decode(index), label, index
+        from advlib.data.vision import torchvision
+
+        transforms = torchvision.transforms.v2
+        crop = transforms.RandomResizedCrop(
+            self.dataset.image_size,
+            interpolation=transforms.InterpolationMode(self.dataset.interpolation),
+        )
+        seed, epoch = self.stream
+        # torchvision draws from torch's global generator: lend it a stream of the image's own.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream_seed(seed, "augment", epoch, index))
+            x = self.dataset.decode(
+                index, transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+            )
+        return x, label, index

@@ -1,0 +1,1 @@
+"""What knows studies, chapters and pages: the book on top of advlib."""

@@ -1,0 +1,1 @@
+"""How much hangs on the attack, and what each ingredient does."""

@@ -1,0 +1,468 @@
+"""The battery: attacks of many kinds on one network, which show whether PGD can be trusted with it.
+
+What is made here are predictions and plain facts; `advbook.audit.battery_tests` judges them without
+torch.
+"""
+
+import copy
+import functools
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from advbook.studies.evaluate import RUN_FACTS
+from advbook.studies.runs import load_run, read_run
+from advbook.studies.schema import Study, check_choice, digest
+from advlib.attacks.folding import folding
+from advlib.attacks.pgd import (
+    attack_mode,
+    classify,
+    evaluate_attack,
+    logits_and_gradient,
+    pgd_attack,
+    start_noise,
+)
+from advlib.data.sets import evaluation_batches, stream_seed
+from advlib.labels import class_logits
+from advlib.networks.build import autocast, default_device
+from advlib.predictions import kept, write_predictions
+from advlib.threat import ThreatModel
+
+STEPS = (1, 2, 5, 10, 20, 40, 100)
+LOSSES = ("cross_entropy", "margin", "dlr")
+NOISE_DRAWS = 100
+RESTARTS = 5
+AUTOATTACK = ("apgd_ce", "apgd_t", "fab_t", "square")
+STRENGTHS = {
+    "standard": {"steps": 100, "targets": 9, "queries": 5000},  # as AutoAttack's standard version
+    "quick": {"steps": 20, "targets": 3, "queries": 500},  # for a first look, and for tests
+}
+"""Iterations of APGD and FAB, classes they aim at, and queries of Square."""
+PASSES = 5  # over the same images, to see whether the answer changes
+
+
+def battery_conditions(
+    threat: ThreatModel, num_classes: int, largest: float = 1.0
+) -> dict[str, ThreatModel]:
+    """The PGD attacks of the battery by name.
+
+    Parameters
+    ----------
+    threat : ThreatModel
+        The one whose error is to be trusted.
+    num_classes : int
+        K: the DLR needs three logits.
+    largest : float
+        The ε at which every image is within reach of every other.
+
+    Returns
+    -------
+    dict
+        "clean" and "pgd40", the base of all; ``eps_<ε>``, ``steps_<n>``, ``loss_<name>``,
+        ``restarts_5``, ``fgsm``; and "noise", 100 random starts without steps.
+    """
+    base = replace(threat, steps=40, n_restarts=1)
+    radii = [threat.eps / 4, threat.eps / 2, 2 * threat.eps]
+    while radii[-1] * 2 < largest:
+        radii.append(radii[-1] * 2)
+    radii = [eps for eps in radii if eps < largest] + [largest]
+    losses = [loss for loss in LOSSES[1:] if loss != "dlr" or num_classes > 2]
+    # The start counts as an iterate, and the step is too short to matter.
+    noise = replace(base, steps=1, step_size=1e-6 * threat.eps, n_restarts=NOISE_DRAWS)
+    fgsm = replace(base, steps=1, step_size=threat.eps, random_start=False)
+    return {
+        "clean": base.with_eps(0),
+        "pgd40": base,
+        **{f"eps_{eps:.4g}": base.with_eps(eps) for eps in radii},
+        **{f"steps_{n}": replace(base, steps=n) for n in STEPS if n != base.steps},
+        **{f"loss_{loss}": replace(base, loss=loss) for loss in losses},
+        f"restarts_{RESTARTS}": replace(base, n_restarts=RESTARTS),
+        "fgsm": fgsm,
+        "noise": noise,
+    }
+
+
+def battery(
+    model: nn.Module,
+    images,
+    threat: ThreatModel,
+    *,
+    num_classes: int,
+    sources: Mapping[str, nn.Module] | None = None,
+    source_hashes: Mapping[str, str] | None = None,
+    batch_size: int = 128,
+    device=None,
+    seed: int = 0,
+    strength: str = "standard",
+    folder: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[pd.DataFrame, dict]:
+    """Attack a network in every way of the battery, in float32.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Images in [0, 1] to K or K+M logits, the first K of classes.
+    images : advlib.data.sets.Images, or a sequence of (x, y) or (x, y, file_name)
+    threat : ThreatModel
+        In pixels, on the true label and the class logits, in evaluation mode.
+    num_classes : int
+        K.
+    sources : dict of str to nn.Module, optional
+        Other networks: what PGD makes on them is tried on this one.
+    source_hashes : dict of str to str, optional
+        Of the sources' checkpoints: part of the names under which `folder` keeps what was made on
+        them. Needed with both.
+    batch_size : int
+        Images attacked at once; fixed, so that numbers repeat to the last digit.
+    device : optional
+        None: CUDA, MPS or the CPU, by availability.
+    seed : int
+        Of all random draws.
+    strength : {"standard", "quick"}
+        Of AutoAttack (`STRENGTHS`).
+    folder : Path, optional
+        Each finished condition is kept there, so that a killed run goes on. Its name must hold
+        what decides them all: the network, the images, the threat model, the seed, the batch size.
+        The settings and the library of AutoAttack are in the names of its components' files.
+    progress : callable, optional
+        Called with the name of each finished condition.
+
+    Returns
+    -------
+    table : DataFrame
+        A prediction table with ``attack`` and ``linf``: the conditions of `battery_conditions`,
+        ``transfer_<source>``, and AutoAttack's components as far as they apply (`autoattack`).
+    facts : dict
+        conditions (name to threat model), strength and autoattack (its settings), logits_change
+        and predictions_change (over five passes), outputs ("logits" or "probabilities"),
+        zero_gradients (by loss and place, the names of the images that are right there and have
+        no finite gradient other than zero).
+
+    Raises
+    ------
+    ValueError
+        For a threat model or a strength that the battery is not made for.
+    RuntimeError
+        If an attack leaves the ball.
+    """
+    check_choice("strength", strength, tuple(STRENGTHS))
+    _check_threat(threat)
+    device = torch.device(device or default_device())
+    model = model.to(device, memory_format=torch.channels_last)
+    x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
+    model = _differentiable(model, x)
+    largest = 1.0 if threat.norm == "Linf" else math.sqrt(x[0].numel())
+    conditions = battery_conditions(threat, num_classes, largest)
+    known = {"num_classes": num_classes, "device": device, "batch_size": batch_size}
+    tables = {}
+
+    def condition(name: str, make: Callable[..., pd.DataFrame], *arguments, key="", **options):
+        make = functools.partial(make, *arguments, **options)
+        tables[name] = _condition(folder, name + key, make)
+        if progress:
+            progress(name)
+
+    for name, attack in conditions.items():
+        # Noise is drawn apart: its first draw would be the start of PGD.
+        draws = stream_seed(seed, "noise") if name == "noise" else seed
+        settings = {"seed": draws, "dtype": "float32"}
+        condition(name, evaluate_attack, model, images, attack, **settings, **known)
+    for source, network in (sources or {}).items():
+        what = (model, network, images, conditions["pgd40"], tables["clean"])
+        key = f"-{source_hashes[source]}" if folder else ""
+        condition(f"transfer_{source}", _transfer, *what, key=key, seed=seed, **known)
+    found = autoattack(
+        model,
+        images,
+        threat,
+        clean=tables["clean"],
+        seed=seed,
+        strength=strength,
+        folder=folder,
+        progress=progress,
+        **known,
+    )
+    tables |= found
+    facts = {
+        "conditions": {name: attack.to_dict() for name, attack in conditions.items()},
+        "strength": strength,
+        "autoattack": STRENGTHS[strength] | {"components": list(found)},
+        **_facts(model, images, conditions["pgd40"], tables["clean"], seed=seed, **known),
+    }
+    table = pd.concat([t.assign(attack=name) for name, t in tables.items()], ignore_index=True)
+    return table.drop(columns="steps_used"), facts
+
+
+def autoattack(
+    model: nn.Module,
+    images,
+    threat: ThreatModel,
+    *,
+    num_classes: int,
+    clean: pd.DataFrame,
+    batch_size: int = 128,
+    device=None,
+    seed: int = 0,
+    strength: str = "standard",
+    folder: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """AutoAttack (Croce & Hein 2020): its four components one after the other, in float32.
+
+    Each attacks the images that all before it left, and its table holds the worst case so far: the
+    last one is AutoAttack's. An image that stands is recorded as it is, unattacked. Whether an
+    attacked image is misclassified is judged by `model` itself.
+
+    Parameters
+    ----------
+    model, images, threat, num_classes, batch_size, device, seed, strength, folder, progress
+        As in `battery`.
+    clean : DataFrame
+        Predictions without an attack.
+
+    Returns
+    -------
+    dict
+        A prediction table with ``linf`` under each component of `AUTOATTACK`. With two or three
+        classes there is no "apgd_t": its loss needs four logits.
+
+    Raises
+    ------
+    RuntimeError
+        If a component leaves the ball or [0, 1].
+    """
+    _check_threat(threat)
+    device = torch.device(device or default_device())
+    x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
+    # A frozen copy, since FAB would fill the gradients of the parameters; all of it in evaluation
+    # mode, since the library returns a wrapper in training mode to training mode with all within.
+    wrapped = _ClassLogits(copy.deepcopy(folding(model, x)()), num_classes)
+    wrapped = wrapped.eval().requires_grad_(False)
+    version = importlib.metadata.version("torchattacks")
+    key = digest(STRENGTHS[strength] | {"torchattacks": version})
+    tables, worst = {}, clean
+    for name in AUTOATTACK:
+        if name == "apgd_t" and num_classes < 4:
+            continue
+        attack = _component(name, wrapped, threat, num_classes, STRENGTHS[strength], seed)
+        what = (attack, name, model, images, worst, threat, num_classes, batch_size, device)
+        make = functools.partial(_attack_standing, *what)
+        worst = tables[name] = _condition(folder, f"{name}-{key}", make)
+        if progress:
+            progress(name)
+    return tables
+
+
+def battery_predictions(
+    study: Study, method: str, seed: int, *, device=None, strength: str = "standard"
+) -> Path:
+    """The battery for one trained network of a study, on a stratified subset of its images.
+
+    Parameters
+    ----------
+    study : Study
+    method : str
+        One of the study's methods; all others are sources of transferred attacks.
+    seed : int
+        Of the trained networks. The draws of the attacks do not depend on it.
+    device, strength
+        As in `battery`.
+
+    Returns
+    -------
+    Path
+        Of the prediction table; its facts hold those of `battery` under the same names.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a network has not been trained yet.
+    ValueError, RuntimeError
+        As in `battery`.
+    """
+    path = study.runs / "audit" / "battery" / f"{method}-seed{seed}.parquet"
+    device = torch.device(device or default_device())
+    model, run = load_run(study, method, seed)
+    others = [name for name in study.methods if name != method]
+    hashes = {name: read_run(study, name, seed)["checkpoint_hash"] for name in others}
+    whole = study.images(study.evaluation_split)
+    images = study.audit_set(whole, study.battery_images)
+    threat = study.threat("pgd40")
+    facts = {key: run[key] for key in RUN_FACTS}
+    facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.battery_images}
+    facts |= {"split": study.evaluation_split, "threat": threat.to_dict(), "attack_seed": 0}
+    batch_size = study.eval_batch_size or 128
+    facts |= {"device": str(device), "dtype": "float32", "batch_size": batch_size}
+    print(f"{len(images)} of {len(whole):,} images, {strength} strength; transfer from {others}")
+    table, found = battery(
+        model,
+        images,
+        threat,
+        num_classes=images.num_classes,
+        sources={name: load_run(study, name, seed)[0] for name in others},
+        source_hashes=hashes,
+        batch_size=batch_size,
+        device=device,
+        strength=strength,
+        folder=study.runs / "parts" / digest(facts),
+        progress=functools.partial(print, "finished:"),
+    )
+    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+    return write_predictions(table, path, **sizes, **facts | found)
+
+
+def _check_threat(threat) -> None:
+    wanted = {"eps_space": "pixel", "clip": True, "label_source": "true"}
+    wanted |= {"attack_logits": "class", "model_mode": "eval", "success": "any"}
+    for name, value in wanted.items():
+        if getattr(threat, name) != value:
+            raise ValueError(
+                f"the battery attacks with {name} = {value!r}, got {getattr(threat, name)!r}: the "
+                "chapter on threat models is about the others"
+            )
+    if not threat.eps > 0:
+        raise ValueError("the battery needs eps above 0")
+
+
+def _condition(folder, name, make) -> pd.DataFrame:
+    """A condition's table, from an earlier run if it was kept."""
+    if folder is None:
+        return make()
+    kept(folder / f"{name}.parquet", make)
+    return pd.read_parquet(folder / f"{name}.parquet")
+
+
+class _ZeroGradient(nn.Module):
+    """A network that gives no gradient at all, with one of zeros: attacks run, and fail."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def _differentiable(model, x) -> nn.Module:
+    """The network, or where its outputs do not depend on the image by a gradient, a wrapped one."""
+    with attack_mode(model, "eval"), torch.enable_grad():
+        return model if model(x.requires_grad_(True)).requires_grad else _ZeroGradient(model)
+
+
+class _ClassLogits(nn.Module):
+    """The K class logits of a network, as libraries of attacks want them."""
+
+    def __init__(self, net: nn.Module, num_classes: int):
+        super().__init__()
+        self.net, self.num_classes = net, num_classes
+
+    def forward(self, x):
+        return class_logits(self.net(x), self.num_classes)
+
+
+def _component(name, model, threat, num_classes, strength, seed):
+    """A component of AutoAttack from torchattacks, with the settings of the standard version."""
+    import torchattacks
+
+    known = {"norm": threat.norm, "eps": threat.eps, "seed": seed % 2**32}
+    classes = min(strength["targets"], num_classes - 1) + 1  # as the library counts targets
+    steps = {"steps": strength["steps"]}
+    if name == "apgd_ce":
+        return torchattacks.APGD(model, loss="ce", **steps, **known)
+    if name == "apgd_t":
+        return torchattacks.APGDT(model, n_classes=classes, **steps, **known)
+    if name == "fab_t":
+        return torchattacks.FAB(model, multi_targeted=True, n_classes=classes, **steps, **known)
+    return torchattacks.Square(model, n_queries=strength["queries"], **known)
+
+
+def _attack_standing(
+    attack, name, model, images, worst, threat, num_classes, batch_size, device
+) -> pd.DataFrame:
+    """The worst case so far: `worst`, and what a component of AutoAttack breaks of the rest."""
+    table = worst.copy()
+    standing = (table.label == table.predicted_class).to_numpy().nonzero()[0]
+    batches = evaluation_batches(images, batch_size=batch_size, device=device, indices=standing)
+    for x, y, index in batches:
+        # The library seeds the global generator.
+        with torch.random.fork_rng(), autocast(device, torch.float32):
+            x_adv = attack(x, y).detach()
+        change = (x_adv - x).flatten(1)
+        size = change.abs().amax(1) if threat.norm == "Linf" else change.norm(dim=1)
+        # Written so that a value that is not a number fails too.
+        inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+        if not (inside and float(size.max()) <= threat.eps * (1 + 1e-5) + 1e-6):
+            raise RuntimeError(
+                f"{name} leaves the ball: images in [{float(x_adv.min()):.4g}, "
+                f"{float(x_adv.max()):.4g}], changes up to {float(size.max()):.6g} where ε is "
+                f"{threat.eps:g}. Its result would be wrong; check the version of torchattacks"
+            )
+        predicted, probability = classify(model, x_adv, num_classes, batch_size)
+        found = (predicted != y).cpu()
+        rows = index[found].numpy()
+        values = (predicted, probability, change.abs().amax(1))
+        columns = ("predicted_class", "predicted_probability", "linf")
+        for column, value in zip(columns, values, strict=True):
+            table.iloc[rows, table.columns.get_loc(column)] = value.cpu()[found].numpy()
+    return table
+
+
+def _transfer(
+    model, source, images, threat, clean, *, num_classes, batch_size, device, seed
+) -> pd.DataFrame:
+    """What PGD's last iterates, made on another network, do to this one."""
+    source = source.to(device, memory_format=torch.channels_last)
+    generator = torch.Generator(device).manual_seed(stream_seed(seed, "transfer"))
+    outcomes = []
+    for x, y, _ in evaluation_batches(images, batch_size=batch_size, device=device):
+        with autocast(device, torch.float32):
+            x_adv = pgd_attack(source, x, y, threat, num_classes=num_classes, generator=generator)
+        predicted, probability = classify(model, x_adv, num_classes, batch_size)
+        outcomes.append((predicted, probability, (x_adv - x).abs().flatten(1).amax(1)))
+    values = [torch.cat(part).cpu().numpy() for part in zip(*outcomes, strict=True)]
+    columns = ("predicted_class", "predicted_probability", "linf")
+    return clean[["file_name", "label"]].assign(**dict(zip(columns, values, strict=True)))
+
+
+def _facts(model, images, threat, clean, *, num_classes, batch_size, device, seed) -> dict:
+    """What can be seen without an attack: gradients, chance, and the kind of output."""
+    generator = torch.Generator(device).manual_seed(stream_seed(seed, "gradients"))
+    losses = [loss for loss in ("cross_entropy", "dlr") if loss != "dlr" or num_classes > 2]
+    zero = {f"{loss}, {place}": [] for loss in losses for place in ("image", "start")}
+    change, differ, probabilities = 0.0, 0, True
+    for x, y, index in evaluation_batches(images, batch_size=batch_size, device=device):
+        names = clean.file_name.iloc[index.numpy()].to_numpy()
+        noise = start_noise(x.shape, threat, generator, device)
+        places = {"image": x, "start": (x + threat.eps * noise).clamp(0, 1)}
+        with attack_mode(model, "eval"), autocast(device, torch.float32):
+            for loss in losses:
+                for place, start in places.items():
+                    attack = replace(threat, loss=loss)
+                    logits, gradient = logits_and_gradient(model, start, y, attack, num_classes)
+                    size = gradient.flatten(1).abs().sum(1)
+                    # What is wrong already need not be attacked; the DLR of an image whose label
+                    # comes third is constant.
+                    right = class_logits(logits, num_classes).argmax(1) == y
+                    missing = (right & ((size == 0) | ~size.isfinite())).cpu().numpy()
+                    zero[f"{loss}, {place}"] += names[missing].tolist()
+            with torch.no_grad():
+                passes = torch.stack([model(x).float() for _ in range(PASSES)])
+        probabilities &= bool((passes.sum(-1) - 1).abs().max() < 1e-5 and passes.min() > -1e-5)
+        seen = class_logits(passes.flatten(0, 1), num_classes).view(PASSES, len(x), num_classes)
+        differ += int((seen.argmax(-1) != seen[0].argmax(-1)).any(0).sum())
+        # As AutoAttack measures it: relative to the length of the logits.
+        unit = seen / (seen.norm(dim=-1, keepdim=True) + 1e-10)
+        change = max(change, float((unit[:, None] - unit[None]).norm(dim=-1).max()))
+    return {
+        "logits_change": change,
+        "predictions_change": differ,
+        "outputs": "probabilities" if probabilities else "logits",
+        "zero_gradients": zero,
+    }

@@ -1,0 +1,218 @@
+"""What makes the book self-contained, and its charts and captions behave.
+
+* Vega and MathJax are written into ``_static`` from installed packages, so that no page asks the
+  network for them. A page loads Vega only if it shows a chart.
+* A captioned cell output whose name is ``tab-...`` (after a study's name) is numbered as a table;
+  the others are figures, as myst-nb makes them.
+* The style sheet and the script of ``book/_static`` are copied at every build, also where Sphinx
+  finds no page to write.
+* Tables say what their headers head, which neither pandas nor docutils does.
+* Every page ends with the project's version and the date of the newest table in the book.
+* autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
+"""
+
+import functools
+import html
+import itertools
+import json
+import re
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import scipy.stats  # noqa: F401 (here, since it fails to import once torch is mocked)
+import vl_convert
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+from sphinx.ext.autodoc.mock import _make_subclass, _MockObject
+from sphinx.transforms import SphinxTransform
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+STATIC = Path(__file__).resolve().parents[2] / "_static"
+sys.path.insert(0, str(STATIC.parent.parent))
+import advlib  # noqa: E402 (its version; it need not be installed)
+
+# Wrapped in a function: the bundle's own names would clash with Sphinx's as globals. How charts are
+# drawn with it is in book.js.
+VEGA = """(function () {
+%s
+})();
+"""
+
+
+class captioned_table(nodes.figure):
+    """A cell output with a caption that is numbered as a table."""
+
+
+class CaptionTables(SphinxTransform):
+    """Turn figures named ``[study-]tab-...`` into captioned tables, before they are numbered."""
+
+    default_priority = 200
+
+    def apply(self, **kwargs) -> None:
+        """Replace the figures in place."""
+        for figure in list(self.document.findall(nodes.figure)):
+            if any(re.match(r"([\w-]+-)?tab-", name) for name in figure["names"]):
+                table = captioned_table("", *figure.children, **figure.attributes)
+                figure.replace_self(table)
+                self.document.ids.update({key: table for key in table["ids"]})
+
+
+def write_scripts(app: Sphinx) -> None:
+    """Write Vega, MathJax and the book's own static files into the built ``_static``."""
+    if app.builder.format != "html":
+        return
+    out = Path(app.outdir) / "_static"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "vega.js").write_text(VEGA % vl_convert.javascript_bundle(), encoding="utf-8")
+    shutil.copyfile(_mathjax(), out / "tex-svg.js")
+    for path in STATIC.iterdir():
+        shutil.copyfile(path, out / path.name)
+
+
+def _mathjax() -> Path:
+    """MathJax's one-file build, from the package sphinx-mathjax-offline."""
+    try:
+        files = metadata.files("sphinx-mathjax-offline") or []
+        return next(Path(f.locate()) for f in files if f.name == "tex-svg.js")
+    except (metadata.PackageNotFoundError, StopIteration):
+        raise ExtensionError(
+            "MathJax is missing: pip install sphinx-mathjax-offline (it is in requirements.txt)."
+        ) from None
+
+
+def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Load Vega on a page with a chart, and tell Altair's script that it is there.
+
+    That script compares ``VEGA_DEBUG`` with the versions written into the page, and asks the
+    network for those it misses.
+    """
+    if doctree is None:
+        return
+    raw = "".join(node.astext() for node in doctree.findall(nodes.raw))
+    if "vegaEmbed" not in raw:
+        return
+    asked = dict(re.findall(r'maybeLoadScript\("([\w-]+)", "([\d.]+)"\)', raw))
+    bundled = {
+        "vega": vl_convert.get_vega_version(),
+        "vega-lite": vl_convert.get_vegalite_versions()[-1],
+        "vega-embed": vl_convert.get_vega_embed_version(),
+    }
+    for library, version in asked.items():
+        if version.split(".")[0] != bundled[library].split(".")[0]:
+            logger.warning(
+                f"a chart asks for {library} {version}, vl-convert brings {bundled[library]}: "
+                "run its notebook with the altair of requirements.txt",
+                location=pagename,
+            )
+    versions = {f"{library.replace('-', '')}_version": v for library, v in asked.items()}
+    app.add_js_file("vega.js", priority=400)
+    app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=400)
+
+
+def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Make a page's text say to a screen reader what it shows to the eye.
+
+    Columns of words are marked as such. A negative number gets a minus sign for the hyphen that
+    pandas writes. Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain
+    cell. The list of references, a list of ``doc-biblioentry`` (a role that ARIA dropped), becomes
+    one of items.
+    """
+    if "body" not in context:
+        return
+
+    def headed(part):
+        scope = "col" if part[1] == "thead" else "row"
+        cells = re.sub(
+            r"<th(?P<attributes>(?: [^>]*)?)>(?:<p></p>|&nbsp;|\s)*</th>",
+            r"<td\g<attributes>></td>",
+            part[0],
+        )
+        cells = re.sub(r"<th(?=[ >])(?![^>]*\bscope=)", f'<th scope="{scope}"', cells)
+        return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
+
+    body = re.sub(r"<table\b.*?</table>", mark_words, context["body"], flags=re.DOTALL)
+    body = re.sub(r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.])", "\\1\N{MINUS SIGN}", body)
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
+
+
+def mark_words(table: re.Match) -> str:
+    """The table; cells of a column that holds a word, two letters or more, get ``data-words``.
+
+    pandas does not tell columns of words from columns of numbers, and the style sheet cannot.
+    """
+    row_of = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
+    cell = re.compile(r"(<t[hd]\b)([^>]*>)(.*?)(?=</t[hd]>)", re.DOTALL)
+    body = table[0].partition("<tbody")[2]
+    rows = [cell.findall(row) for row in row_of.findall(body)]
+    if not rows or "rowspan" in body:
+        return table[0]
+    words = {
+        i
+        for row in rows
+        for i, (*_, inner) in enumerate(row)
+        if re.search(r"[^\W\d_]{2}", html.unescape(re.sub(r"<[^>]*>", "", inner)))
+    }
+
+    def marked(row):
+        if len(cell.findall(row[0])) != len(rows[0]):  # a header of several columns
+            return row[0]
+        places = itertools.count()
+        return cell.sub(
+            lambda c: c[1] + ' data-words=""' * (next(places) in words) + c[2] + c[3], row[0]
+        )
+
+    return row_of.sub(marked, table[0])
+
+
+@functools.cache
+def _newest(root: Path) -> str:
+    """The day of the newest table that a page of the book was made from, "" if none says it."""
+    placed = root.glob("book/generated/**/*.ipynb")
+    notebooks = [json.loads(path.read_text(encoding="utf-8")) for path in placed]
+    return max((n["metadata"].get("advbook", {}).get("date", "") for n in notebooks), default="")
+
+
+def stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Put version and date under the page: those of the results, never today's."""
+    date = _newest(Path(app.srcdir))
+    results = f", results of {date}" if date else ""
+    changelog = context["pathto"]("book/changelog")
+    context["theme_extra_footer"] = (
+        f'<p>Version {advlib.__version__}{results} · <a href="{changelog}">Changelog</a></p>'
+    )
+
+
+def _mocked_union(left, right):
+    """``left | right`` in an annotation where one of them is a mocked type: its text."""
+
+    def text(part):
+        return "None" if part in (None, type(None)) else getattr(part, "__name__", str(part))
+
+    return _make_subclass(f"{text(left)} | {text(right)}", "torch")()
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the parts above."""
+    _MockObject.__or__ = _mocked_union
+    _MockObject.__ror__ = lambda right, left: _mocked_union(left, right)
+    app.add_enumerable_node(
+        captioned_table,
+        "table",
+        html=(
+            lambda translator, node: translator.visit_figure(node),
+            lambda translator, node: translator.depart_figure(node),
+        ),
+    )
+    app.add_transform(CaptionTables)
+    app.add_css_file("book.css", priority=900)
+    app.add_js_file("book.js")
+    app.connect("builder-inited", write_scripts)
+    app.connect("html-page-context", load_vega)
+    app.connect("html-page-context", stamp)
+    app.connect("html-page-context", mend_markup)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,461 @@
+"""One class at a time: its errors, rank and confusions, as one linked chart of all classes.
+
+The chart holds one short row a class, its figures packed into text; Vega unpacks the row of the
+class that is shown. So 1,000 classes fit into a page.
+"""
+
+import json
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from advbook.charts.base import ERROR_AXIS, OTHER_COLOURS, method_colour, method_order, side_by_side
+from advlib import metrics
+
+TOP = 6  # confusions shown of a class, under each benchmark
+SCALE = 10_000  # fractions are packed as whole numbers of this
+# Letters that a search takes for plain ones, in the names and in what is typed.
+ACCENTS = {
+    "a": "àáâãäåā",
+    "c": "çćč",
+    "e": "èéêëēę",
+    "i": "ìíîïī",
+    "n": "ñń",
+    "o": "òóôõöøō",
+    "s": "śš",
+    "u": "ùúûüū",
+    "y": "ýÿ",
+    "z": "źżž",
+}
+
+WIDTH = 200  # of a panel: with the names at its axis, it fits a telephone
+AXIS = alt.Axis(**ERROR_AXIS, tickCount=4)
+HUNDREDTHS = "format(100 * datum.value, '.3~g')"
+HEADER = alt.Header(labelAnchor="start")
+LABELS = alt.Axis(labelLimit=125)
+LEGEND = alt.Legend(title=None, orient="top", columns=2, labelLimit=125)
+
+
+def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
+    """Error of each class over all corrupted conditions, with its interval over images.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A prediction table with columns corruption and severity: the same images in each condition.
+
+    Returns
+    -------
+    DataFrame
+        Columns label, n_images, error, low, high. An image counts with its mean over the
+        conditions, and the interval is Student's over these means: the rows of one image are not
+        independent, so Wilson's would be too narrow. It is missing where all images fare alike.
+    """
+    wrong = (table.label != table.predicted_class).astype(float)
+    images = wrong.groupby([table.label, table.file_name]).mean()
+    found = images.groupby("label").agg(["count", "mean", "std"]).reset_index()
+    found.columns = ["label", "n_images", "error", "sd"]
+    half = stdtrit(found.n_images - 1, 0.975) * found.pop("sd") / np.sqrt(found.n_images)
+    half = half.where(half > 0)
+    low, high = (found.error - half).clip(lower=0), (found.error + half).clip(upper=1)
+    return found.assign(low=low, high=high)
+
+
+def top_confusions(table: pd.DataFrame, by: Sequence[str], top: int = TOP) -> pd.DataFrame:
+    """What each class is taken for, and what is taken for it: the largest shares of any method.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Prediction tables with columns method and ``by``.
+    by : sequence of str
+        What tells benchmarks apart; one list of classes serves all methods of each.
+    top : int
+        Classes listed.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``by``, direction ("out": its images are taken for other; "in": images of other
+        are taken for it), label, other, place (from 0), and one column a method with the share of
+        the images of the true class.
+    """
+    by = list(by)
+    pairs = metrics.confusion(table, [*by, "method"])
+    pairs = pairs[pairs.label != pairs.predicted_class]
+    keys, methods = [*by, "label", "predicted_class"], list(table.method.unique())
+    wide = pairs.pivot(index=keys, columns="method", values="share")
+    wide = wide.reindex(columns=methods).fillna(0.0).reset_index()
+    names = {"out": ["label", "other"], "in": ["other", "label"]}
+    parts = [
+        wide.rename(columns=dict(zip(["label", "predicted_class"], pair, strict=True))).assign(
+            direction=direction
+        )
+        for direction, pair in names.items()
+    ]
+    both = pd.concat(parts, ignore_index=True).assign(largest=lambda t: t[methods].max(axis=1))
+    own = [*by, "direction", "label"]
+    both = both.sort_values([*own, "largest", "other"], ascending=[True] * len(own) + [False, True])
+    both["place"] = both.groupby(own).cumcount()
+    return both[both.place < top][[*own, "other", "place", *methods]].reset_index(drop=True)
+
+
+def extreme_change(
+    before: pd.DataFrame, after: pd.DataFrame, *, gains: bool, n_resamples: int = 10_000
+) -> dict:
+    """The class whose error changes most between two methods, chosen among all of them.
+
+    Parameters
+    ----------
+    before, after : DataFrame
+        Predictions of the same images.
+    gains : bool
+        The class whose error falls most; False: rises most.
+    n_resamples : int
+
+    Returns
+    -------
+    dict
+        label, before and after (errors), value, low, high (the change and its 95 % interval, as if
+        the class had been named beforehand), q_value (of `metrics.class_changes`, which counts the
+        classes tested).
+    """
+    changes = metrics.class_changes(before, after)
+    row = changes.loc[changes.difference.idxmin() if gains else changes.difference.idxmax()]
+    own = [table[table.label == row.label] for table in (after, before)]
+    interval = metrics.bootstrap(own[0], "error", own[1], n_resamples=n_resamples)
+    found = {"label": int(row.label), "before": row.error, "after": row.error_other}
+    return found | {**interval._asdict(), "q_value": row.q_value}
+
+
+def class_explorer(
+    errors: pd.DataFrame,
+    confusions: pd.DataFrame,
+    corruptions: pd.DataFrame,
+    ranking: pd.Series,
+    class_names: Sequence[str],
+    *,
+    title: str,
+    unit: str = "Points",
+) -> alt.ConcatChart:
+    """Search or click a class: its errors, its rank, its confusions and its corruptions follow.
+
+    Parameters
+    ----------
+    errors : DataFrame
+        Columns benchmark, method, seed, label, n_images, error, low, high (fractions). The first
+        seed has marks and intervals, the others marks alone.
+    confusions : DataFrame
+        Of `top_confusions`, by benchmark.
+    corruptions : DataFrame
+        Columns method, corruption, label, error; no row if nothing was corrupted.
+    ranking : Series
+        By label, a fraction: what orders the classes. The largest is shown first.
+    class_names : sequence of str
+        By label. Where several classes have one name, their numbers are added.
+    title, unit : str
+        What `ranking` is, and the title of its axis.
+    """
+    names = distinct(class_names)
+    methods = method_order(errors.method)
+    benchmarks = list(errors.benchmark.unique())
+    confused = list(confusions.benchmark.unique()) or benchmarks[:1]
+    corrupted = list(corruptions.corruption.unique())
+    rows = _pack(errors, confusions, corruptions, ranking, names, methods, confused)
+
+    first = names[ranking.idxmax()]
+    pick = alt.selection_point(
+        name="pick",
+        fields=["class_name"],
+        on="click",
+        nearest=True,
+        toggle=False,
+        clear=False,
+        bind=alt.binding(input="search", placeholder="part of its name", name="Class "),
+        value=[{"class_name": first}],
+    )
+    folded = "pick.class_name ? lower(pick.class_name[0]) : ''"
+    for plain, accented in ACCENTS.items():
+        folded = f"replace({folded}, regexp('[{accented}]', 'g'), '{plain}')"
+    whole, begins = r"indexof(name_list, '\n' + query + '\n')", r"indexof(name_list, '\n' + query)"
+    params = [
+        pick,
+        alt.param(
+            name="confused",
+            value=confused[0],
+            bind=alt.binding_select(options=confused, name="Confusions under "),
+        ),
+        alt.param(name="names", value=names),
+        alt.param(name="name_list", value="\n".join(["", *map(_fold, names), ""])),
+        alt.param(name="methods", value=methods),
+        alt.param(name="query", expr=f"trim({folded})"),
+        # The whole name, else its beginning, else a part of it: where it is in the list of names.
+        alt.param(
+            name="found",
+            expr=f"{whole} >= 0 ? {whole} : {begins} >= 0 ? {begins} : indexof(name_list, query)",
+        ),
+        alt.param(
+            name="shown",
+            expr=f"query == '' ? {int(ranking.idxmax())} : found < 0 ? -1"
+            r" : length(split(slice(name_list, 0, found + 1), '\n')) - 2",
+        ),
+        alt.param(name="other_matches", expr=f"query != '' && {whole} < 0"),
+    ]
+    heading = "shown < 0 ? 'No class has “' + query + '” in its name' : names[shown]"
+    left = [_ranking(rows, params, title, unit), _errors(rows, methods, benchmarks)]
+    right = [_confusions(rows, methods, confused, direction) for direction in ("out", "in")]
+    if corrupted:
+        right.append(_corruptions(rows, methods, corrupted))
+    columns = [
+        alt.vconcat(*part, spacing=24).resolve_scale(color="independent") for part in (left, right)
+    ]
+    above = alt.Title(alt.expr(heading), anchor="start", fontSize=17)
+    return side_by_side(alt.concat(*columns, columns=1, spacing=24, title=above))
+
+
+def _fold(name: str) -> str:
+    """The name as a search sees it: small letters without accents."""
+    plain = {ord(c): letter for letter, accented in ACCENTS.items() for c in accented}
+    return " ".join(name.lower().translate(plain).split())
+
+
+def distinct(class_names: Sequence[str]) -> list[str]:
+    """The names, with the class's number where several classes have one (ImageNet's "crane")."""
+    names = [" ".join(name.split()) for name in class_names]  # as a search sees their spaces
+    twice = pd.Series([_fold(name) for name in names]).duplicated(keep=False)
+    return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(names)]
+
+
+def _text(values) -> str:
+    """Fractions as whole numbers of 1 / SCALE between spaces; a gap for a missing one."""
+    return " ".join("" if pd.isna(v) else str(round(SCALE * v)) for v in values)
+
+
+def _pack(errors, confusions, corruptions, ranking, names, methods, confused) -> pd.DataFrame:
+    """One row a class, as `class_explorer` shows it."""
+    labels = ranking.sort_values(ascending=False, kind="stable").index
+    cells = ["benchmark", "method"]
+    seeds = errors.seed.unique()
+    ranks = errors.groupby([*cells, "seed"], sort=False).error
+    errors = errors.assign(first=ranks.rank("min"), last=ranks.rank("max"))
+    order = pd.MultiIndex.from_product([errors.benchmark.unique(), methods])
+
+    def wide(column, seed):
+        part = errors[errors.seed == seed]
+        return part.pivot(index="label", columns=cells, values=column)[order].reindex(labels)
+
+    packed = {c: [*map(_text, wide(c, seeds[0]).to_numpy())] for c in ("error", "low", "high")}
+    for c in ("first", "last"):
+        packed[c] = [*map(_text, wide(c, seeds[0]).to_numpy() / SCALE)]
+    others = [wide("error", seed).to_numpy() for seed in seeds[1:]]
+    packed["seeds"] = [";".join(_text(part[i]) for part in others) for i in range(len(labels))]
+    n_images = errors[errors.benchmark == order[0][0]].groupby("label").n_images.first()
+
+    for direction in ("out", "in"):
+        lists = {
+            key: ";".join(
+                f"{other} {_text(shares)}"
+                for other, shares in zip(part.other, part[methods].to_numpy(), strict=True)
+            )
+            for key, part in confusions[confusions.direction == direction].groupby(
+                ["benchmark", "label"], sort=False
+            )
+        }
+        packed[direction] = [
+            "|".join(lists.get((benchmark, label), "") for benchmark in confused)
+            for label in labels
+        ]
+    if len(corruptions):
+        order = pd.MultiIndex.from_product([corruptions.corruption.unique(), methods])
+        own = corruptions.pivot(index="label", columns=["corruption", "method"], values="error")
+        packed["corruption"] = [*map(_text, own.reindex(index=labels, columns=order).to_numpy())]
+    return pd.DataFrame(packed).assign(
+        place=np.arange(1, len(labels) + 1),
+        label=labels,
+        class_name=[names[label] for label in labels],
+        value=ranking[labels].round(4).to_numpy(),
+        n=n_images.reindex(labels).to_numpy(),
+    )
+
+
+def _list(values: list[str]) -> str:
+    """As an expression of Vega."""
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _heading(text: str) -> alt.Title:
+    """Above a panel, and as far left in all of them, however long the names at its axis are."""
+    return alt.Title(text, anchor="start", frame="group", dx=-90, fontSize=13, fontWeight="normal")
+
+
+def _cells(columns: dict[str, int], outer: str, values: list[str]) -> list[dict]:
+    """Transforms that unpack columns, each divided by a number: one row an outer value and method.
+
+    `outer` names the column that the outer values make. Where the first column has no value, there
+    is no row.
+    """
+    split = [{"calculate": f"split(datum.{c}, ' ')", "as": c} for c in columns]
+    cell = {"calculate": f"sequence(length(datum.{next(iter(columns))}))", "as": "cell"}
+    return [
+        *split,
+        cell,
+        {"flatten": ["cell", *columns]},
+        # What is missing stays so: null / 1 would be 0.
+        *(
+            {"calculate": f"datum.{c} == '' ? null : toNumber(datum.{c}) / {by}", "as": c}
+            for c, by in columns.items()
+        ),
+        {"filter": f"isValid(datum.{next(iter(columns))})"},
+        {"calculate": "methods[datum.cell % length(methods)]", "as": "method"},
+        {"calculate": f"{_list(values)}[floor(datum.cell / length(methods))]", "as": outer},
+    ]
+
+
+def _ranking(
+    rows: pd.DataFrame, params: list[alt.Parameter], title: str, unit: str
+) -> alt.LayerChart:
+    """Every class in order; the shown one ringed, others that the search also finds coloured."""
+    few = len(rows) <= 20
+    x = (
+        alt.X("class_name:N", sort=None, title=None, axis=alt.Axis(labelAngle=-40))
+        if few
+        else alt.X("place:Q", title="Class, in this order", scale=alt.Scale(nice=False))
+    )
+    base = alt.Chart(rows).encode(
+        x=x,
+        y=alt.Y("value:Q", title=unit, axis=alt.Axis(labelExpr=HUNDREDTHS, tickCount=5)),
+        tooltip=[
+            alt.Tooltip("class_name:N", title="Class"),
+            alt.Tooltip("value:Q", title=title, format=".2%"),
+            alt.Tooltip("n:Q", title="Images"),
+        ],
+    )
+    size = 60 if few else 14
+    points = base.mark_circle(size=size, color="#888888", cursor="pointer").add_params(*params)
+    zero = alt.Chart(rows).mark_rule(color="#888888").encode(y=alt.datum(0))
+    matches = "indexof(split(name_list, '\\n')[datum.label + 1], query) >= 0"
+    others = base.transform_filter(f"other_matches && {matches} && datum.label != shown")
+    others = others.mark_circle(size=2 * size, color=OTHER_COLOURS[0], opacity=1)
+    shown = base.transform_filter("datum.label == shown")
+    ring = shown.mark_point(size=160, strokeWidth=2.5, color="black", filled=False, opacity=1)
+    layers = points + zero + others + ring
+    return layers.properties(width=WIDTH, height=120, title=_heading(title))
+
+
+def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> alt.FacetChart:
+    """The shown class among all: every class a tick, its own error with interval, and its rank."""
+    width = WIDTH - 60  # the ranks stand to the right
+    columns = {"error": SCALE, "low": SCALE, "high": SCALE, "first": 1, "last": 1}
+    x = alt.X("error:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS)
+    # With its domain stated: Vega-Lite would look for it in data that only the facet knows.
+    y = alt.Y("method:N", title=None, axis=LABELS, scale=alt.Scale(domain=methods))
+    base = alt.Chart().encode(x=x, y=y)
+    keys = ["benchmark", "method"]
+    ticks = (  # equal ones are drawn once: 1,000 classes are a few dozen marks
+        base.transform_calculate(error="round(200 * datum.error) / 200")
+        .transform_aggregate(n="count()", groupby=[*keys, "error"])
+        .mark_tick(color="#888888", thickness=1.5)
+        .encode(opacity=alt.Opacity("n:Q", scale=alt.Scale(range=[0.4, 1]), legend=None))
+    )
+    mean = base.transform_aggregate(error="mean(error)", groupby=keys).mark_point(
+        shape="diamond", size=45, color="black", filled=True, opacity=1
+    )
+    own = (
+        base.transform_filter("datum.label == shown")
+        .transform_calculate(
+            rank="datum.first == datum.last ? datum.first : datum.first + '–' + datum.last"
+        )
+        .encode(
+            color=method_colour(methods).legend(None),
+            tooltip=[
+                alt.Tooltip("class_name:N", title="Class"),
+                alt.Tooltip("benchmark:N", title="Benchmark"),
+                alt.Tooltip("method:N", title="Method"),
+                alt.Tooltip("error:Q", title="Error", format=".2%"),
+                alt.Tooltip("low:Q", title="95 % from", format=".2%"),
+                alt.Tooltip("high:Q", title="to", format=".2%"),
+                alt.Tooltip("rank:N", title="Rank"),
+            ],
+        )
+    )
+    interval = own.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5)
+    interval = interval.encode(x=alt.X("low:Q", title="Error (%)"), x2="high:Q")
+    seeds = (
+        own.transform_calculate(seed="split(datum.seeds, ';')")
+        .transform_flatten(["seed"])
+        .transform_calculate(error=f"toNumber(split(datum.seed, ' ')[datum.cell]) / {SCALE}")
+        .transform_filter("datum.seeds != ''")
+        .mark_point(size=40, filled=False, opacity=1, strokeWidth=1.5)
+        .encode(tooltip=[alt.Tooltip("error:Q", title="Another seed", format=".2%")])
+    )
+    rank = own.mark_text(align="left", dx=8).encode(
+        x=alt.value(width), text="rank:N", color=alt.value("black")
+    )
+    layers = alt.layer(
+        ticks, mean, interval, own.mark_circle(size=85, opacity=1), seeds, rank, data=rows
+    )
+    facet = alt.Facet("benchmark:N", sort=benchmarks, title=None, header=HEADER)
+    return (
+        layers.properties(width=width, height=alt.Step(18))
+        .facet(facet, columns=1, spacing=8)
+        .properties(
+            transform=_cells(columns, "benchmark", benchmarks),
+            title=_heading(f"Its error, and its rank of {len(rows):,}"),
+        )
+    )
+
+
+def _confusions(
+    rows: pd.DataFrame, methods: list[str], confused: list[str], direction: str
+) -> alt.Chart:
+    """What the shown class is taken for ("out") or what is taken for it ("in"), largest first."""
+    entries = f"split(datum['{direction}'], '|')[indexof({_list(confused)}, confused)]"
+    transforms = [
+        {"filter": "datum.label == shown"},
+        {"calculate": f"split({entries}, ';')", "as": "entry"},
+        {"flatten": ["entry"]},
+        {"filter": "datum.entry != ''"},
+        {"calculate": "split(datum.entry, ' ')", "as": "entry"},
+        {"calculate": "names[toNumber(datum.entry[0])]", "as": "other"},
+        {"calculate": "slice(datum.entry, 1)", "as": "share"},
+        {"calculate": "methods", "as": "method"},
+        {"flatten": ["method", "share"]},
+        {"calculate": f"toNumber(datum.share) / {SCALE}", "as": "share"},
+    ]
+    title = {"out": "Its images are taken for", "in": "Taken for it are images of"}[direction]
+    share = {"out": "Share of this class", "in": "Share of that class"}[direction]
+    color = method_colour(methods).legend(LEGEND if direction == "out" else None)
+    base = alt.Chart(rows, transform=transforms).mark_bar()
+    return base.encode(
+        x=alt.X("share:Q", title=f"{share} (%)", axis=AXIS),
+        y=alt.Y("other:N", sort=None, title=None, axis=LABELS),
+        yOffset=alt.YOffset("method:N", sort=methods),
+        color=color,
+        tooltip=[
+            alt.Tooltip("other:N", title="Other class"),
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("share:Q", title=share, format=".2%"),
+        ],
+    ).properties(width=WIDTH, height=alt.Step(6), title=_heading(title))
+
+
+def _corruptions(rows: pd.DataFrame, methods: list[str], corrupted: list[str]) -> alt.Chart:
+    """Error of the shown class under each corruption, mean over the severities."""
+    shown = {"filter": "datum.label == shown"}
+    cells = _cells({"corruption": SCALE}, "name", [c.replace("_", " ") for c in corrupted])
+    base = alt.Chart(rows, transform=[shown, *cells]).mark_circle(size=45, opacity=0.9)
+    return base.encode(
+        x=alt.X("corruption:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS),
+        y=alt.Y("name:N", sort=None, title=None, axis=LABELS),
+        color=method_colour(methods).legend(LEGEND),
+        tooltip=[
+            alt.Tooltip("name:N", title="Corruption"),
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("corruption:Q", title="Error", format=".2%"),
+        ],
+    ).properties(
+        width=WIDTH, height=alt.Step(14), title=_heading("Its error under each corruption")
+    )

@@ -1,0 +1,140 @@
+"""A user's own predictions, checked and written as the prediction tables of a study."""
+
+import hashlib
+import json
+import re
+
+import pandas as pd
+
+from advlib.data import annotations
+from advlib.files import file_hash, replacing
+from advlib.metrics import mean_corruption_error
+from advlib.predictions import COLUMNS, check_label_order, read_predictions, write_predictions
+
+
+def bring(study) -> None:
+    """Read the files of ``study.predictions``, check them, and write the study's tables.
+
+    Rows with a corruption are the benchmark "corruptions", rows with an attack the benchmark of
+    that name, all others the clean one.
+
+    Parameters
+    ----------
+    study : advbook.studies.schema.Study
+        With `predictions`. ``dataset: imagenet`` joins the validation labels by file name; with
+        ``dataset: none`` the files have a column ``label``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there.
+    ValueError
+        If a file breaks the contract (`advlib.predictions.read_predictions`), looks as if its
+        classes were in another order, is about other images than the first file, or holds other
+        benchmarks than the study names.
+    """
+    tables = {}
+    for name, given in study.predictions.items():
+        path = study.file(given)
+        table = read_predictions(path, "imagenet" if study.dataset == "imagenet" else None)
+        try:
+            parts = _benchmarks(study, table)
+            check_label_order(parts["clean"])
+        except ValueError as error:
+            raise ValueError(f"{given}: {error}") from error
+        tables[name] = path, parts
+    first = study.methods[0]
+    images = {benchmark: _images(part) for benchmark, part in tables[first][1].items()}
+    for name, (_, parts) in tables.items():
+        for benchmark, part in parts.items():
+            if odd := sorted(_images(part).items() ^ images[benchmark].items()):
+                raise ValueError(
+                    f"{study.predictions[name]} and {study.predictions[first]} are not about the "
+                    f"same images with the same labels ({benchmark}): {len(odd)} differ, such as "
+                    f"{odd[0]}"
+                )
+    class_names = _class_names(study, [parts["clean"] for _, parts in tables.values()])
+    study.group_of(class_names)  # refuses groups of other classes
+    listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images["clean"].items()))
+    fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    title = "ImageNet" if study.dataset == "imagenet" else study.title
+    for name, (path, parts) in tables.items():
+        facts = {"study": study.study, "method": name, "seed": 0, "settings": {}, "threat": None}
+        facts |= {"brought": study.predictions[name], "checkpoint_hash": file_hash(path)}
+        facts |= {"data": fingerprint, "data_title": title, "split": study.evaluation_split}
+        facts |= {"device": None, "dtype": None, "num_classes": len(class_names)}
+        for benchmark, part in parts.items():
+            place = study.runs / "predictions" / benchmark / f"{name}-seed0.parquet"
+            write_predictions(part, place, n_images=part.file_name.nunique(), **facts)
+    record = {"title": title, "images": len(images["clean"]), "classes": len(class_names)}
+    record |= {"found in": "the brought files", "fingerprint": fingerprint}
+    record = {study.evaluation_split: record, "class_names": class_names}
+    with replacing(study.runs / "data.json") as path:
+        text = json.dumps(record | {"settings": study.data_settings()}, indent=1)
+        path.write_text(text, encoding="utf-8")
+
+
+def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each benchmark, with the columns that belong to it."""
+    if "method" in table:
+        raise ValueError("it has a column method: give each model a file of its own")
+    if "seed" in table and len(seeds := table.seed.unique()) > 1:
+        raise ValueError(
+            f"it holds several seeds, {', '.join(map(str, seeds))}: give each network a file of "
+            "its own"
+        )
+    nothing = pd.Series(None, index=table.index, dtype=object)
+    corruption, attack = (table.get(column, nothing) for column in ("corruption", "attack"))
+    parts = {"clean": table.loc[corruption.isna() & attack.isna(), list(COLUMNS)]}
+    for name in map(str, attack.dropna().unique()):
+        if name in ("clean", "real", "corruptions") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(
+                f"the attack {name!r}: a name is of letters, digits, '.', '-' and '_', and rows "
+                "that were not attacked have none"
+            )
+        parts[name] = table.loc[attack == name, [*COLUMNS, "attack"]]
+    if corruption.notna().any():
+        rows = table[corruption.notna()]
+        given = rows.get("severity", nothing[rows.index]).astype(object)
+        severity = pd.to_numeric(given, errors="coerce")
+        if len(odd := given[~(severity % 1 == 0)]):
+            raise ValueError(
+                "the column severity holds a whole number, 1 to 5, wherever corruption is set, got "
+                f"{odd.iloc[0]!r}: write there which of the five severities the image has"
+            )
+        rows = rows.assign(severity=severity.astype(int))
+        parts["corruptions"] = rows[[*COLUMNS, "corruption", "severity"]]
+        mean_corruption_error(parts["corruptions"])  # names what is missing
+    parts = {name: part.reset_index(drop=True) for name, part in parts.items() if len(part)}
+    if lacking := [name for name in study.benchmarks if name not in parts]:
+        raise ValueError(
+            f"no rows for {', '.join(lacking)}, which the study needs (rows without corruption and "
+            f"attack are the clean ones); there are rows for {', '.join(parts)}"
+        )
+    if beyond := [name for name in parts if name not in study.benchmarks]:
+        raise ValueError(
+            f"rows for {', '.join(beyond)}, which the study does not name: list attacks under "
+            "`attacks`, and set `corruptions: published` for corrupted images"
+        )
+    return parts
+
+
+def _images(table: pd.DataFrame) -> dict[str, int]:
+    once = table.drop_duplicates("file_name")
+    return dict(zip(once.file_name, once.label.tolist(), strict=True))
+
+
+def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:
+    if study.dataset == "imagenet":
+        return annotations.imagenet_classes().class_name.tolist()
+    names = study.class_names or [f"class {i}" for i in range(1 + int(tables[0].label.max()))]
+    for column in ("label", "predicted_class"):
+        low, high = min(t[column].min() for t in tables), max(t[column].max() for t in tables)
+        if high >= len(names):
+            hint = "" if low else "; if the data have more, list them all as class_names"
+            hint = "; do the classes count from 1? Subtract 1" if low else hint
+            raise ValueError(f"{column} goes to {high}, and there are {len(names)} classes{hint}")
+    lowest = min(t[c].min() for t in tables for c in ("label", "predicted_class"))
+    if lowest > 0 and not study.class_names:
+        raise ValueError("no label and no prediction is class 0: classes count from 0, subtract 1")
+    return names

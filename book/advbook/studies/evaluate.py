@@ -1,0 +1,294 @@
+"""Predictions of a study's trained networks: clean, corrupted or attacked images.
+
+``python -m advbook.studies.evaluate --study cifar10 --benchmark pgd40 --method adv`` works in one
+process, ``torchrun --nproc-per-node 8 -m advbook.studies.evaluate …`` in eight, one a GPU. The
+notebooks do the same for a study with ``devices: 8``. Each process takes other
+images; what is finished is kept, so an evaluation that was interrupted goes on,
+with any number of processes.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.distributed.elastic.multiprocessing.errors import record
+from tqdm import tqdm
+
+from advbook.studies.runs import load_run
+from advbook.studies.schema import METHODS, Study, check_choice, digest, load_study
+from advlib import distributed
+from advlib.attacks.pgd import evaluate_attack, probe_batch_size
+from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
+from advlib.networks.build import default_device, resolve_dtype
+from advlib.predictions import (
+    check_label_order,
+    keep_part,
+    kept,
+    missing_parts,
+    predict,
+    read_parts,
+    write_predictions,
+)
+from advlib.threat import PROTOCOLS
+
+ATTACK_PART = 2048  # images of a part that is kept once attacked
+RUN_FACTS = ("study", "method", "seed", "checkpoint_hash", "settings")
+
+
+def clean_predictions(
+    study: Study, *, ablations: bool = False, device=None
+) -> dict[tuple[str, int], Path]:
+    """Predictions of all trained networks for the evaluated images, in one pass and in float32.
+
+    Parameters
+    ----------
+    study : Study
+        Where it wants several ``devices`` and this process works alone, so many are started.
+    ablations : bool
+        The networks of the study's ablations instead of its methods'.
+    device : optional
+        None: CUDA, MPS or the CPU, by availability.
+
+    Returns
+    -------
+    dict
+        (method, seed) to the path of its prediction table.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a network has not been trained yet.
+    ValueError
+        If a network trained elsewhere numbers the classes in another order than the labels.
+    RuntimeError
+        With the message of the process that failed first, if it is one of several.
+    """
+    paths = _paths(study, "clean", ablations)
+    if distributed.to_launch(study):
+        which = ["--ablations"] if ablations else []
+        distributed.launch("advbook.studies.evaluate", study, "--benchmark", "clean", *which)
+        return paths
+    images, models, runs = _images_and_networks(study, paths)
+    facts = _image_facts(study, images) | {"threat": None, "dtype": "float32"}
+    decided = facts | _hashes(runs) | {"benchmark": "clean"}
+
+    def judge(progress, positions):
+        tables = predict(
+            models,
+            images,
+            num_classes=images.num_classes,
+            batch_size=study.eval_batch_size or 128,
+            device=device,
+            workers=study.workers,
+            indices=positions,
+            progress=progress,
+        )
+        return pd.concat([t.assign(method=m, seed=s) for (m, s), t in tables.items()])
+
+    rows = _in_parts(study, decided, len(images), 16 * (study.eval_batch_size or 128), judge)
+    if distributed.rank() == 0:
+        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+        for (method, seed), path in paths.items():
+            table = rows[(rows.method == method) & (rows.seed == seed)]
+            table = table.drop(columns=["method", "seed"]).reset_index(drop=True)
+            if method in study.checkpoints or not study.pretrain_epochs:
+                check_label_order(table)
+            write_predictions(table, path, **_run_facts(runs[method, seed]), **facts, **sizes)
+    distributed.barrier()
+    return paths
+
+
+def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int], Path]:
+    """Predictions of all trained networks for the corrupted images; each is read or made once.
+
+    Several processes take other conditions. Probabilities are rounded to four decimals, which is
+    far below what they are used for and keeps the tables small. Parameters, returns and errors as
+    in `clean_predictions`, and `advlib.data.sets.DataError` of `advlib.data.corruptions.prepare`.
+    """
+    paths = _paths(study, "corruptions")
+    if distributed.to_launch(study):
+        distributed.launch("advbook.studies.evaluate", study, "--benchmark", "corruptions")
+        return paths
+    clean, models, runs = _images_and_networks(study, paths)
+    images, published = study.corruption_set(clean)
+    with distributed.in_turns():
+        recipe = prepare(images, published=published)
+    facts = _image_facts(study, clean) | {"threat": None, "dtype": "float32"}
+    facts |= {"corruptions": study.corruptions, "recipe": recipe}
+    decided = facts | _hashes(runs) | {"images": images.fingerprint}
+    folder = study.runs / "parts" / digest(decided)
+
+    def judge(corruption, severity):
+        tables = predict(
+            models,
+            corrupted(images, corruption, severity, published=published),
+            num_classes=images.num_classes,
+            batch_size=study.eval_batch_size or 128,
+            device=device,
+            workers=study.workers,
+        )
+        tables = [table.assign(method=m, seed=s) for (m, s), table in tables.items()]
+        return pd.concat(tables).assign(corruption=corruption, severity=severity)
+
+    parts = {(c, s): folder / f"{c}-{s}.parquet" for c in CORRUPTIONS for s in SEVERITIES}
+    missing = distributed.from_first(lambda: [key for key in parts if not parts[key].is_file()])
+    own = missing[distributed.rank() :: distributed.world_size()]
+    for key in tqdm(own, unit=" conditions", mininterval=2, disable=distributed.rank() > 0):
+        kept(parts[key], functools.partial(judge, *key))
+    distributed.barrier()
+    if distributed.rank() == 0:
+        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+        for (method, seed), path in paths.items():
+            own_rows = [("method", "==", method), ("seed", "==", seed)]
+            table = pd.concat([pd.read_parquet(p, filters=own_rows) for p in parts.values()])
+            table = table.drop(columns=["method", "seed"]).round({"predicted_probability": 4})
+            table = table.astype({"corruption": "category", "file_name": "category"})
+            write_predictions(table, path, **_run_facts(runs[method, seed]), **facts, **sizes)
+    distributed.barrier()
+    return paths
+
+
+def attack_predictions(study: Study, method: str, seed: int, attack: str, *, device=None) -> Path:
+    """Predictions of one trained network under attack: each image's worst case.
+
+    Parameters
+    ----------
+    study : Study
+        As in `clean_predictions`.
+    method : str
+    seed : int
+        Of the trained network. Starts are drawn from (0, file name, restart), so they do not depend
+        on the process that takes the image.
+    attack : str
+        A key of `advlib.threat.PROTOCOLS`, at the study's own ε.
+    device : optional
+        As in `clean_predictions`.
+
+    Returns
+    -------
+    Path
+        Of the prediction table, with ``attack``, ``linf`` and ``steps_used``.
+
+    Raises
+    ------
+    FileNotFoundError, RuntimeError
+        As in `clean_predictions`.
+    """
+    path = study.runs / "predictions" / attack / f"{method}-seed{seed}.parquet"
+    if distributed.to_launch(study):
+        arguments = ("--benchmark", attack, "--method", method, "--seed", str(seed))
+        distributed.launch("advbook.studies.evaluate", study, *arguments)
+        return path
+    device = device or default_device()
+    images, models, runs = _images_and_networks(study, [(method, seed)])
+    model, run = models[method, seed], runs[method, seed]
+    threat = study.threat(attack)
+    facts = _run_facts(run)
+    facts |= {"attack": attack, "threat": threat.to_dict(), "attack_seed": 0}
+    facts |= _image_facts(study, images) | {"dtype": str(resolve_dtype(study.dtype, device))}
+    probe = {"device": device, "dtype": study.dtype}
+    batch_size = study.eval_batch_size or distributed.from_first(
+        lambda: probe_batch_size(model, images, threat, **probe)
+    )
+
+    def judge(progress, positions):
+        return evaluate_attack(
+            model,
+            images,
+            threat,
+            num_classes=images.num_classes,
+            batch_size=batch_size,
+            device=device,
+            dtype=study.dtype,
+            workers=study.workers,
+            indices=torch.tensor(positions),
+            progress=progress,
+        )
+
+    table = _in_parts(study, facts, len(images), ATTACK_PART, judge)
+    if distributed.rank() == 0:
+        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+        sizes |= {"batch_size": batch_size}
+        write_predictions(table.assign(attack=attack), path, **sizes, **facts)
+    distributed.barrier()
+    return path
+
+
+def _in_parts(study, facts: dict, n_images: int, part: int, judge: Callable) -> pd.DataFrame | None:
+    """An evaluation that survives interruption: images in parts, each kept once it is finished.
+
+    The parts are dealt to the processes; all rows are returned on the first. They are kept in a
+    folder whose name holds the `facts` that decide them.
+    """
+    folder = study.runs / "parts" / digest(facts)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    parts = distributed.from_first(lambda: missing_parts(folder, n_images, part, world_size))
+    own = parts[rank::world_size]
+    total = sum(map(len, own))
+    with tqdm(total=total, unit=" images", mininterval=2, disable=rank > 0) as bar:
+        for positions in own:
+            keep_part(folder, positions, functools.partial(judge, bar.update))
+    distributed.barrier()
+    return read_parts(folder) if rank == 0 else None
+
+
+def _paths(study, benchmark, ablations=False) -> dict[tuple[str, int], Path]:
+    folder = study.runs / "predictions" / benchmark
+    runs = study.ablation_runs if ablations else study.method_runs
+    return {(m, s): folder / f"{m}-seed{s}.parquet" for m, s in runs}
+
+
+def _images_and_networks(study, keys) -> tuple:
+    """The evaluated images, and the networks and facts of runs under each (method, seed)."""
+    with distributed.in_turns():
+        images = study.images(study.evaluation_split)
+    found = {(m, s): load_run(study, m, s) for m, s in keys}
+    models = {key: model for key, (model, _) in found.items()}
+    return images, models, {key: run for key, (_, run) in found.items()}
+
+
+def _image_facts(study, images) -> dict:
+    facts = {"data": images.fingerprint, "data_title": images.title}
+    return facts | {"split": study.evaluation_split, "device": str(default_device())}
+
+
+def _run_facts(run: dict) -> dict:
+    return {key: run[key] for key in RUN_FACTS}
+
+
+def _hashes(runs: dict) -> dict:
+    return {f"{m}-{s}": run["checkpoint_hash"] for (m, s), run in runs.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluate networks of a study, on the processes that torchrun started or on one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m advbook.studies.evaluate", description="Predictions of a study's networks."
+    )
+    parser.add_argument("--study", required=True, help="an id or the path of a study file")
+    parser.add_argument("--benchmark", required=True, help="clean, corruptions, or an attack")
+    parser.add_argument("--method", help="for an attack: a method or an ablation of the study")
+    parser.add_argument("--seed", type=int, default=0, help="for an attack: of the network")
+    parser.add_argument("--ablations", action="store_true", help="for clean: of these networks")
+    options = parser.parse_args(arguments)
+    with distributed.process_group() as device:
+        study = load_study(options.study)
+        check_choice("benchmark", options.benchmark, ("clean", "corruptions", *PROTOCOLS))
+        if options.benchmark == "clean":
+            clean_predictions(study, ablations=options.ablations, device=device)
+        elif options.benchmark == "corruptions":
+            corruption_predictions(study, device=device)
+        else:
+            known = (*METHODS, *study.checkpoints, *study.ablations)
+            check_choice("method", options.method, known)
+            attack_predictions(
+                study, options.method, options.seed, options.benchmark, device=device
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(record(main)())

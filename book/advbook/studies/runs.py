@@ -1,0 +1,291 @@
+"""The trained networks of a study: trained, found again, loaded."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from advbook.studies.schema import METHODS, Study, digest
+from advlib import distributed
+from advlib.checkpoints import CHECKPOINT, checkpoint_facts, save_checkpoint
+from advlib.data.sets import DATASETS, stream_seed
+from advlib.files import file_hash, replacing
+from advlib.labels import widen_head
+from advlib.networks.build import (
+    WEIGHT_FILES,
+    build_model,
+    head_outputs,
+    load_weights,
+    preprocessing,
+    read_weights,
+    study_preprocessing,
+    weights_name,
+)
+from advlib.train import LOG_COLUMNS, batch_share, fit
+
+
+def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
+    """Train one method of a study, or find the finished run, and write its tables.
+
+    Where the study wants several ``devices`` and this process works alone, it starts so many and
+    waits for them. Of processes that work together the first one writes.
+
+    A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken as it is.
+
+    Parameters
+    ----------
+    study : Study
+    method : str
+        One of the study's methods, ``pretrained``, or a name of its checkpoints or ablations.
+    seed : int
+    device : optional
+        As in `fit`.
+
+    Returns
+    -------
+    dict
+        The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
+        and its hash, data fingerprint, number of images; and how it was computed at last (number of
+        processes, pieces of a batch, device, dtype).
+
+    Raises
+    ------
+    FileNotFoundError
+        If the pretrained network that the method starts from has not been trained yet, or a
+        weights file is missing.
+    ValueError
+        If weights do not fit the network or the data, or a batch does not divide.
+    RuntimeError
+        With the message of the process that failed first, if it is one of several.
+    """
+    start = None
+    brought = method in study.checkpoints
+    taken = brought or (method == "pretrained" and not study.pretrain_epochs)
+    if not taken:
+        alone = distributed.to_launch(study)
+        batch_share(study, study.devices if alone else distributed.world_size())
+        if alone:
+            arguments = ("--method", method, "--seed", str(seed))
+            distributed.launch("advlib.train", study, *arguments)
+            return read_run(study, method, seed)
+    with distributed.in_turns():
+        train_set = study.images(study.evaluation_split if brought else "train")
+    if not brought and method != "pretrained" and study.pretrain_epochs:
+        start = read_run(study, "pretrained", seed)
+    settings = study.training_settings(
+        method, seed, train_set.fingerprint, _origin(study, method, start)
+    )
+    recipe = study.recipe(method)
+    folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
+    with distributed.in_turns():
+        if brought:
+            path = study.file(study.checkpoints[method])
+            model = brought_model(study, path, train_set.num_classes)
+        else:
+            model = initial_model(*recipe, seed, train_set.num_classes, start)
+    first = distributed.rank() == 0
+    if first and (study.weights or brought):
+        print(_preparation(train_set, model))
+    if taken:
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
+        log = pd.DataFrame(columns=LOG_COLUMNS)
+    else:
+        log = fit(
+            model,
+            train_set,
+            *recipe,
+            seed=seed,
+            folder=folder,
+            settings=settings,
+            device=device,
+        )
+    if first:
+        _write_run(study, method, seed, folder, train_set, settings, log)
+    distributed.barrier()
+    return read_run(study, method, seed)
+
+
+def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
+    run = {
+        "study": study.study,
+        "method": method,
+        "seed": seed,
+        "folder": folder.name,
+        "checkpoint_hash": file_hash(folder / CHECKPOINT),
+        "data": train_set.fingerprint,
+        "n_images": len(train_set),
+        "num_classes": train_set.num_classes,
+        "settings": settings,
+        "how": checkpoint_facts(folder / CHECKPOINT)["how"],
+    }
+    table = log.assign(study=study.study, method=method, seed=seed)
+    with replacing(study.runs / "train" / f"{method}-seed{seed}.csv") as path:
+        table[["study", "method", "seed", *LOG_COLUMNS]].to_csv(path, index=False)
+    text = json.dumps(run, indent=1, ensure_ascii=False)
+    with replacing(study.runs / "train" / f"{method}-seed{seed}.json") as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def _origin(study, method, start) -> str | dict | None:
+    """What a run starts from, as its settings keep it.
+
+    The hash of a checkpoint or a weights file, or the name of published weights; where those say
+    how images are prepared, that too, since it may change with the library.
+    """
+    if start is not None:
+        return start["checkpoint_hash"]
+    weights = study.checkpoints.get(method, study.weights)
+    if weights is None:
+        return None
+    prepared = preprocessing(study.model, weights)
+    if weights.endswith(WEIGHT_FILES):
+        origin = file_hash(study.file(weights))
+    else:
+        origin = weights_name(study.model, weights)
+    return {"weights": origin} | prepared if prepared["mean"] else origin
+
+
+def _normalisation(study) -> dict:
+    """Mean and std of a study's network."""
+    info, prepared = DATASETS[study.dataset], study_preprocessing(study)
+    values = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
+    if len(values["mean"]) != info.channels:
+        raise ValueError(
+            f"{study.model} normalises {len(values['mean'])} channels, the images of "
+            f"{info.title} have {info.channels}: choose mean and std of so many, or a network "
+            "without published weights"
+        )
+    return values
+
+
+def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
+    """The network a method starts from: pretrained weights, with a wider head where needed."""
+    weights = None if start else study.weights
+    if weights and weights.endswith(WEIGHT_FILES):
+        weights = str(study.file(weights))
+    model = build_model(
+        study.model,
+        num_classes=num_classes,
+        **_normalisation(study),
+        weights=weights,
+        new_head=study.pretrain_epochs > 0,
+        seed=stream_seed(seed, "weights"),
+    )
+    if start is not None:
+        load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
+    _check_normalisation(study, model)
+    if METHODS[method].extra_logits:
+        generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
+        widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
+    return model
+
+
+def brought_model(study, path: Path, num_classes: int) -> nn.Module:
+    """A user's own trained network: K outputs, or K+M with the M of the study, classes first.
+
+    Raises
+    ------
+    ValueError
+        For another number of outputs, or weights that do not fit the study's network.
+    """
+    model = build_model(study.model, num_classes=num_classes, **_normalisation(study))
+    state = read_weights(path)
+    outputs = head_outputs(model, state)
+    extra = study.num_transforms
+    if outputs == num_classes + extra:
+        widen_head(model, extra)
+        print(f"{outputs} outputs: {num_classes} classes, then {extra} transformation logits")
+    elif outputs not in (None, num_classes):
+        raise ValueError(
+            f"the network in {path} has {outputs} outputs: expected {num_classes}, the classes of "
+            f"the data, or {num_classes + extra} with the study's num_transforms = {extra} after "
+            "them"
+        )
+    load_weights(model, path, state)
+    _check_normalisation(study, model)
+    return model
+
+
+def _check_normalisation(study, model) -> None:
+    """A file of this project holds its own; a study may not say another."""
+    for key in ("mean", "std"):
+        own, held = getattr(study, key), getattr(model.normalize, key).flatten().tolist()
+        if own is not None and not np.allclose(own, held):
+            raise ValueError(
+                f"{key} is {own} in the study, but {held} in the weights, which hold their own "
+                "normalisation: leave mean and std out of the study file"
+            )
+
+
+def _preparation(images, model) -> str:
+    """What happens to an image before the network's first layer, in a line."""
+    if images.pixels is None:
+        size = (
+            f"short side {images.resize} px ({images.interpolation}), centre {images.image_size} px"
+        )
+    else:
+        size = f"{images.pixels.shape[-1]} px"
+    mean, std = (
+        ", ".join(f"{v:.4g}" for v in values.flatten().tolist())
+        for values in (model.normalize.mean, model.normalize.std)
+    )
+    return f"Images: {size}; mean {mean} and SD {std} of the normalisation"
+
+
+def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tuple[nn.Module, dict]:
+    """The trained network of one method and the facts of its run.
+
+    Parameters
+    ----------
+    study : Study
+    method : str
+    seed : int
+    source : {"fresh", "committed"}
+        A network of this machine's run, or the published one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has not been trained yet, or is not published; the message gives the command.
+    RuntimeError
+        If the checkpoint is not the one the facts were written for.
+    """
+    run = read_run(study, method, seed, source)
+    path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
+    if source == "committed" and not path.is_file():
+        raise FileNotFoundError(
+            f"the weights of {method} (seed {seed}) of {study.study} are not published: train them "
+            f"with `make book STUDY={study.study}`"
+        )
+    if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
+        raise RuntimeError(
+            f"the checkpoint {path} is missing or has changed since training ended: train again"
+        )
+    if method in study.checkpoints:
+        return brought_model(study, path, run["num_classes"]), run
+    changed, base = study.recipe(method)
+    bare = dataclasses.replace(changed, weights=None, pretrain_epochs=1)
+    model = initial_model(bare, base, seed, run["num_classes"])
+    return load_weights(model, path), run
+
+
+def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dict:
+    """The facts of a finished run, from ``train/<method>-seed<seed>.json``."""
+    folder = study.runs if source == "fresh" else study.tables(source)
+    path = folder / "train" / f"{method}-seed{seed}.json"
+    if not path.is_file():
+        # With other values than its file's, a study has a hash behind its id: no file is called so.
+        filed = re.fullmatch(r"(.+)-[0-9a-f]{10}", study.study)
+        raise FileNotFoundError(
+            f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "
+            f"notebooks/train.ipynb out.ipynb -p study {filed[1] if filed else study.study} "
+            f"-p method {method} -p seed {seed}{', with the same parameters' if filed else ''}"
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

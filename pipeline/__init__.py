@@ -1,0 +1,1 @@
+"""What the Snakefile stands on: jobs, costs, the planner."""

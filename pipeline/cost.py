@@ -1,0 +1,368 @@
+"""What a study costs on paper: passes, FLOPs, and the hours of GPUs that nobody has to own.
+
+``python -m pipeline.cost`` counts the FLOPs of some networks, for ``results/plan/networks.csv``.
+"""
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+from advbook.studies.schema import METHODS, ROOT, Study, load_study
+
+from advlib.files import replacing
+
+DEFAULT = "fashion_mnist_quick"  # its committed tables stand in for what a study has not shown yet
+SIZES = {  # images of (training, test), where the data are not on this machine
+    "digits": (1_297, 500),
+    "fashion_mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
+}
+CONDITIONS = 75  # 15 corruptions at 5 severities
+NETWORKS = {  # of results/plan/networks.csv: name, and px of the image
+    "resnet18": 224,
+    "resnet50": 224,
+    "resnet101": 224,
+    "resnet152": 224,
+    "wide_resnet50_2": 224,
+    "convnext_tiny": 224,
+    "convnext_base": 224,
+    "vit_b_16": 224,
+    "cifar_resnet20": 32,
+    "cifar_resnet8_w32": 32,
+    "cifar_resnet8_w32_s2": 32,
+}
+
+
+# --- how many passes ------------------------------------------------------------------------------
+
+
+def training_passes(method: str, steps: int) -> int:
+    """Forward passes that a training image costs in one epoch, or what costs as much.
+
+    A forward pass and the gradient by the image take as many multiplications as two forward
+    passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
+    2018) adds 2 K, and a mixed batch trains on both halves: 3, 2 K + 3, 2 K + 6. For K = 10
+    that is 3, 23 and 26.
+
+    Parameters
+    ----------
+    method : str
+        A key of `advbook.studies.schema.METHODS`.
+    steps : int
+        K, at least 0.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or a negative number of steps.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    if steps < 0:
+        raise ValueError(f"steps is at least 0, got {steps}")
+    recipe = METHODS[method]
+    return 3 * (1 + recipe.mix) + 2 * steps * recipe.adversarial
+
+
+def iterates(table: pd.DataFrame, steps: int) -> float:
+    """Mean number of attack passes (forward and input gradient) an image, of a finished attack.
+
+    An image broken after s of K steps took s + 1 passes, K at most; one that was wrong from the
+    start (nothing changed) is not attacked.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A prediction table with ``linf`` and ``steps_used``.
+    steps : int
+        K.
+    """
+    return float(((table.steps_used + 1).clip(upper=steps) * (table.linf > 0)).mean())
+
+
+@functools.cache
+def default_iterates() -> dict[str, float]:
+    """`iterates` of the committed quick study under PGD-40: "standard" and "adversarial" training.
+
+    How soon images break depends on data and ε, so this is an assumption wherever else it is used.
+    """
+    study = load_study(DEFAULT)
+    found = {"standard": [], "adversarial": []}
+    for method in study.methods:
+        path = study.published / "predictions/pgd40" / f"{method}-seed0.parquet"
+        table = pd.read_parquet(path, columns=["linf", "steps_used"])
+        found[training_kind(method)].append(iterates(table, study.threat("pgd40").steps))
+    return {kind: sum(values) / len(values) for kind, values in found.items()}
+
+
+def training_kind(method: str) -> str:
+    """ "standard" or "adversarial"; a network trained elsewhere may be robust, which costs more."""
+    return "adversarial" if METHODS.get(method, METHODS["adv"]).adversarial else "standard"
+
+
+def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tuple[float, str]:
+    """`iterates` of one attack on one network, and what it rests on."""
+    threat = study.threat(attack)
+    most = threat.steps * threat.n_restarts
+    if threat.success != "any" or threat.label_source != "true":
+        return most, "every image takes every step"
+    name = Path("predictions") / attack / f"{method}-seed{seed}.parquet"
+    for folder in (study.runs, study.published):
+        if (folder / name).is_file():
+            table = pd.read_parquet(folder / name, columns=["linf", "steps_used"])
+            return iterates(table, threat.steps), f"steps of {folder.name}'s own table"
+    assumed = default_iterates()[training_kind(method)] * most / 40
+    return min(most, max(assumed, 1)), f"assumed: {training_kind(method)} training, as {DEFAULT}"
+
+
+# --- on paper -------------------------------------------------------------------------------------
+
+
+def network_cost(name: str, image_size: int, *, channels: int = 3, num_classes: int = 1000) -> dict:
+    """FLOPs and memory of a network for one image, counted without computing anything.
+
+    Parameters
+    ----------
+    name : str
+        As `advlib.networks.build.build_model`.
+    image_size : int
+        px.
+    channels, num_classes : int
+
+    Returns
+    -------
+    dict
+        ``parameters``; ``forward_gflop`` and ``attack_gflop`` (forward and input gradient) in 10⁹
+        FLOPs, a multiplication and an addition being 2; ``activations_mb``, what a training step
+        keeps in float32 (about half in bfloat16). A training step is taken as three forward
+        passes: torch's counter overstates the weight gradients of grouped convolutions.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from advlib.networks.build import build_model
+
+    with torch.device("meta"):
+        values = (0.5,) * channels
+        model = build_model(name, num_classes=num_classes, mean=values, std=values).train()
+        # Two images, for batch norm refuses a single value a channel.
+        x = torch.rand(2, channels, image_size, image_size)
+    kept = {}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage, storage.nbytes())
+        return tensor
+
+    def gflop(work) -> float:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops() / len(x) / 1e9
+
+    def attack():
+        model.requires_grad_(False)
+        model(x.clone().requires_grad_(True)).sum().backward()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(x)
+    costs = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "forward_gflop": gflop(lambda: model(x)),
+        "activations_mb": sum(size for _, size in kept.values()) / len(logits) / 1e6,
+    }
+    return costs | {"attack_gflop": gflop(attack)}
+
+
+def compute_hours(
+    passes: float,
+    *,
+    forward_gflop: float,
+    tflops: float,
+    efficiency: float,
+    n_gpus: int = 1,
+    scaling: float = 1.0,
+) -> float:
+    """Hours that so many forward passes take.
+
+    .. math:: h = \\frac{\\text{passes} \\cdot \\text{FLOPs of one}}
+              {3600 \\cdot \\text{peak FLOP/s} \\cdot \\text{efficiency} \\cdot n \\cdot
+              \\text{scaling}}
+
+    Parameters
+    ----------
+    passes : float
+        Images times forward passes an image (`training_passes`).
+    forward_gflop : float
+        Of one image, in 10⁹ FLOPs.
+    tflops : float
+        Peak of one GPU in 10¹² FLOP/s: dense, in the type that is computed in.
+    efficiency : float
+        Share of the peak that is reached, in (0, 1].
+    n_gpus : int
+    scaling : float
+        Throughput of n GPUs by n times that of one, in (0, 1]; one GPU has no loss.
+
+    Raises
+    ------
+    ValueError
+        For a value out of range, naming it.
+    """
+    for name, value in (("forward_gflop", forward_gflop), ("tflops", tflops)):
+        if not value > 0:
+            raise ValueError(f"{name} is positive, got {value}")
+    for name, value in (("efficiency", efficiency), ("scaling", scaling)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is in (0, 1], got {value}")
+    if n_gpus < 1 or passes < 0:
+        raise ValueError(f"n_gpus is at least 1 and passes at least 0, got {n_gpus}, {passes}")
+    flops = tflops * 1e12 * efficiency * n_gpus * (scaling if n_gpus > 1 else 1)
+    return passes * forward_gflop * 1e9 / flops / 3600
+
+
+def default_efficiency(tflops: float, bandwidth_gb_s: float, flop_per_byte: float = 30.0) -> float:
+    """The share of its peak that a GPU reaches where its memory sets the pace.
+
+    The roofline of Williams et al. (2009): a computation that does so many FLOPs for each byte it
+    moves runs at most at :math:`\\text{FLOP/byte} \\cdot \\text{bytes/s}`. NVIDIA's published
+    mixed-precision training of ResNet-50 reaches 33 FLOP for each byte that a V100 can move and 30
+    on an A100; networks of large matrix products, such as transformers, reach more.
+
+    Parameters
+    ----------
+    tflops : float
+        Peak in 10¹² FLOP/s.
+    bandwidth_gb_s : float
+        Of its memory, in 10⁹ bytes a second.
+    flop_per_byte : float
+    """
+    return min(1.0, flop_per_byte * bandwidth_gb_s / 1e3 / tflops)
+
+
+def on_paper(
+    study: Study,
+    *,
+    forward_gflop: float,
+    tflops: float,
+    efficiency: float,
+    n_gpus: int = 1,
+    scaling: float = 0.85,
+    float32_slowdown: float = 3.0,
+    decoded_per_core: float = 100.0,
+    cores_per_gpu: float = 8.0,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    data_factor: float = 1.0,
+    attack_iterates: dict[str, float] | None = None,
+) -> pd.DataFrame:
+    """The hours of a study on GPUs that nobody has to own: every assumption is an argument.
+
+    Parameters
+    ----------
+    study : Study
+        Its methods, seeds, epochs, steps, attacks and corruptions.
+    forward_gflop, tflops, efficiency, n_gpus, scaling
+        As in `compute_hours`.
+    float32_slowdown : float
+        Clean images, and each attack's verdict, are computed in float32: so many times slower.
+    decoded_per_core, cores_per_gpu : float
+        Images a second that a CPU core decodes, and cores for each GPU.
+    train_images, test_images : int, optional
+        None: the study's, else the data set's.
+    data_factor : float
+        So many times the training images.
+    attack_iterates : dict, optional
+        Mean passes an attacked image, by "standard" and "adversarial" training (`iterates`).
+        None: every image takes every step, an upper bound.
+
+    Returns
+    -------
+    DataFrame
+        A row a job: rule, job, images, passes (forward passes an image), pflop, compute_hours,
+        decode_hours, hours (the larger: decoding goes on beside computing), gpu_hours, bound
+        ("compute" or "decoding").
+
+    Raises
+    ------
+    ValueError
+        For a value out of range, or a data set of unknown size.
+    """
+    for name, value in (
+        ("float32_slowdown", float32_slowdown),
+        ("decoded_per_core", decoded_per_core),
+        ("cores_per_gpu", cores_per_gpu),
+        ("data_factor", data_factor),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name} is positive, got {value}")
+    known = SIZES.get(study.dataset, (None, None))
+    train = train_images or study.train_images or known[0]
+    test = test_images or study.test_images or known[1]
+    if train is None or test is None:
+        raise ValueError(f"how many images has {study.dataset}? Give train_images and test_images")
+    train = (train - study.holdout_images * (not study.train_images)) * data_factor
+    runs, rows = len(study.seeds), []
+    for method in study.methods:
+        epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
+        if method in study.trained and epochs:
+            passes = training_passes(method, study.train_steps)
+            rows.append(("train", method, train * epochs * runs, passes, 0))
+    rows.append(("evaluate_clean", "all methods", test, 0, len(study.methods) * runs))
+    for attack in study.attacks:
+        threat = study.threat(attack)
+        most = threat.steps * threat.n_restarts
+        stops = threat.success == "any" and threat.label_source == "true"
+        for method in study.methods:
+            mean = most
+            if stops and attack_iterates is not None:
+                mean = min(most, attack_iterates[training_kind(method)])
+            rows.append(("evaluate_attack", f"{attack}, {method}", test * runs, 2 * mean, 2))
+    if study.corruptions != "none":
+        images = CONDITIONS * (study.corruption_images or test)
+        rows.append(("evaluate_corruptions", "all methods", images, 0, len(study.methods) * runs))
+    table = pd.DataFrame(rows, columns=["rule", "job", "images", "passes", "float32_passes"])
+    hours = functools.partial(
+        compute_hours,
+        forward_gflop=forward_gflop,
+        tflops=tflops,
+        efficiency=efficiency,
+        n_gpus=n_gpus,
+        scaling=scaling,
+    )
+    equal = table.passes + float32_slowdown * table.float32_passes
+    table["compute_hours"] = [hours(n) for n in table.images * equal]
+    table["decode_hours"] = table.images / (decoded_per_core * cores_per_gpu * n_gpus) / 3600
+    table["passes"] += table.pop("float32_passes")
+    table["pflop"] = table.images * table.passes * forward_gflop / 1e6
+    table["hours"] = table[["compute_hours", "decode_hours"]].max(axis=1)
+    table["gpu_hours"] = table.hours * n_gpus
+    slower = table.decode_hours > table.compute_hours
+    table["bound"] = slower.map({True: "decoding", False: "compute"})
+    return table
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it: "40 s", "12 min", "7.5 h", "31 days"."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            value = seconds / unit
+            return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
+    return f"{seconds / 86_400:,.0f} days" if seconds > 864_000 else f"{seconds / 86_400:.1f} days"
+
+
+def save(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV, whole or not at all, numbers to four digits."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, float_format="%.4g")
+    return path
+
+
+if __name__ == "__main__":
+    found = [
+        {"network": n, "image_size": s} | network_cost(n, s, num_classes=1000 if s == 224 else 10)
+        for n, s in NETWORKS.items()
+    ]
+    print(save(pd.DataFrame(found), ROOT / "results/plan/networks.csv"))

@@ -1,0 +1,177 @@
+"""What a job of a study asks of a cluster: threads, GPUs, memory and time, from the study file.
+
+    python jobs.py imagenet devices=8 passes_per_second=1000
+
+A pass is a forward and a backward pass over one image. The numbers are upper bounds from a stated
+speed, made without torch whenever the Snakefile is read; nothing is measured.
+"""
+
+import math
+import sys
+
+import yaml
+from advbook.studies.schema import METHODS, Study, load_study, refuse_unknown
+
+from pipeline.cost import CONDITIONS, SIZES
+
+HEAVY = (
+    *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
+    *("evaluate_samples", "evaluate_ledger", "evaluate_battery"),
+)
+ALONE = ("evaluate_samples", "evaluate_ledger", "evaluate_battery")  # on one process
+SAMPLE_PASSES = 30 * 43  # a network: at most so many images, each under PGD-40 and judged twice
+LEDGER_PASSES = 41 * 25  # an image: some twenty switches, one of them with five starts
+BATTERY_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
+DEFAULTS = {
+    "devices": None,  # GPUs of one job; None: as many as the study says
+    "passes_per_second": 300.0,  # of one GPU, the least to expect; small networks are faster
+    "max_minutes": 1440,  # what a partition grants; a job stopped there goes on when it is retried
+    "gpu": True,  # False: a cluster without GPUs
+}
+MARGIN = 1.5  # on the time
+START_MINUTES = 20  # imports, finding and reading the data, writing the tables
+READS_PER_SECOND = 50.0  # images decoded and measured by one process
+CORRUPTIONS_PER_SECOND = 5.0  # images of 224 px corrupted by one core
+ROWS_PER_SECOND = 20_000.0  # predictions analysed, with bootstrap intervals
+PROCESS_MB = 4000  # Python, torch and CUDA's own memory on the host
+WORKER_MB = 1000  # one process that decodes images
+ROW_BYTES = 200  # of a prediction, while tables are put together
+
+
+def images(study: Study) -> tuple[int, int, int]:
+    """How many images are trained on, evaluated, and corrupted, at most.
+
+    Those of a folder are not counted, so taken as many as ImageNet's.
+    """
+    train, test = SIZES.get(study.dataset, SIZES["imagenet"])
+    train = min(train - study.holdout_images, study.train_images or train)
+    if study.evaluation_split == "holdout":
+        test = study.holdout_images
+    test = min(test, study.test_images or test)
+    return train, test, min(test, study.corruption_images or test)
+
+
+def passes(study: Study, rule: str, method: str | None = None, attack: str | None = None) -> int:
+    """Passes of one heavy job, at most.
+
+    A training step attacks each image and learns from it, from its clean copy too if mixed. An
+    evaluation attacks every image to the end. A forward pass alone counts whole, for it waits for
+    the image to be decoded. (`pipeline.cost` counts what each pass costs, and measures images that
+    break early; here all is an upper bound.)
+    """
+    train, test, corrupted = images(study)
+    networks = len(study.methods) * len(study.seeds)
+    if rule == "train":
+        study, method = study.recipe(method)
+        if method not in METHODS:
+            return 0  # brought: taken as it is
+        recipe = METHODS[method]
+        epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
+        return train * epochs * (1 + recipe.adversarial * study.train_steps + recipe.mix)
+    if rule == "evaluate_attack":
+        threat = study.threat(attack)
+        return test * (1 + threat.steps) * threat.n_restarts
+    if rule == "evaluate_samples":
+        return len(study.methods) * SAMPLE_PASSES
+    if rule == "evaluate_ledger":
+        return min(test, study.ledger_images or test) * LEDGER_PASSES
+    if rule == "evaluate_battery":
+        return min(test, study.battery_images or test) * BATTERY_PASSES
+    return networks * {"evaluate_clean": test, "evaluate_corruptions": CONDITIONS * corrupted}[rule]
+
+
+def gpus(study: Study, devices: int | None = None) -> int:
+    """GPUs of one job, and its processes."""
+    return devices or study.devices or 1
+
+
+def needs(
+    study: Study,
+    rule: str,
+    *,
+    method: str | None = None,
+    attack: str | None = None,
+    attempt: int = 1,
+    **stated,
+) -> dict[str, int]:
+    """What one job asks for.
+
+    Parameters
+    ----------
+    study : Study
+    rule : str
+        Of the Snakefile: one of `HEAVY`, data or analyse.
+    method, attack : str, optional
+        The job's, where the rule has them.
+    attempt : int
+        1, and one more each time the job is tried again, then with twice the memory: it may have
+        lacked that, or only time.
+    **stated
+        What replaces `DEFAULTS`.
+
+    Returns
+    -------
+    dict
+        threads, gpu (their number), mem_mb and runtime (minutes).
+
+    Raises
+    ------
+    ValueError
+        For a speed or a time that is not above 0.
+    """
+    stated = DEFAULTS | stated
+    for name in ("passes_per_second", "max_minutes"):
+        if not stated[name] > 0:
+            raise ValueError(f"{name} is a number above 0, got {stated[name]!r}")
+    _, test, corrupted = images(study)
+    networks = len(study.methods) * len(study.seeds)
+    steps = passes(study, rule, method, attack) if rule in HEAVY else 0
+    processes = gpus(study, stated["devices"]) if steps and rule not in ALONE else 1
+    workers = study.workers if steps or rule == "data" else 0
+    threads = processes * (workers + 2)
+    rows, seconds = test, steps / stated["passes_per_second"] / processes
+    if rule == "data":
+        seconds += test / READS_PER_SECOND
+    elif rule == "evaluate_corruptions":
+        rows = CONDITIONS * corrupted
+        if study.corruptions == "generated":
+            seconds += rows / CORRUPTIONS_PER_SECOND / threads
+    elif rule == "analyse":
+        rows = networks * (test * (1 + len(study.attacks)) + CONDITIONS * corrupted)
+        seconds += rows / ROWS_PER_SECOND
+    memory = processes * (PROCESS_MB + workers * WORKER_MB) + rows * ROW_BYTES / 1e6
+    minutes = START_MINUTES + MARGIN * seconds / 60
+    return {
+        "threads": threads,
+        "gpu": processes if steps and stated["gpu"] else 0,
+        "mem_mb": min(attempt, 2) * math.ceil(memory / 1000) * 1000,
+        "runtime": math.ceil(min(minutes, stated["max_minutes"])),
+    }
+
+
+def table(study: Study, **stated) -> str:
+    """What each kind of job of a study asks for, in lines."""
+    jobs = [("train", {"method": method}) for method in study.methods]
+    jobs += [("evaluate_attack", {"attack": attack}) for attack in study.attacks]
+    jobs += [(rule, {}) for rule in ("evaluate_clean", "evaluate_samples", "data", "analyse")]
+    if study.corruptions != "none":
+        jobs.insert(-2, ("evaluate_corruptions", {}))
+    if study.audits:
+        jobs += [("evaluate_ledger", {}), ("evaluate_battery", {})]
+    lines = [f"{'job':28}{'passes':>14}{'threads':>9}{'gpu':>5}{'mem_mb':>8}{'runtime':>9}"]
+    for rule, which in jobs:
+        name = " ".join([rule, *which.values()])
+        steps = passes(study, rule, **which) if rule in HEAVY else 0
+        asked = needs(study, rule, **which, **stated)
+        lines.append(
+            f"{name:28}{steps:14,}{asked['threads']:9}{asked['gpu']:5}{asked['mem_mb']:8}"
+            f"{asked['runtime']:9}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    name, *given = sys.argv[1:]
+    stated = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given)}
+    refuse_unknown(set(stated) - set(DEFAULTS), list(DEFAULTS))
+    print(table(load_study(name), **stated))
