@@ -74,7 +74,7 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	@touch $@
 
 plan: setup  ## predict hours, memory and disk of a study on this machine, by a probe of a minute
-	@python -m pipeline.plan "$(STUDY)"
+	@python -m advbook plan "$(STUDY)"
 
 publish: setup  ## copy a study's fresh tables and small weights to results/, to be committed
 	@python -m advbook.build.pages publish "$(STUDY)"

@@ -290,7 +290,7 @@ else:
         benchmark:
             RUNS / "benchmarks/fetch.tsv"
         shell:
-            "{PYTHON} -m advlib.data.sets {STUDY.dataset} {params.folder} --split {params.splits}"
+            "{PYTHON} -m advbook data {STUDY.dataset} {params.folder} --split {params.splits}"
 
 
     rule data:

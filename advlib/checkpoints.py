@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from advlib.files import replacing
 from advlib.networks.build import load_weights
@@ -14,10 +15,17 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(
-    path: Path, model, optimizer, done: int, log: list, settings: dict, how: dict | None = None
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizer,
+    done: int,
+    log: list,
+    settings: dict,
+    how: dict | None = None,
 ) -> None:
     """Weights, momentum, position and log in one file, in place by one rename.
 
+    `modules` are the network ("model") and what else has a state: the method, averaged weights.
     `settings` decide the weights; `how` they were computed (number of processes and the like) is
     recorded beside them.
 
@@ -26,7 +34,9 @@ def save_checkpoint(
     FloatingPointError
         If a weight is not finite; the file of before is kept.
     """
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = {
+        f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
+    }
     if optimizer is not None:
         for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
             momentum = optimizer.state[parameter].get("momentum_buffer")
@@ -46,7 +56,9 @@ def checkpoint_facts(path: Path) -> dict:
         return json.loads(file.metadata()["advlib"])
 
 
-def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, list]:
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizer, settings: dict
+) -> tuple[int, list]:
     """Put a checkpoint's state in place; returns the steps done and the log so far."""
     if not path.is_file():
         return 0, []
@@ -56,8 +68,14 @@ def load_checkpoint(path: Path, model, optimizer, settings: dict) -> tuple[int, 
             raise RuntimeError(
                 f"{path.parent} holds a run with other settings: choose another folder or remove it"
             )
-        names = [k for k in file.keys() if k.startswith("model.")]
-        load_weights(model, path, {k.removeprefix("model."): file.get_tensor(k) for k in names})
+        for name, module in modules.items():
+            found = [k for k in file.keys() if k.startswith(f"{name}.")]
+            if found:  # a finished run holds the network alone
+                state = {k.removeprefix(f"{name}."): file.get_tensor(k) for k in found}
+                if name == "model":
+                    load_weights(module, path, state)
+                else:
+                    module.load_state_dict(state)
         momenta = {k: file.get_tensor(k) for k in file.keys() if k.startswith("momentum.")}
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if (momentum := momenta.get(f"momentum.{i:04d}")) is not None:

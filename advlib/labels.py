@@ -12,6 +12,7 @@ def label_augmentation_targets(
     num_classes: int,
     num_transforms: int,
     delta: float,
+    check: bool = True,
 ) -> torch.Tensor:
     """Soft targets of Eq. 3: concat[(1 - delta) * onehot(y), delta * onehot(transform)].
 
@@ -26,6 +27,8 @@ def label_augmentation_targets(
         K >= 1 and M >= 1.
     delta : float
         Weight of the transformation, in [0, 1).
+    check : bool
+        False where labels are known to be in range: to look at them is to wait for the device.
 
     Returns
     -------
@@ -40,8 +43,9 @@ def label_augmentation_targets(
         raise ValueError(f"delta is in [0, 1), got {delta}")
     if num_transforms < 1:
         raise ValueError(f"num_transforms is at least 1, got {num_transforms}")
-    _check_range("label", y, 0, num_classes)
-    _check_range("transform", transform, -1, num_transforms)
+    if check:
+        _check_range("label", y, 0, num_classes)
+        _check_range("transform", transform, -1, num_transforms)
     transformed = (transform >= 0).float()
     targets = torch.zeros(len(y), num_classes + num_transforms, device=y.device)
     targets.scatter_(1, y[:, None], 1 - delta * transformed[:, None])
@@ -57,8 +61,10 @@ def label_augmentation_loss(
     *,
     num_classes: int,
     delta: float,
+    reduction: str = "mean",
+    check: bool = True,
 ) -> torch.Tensor:
-    """Cross-entropy of Eq. 4 over all K+M logits, mean over the batch.
+    """Cross-entropy of Eq. 4 over all K+M logits.
 
     Parameters
     ----------
@@ -69,10 +75,14 @@ def label_augmentation_loss(
         K; M is the number of logits beyond.
     delta : float
         In [0, 1); 0 gives the plain cross-entropy over K+M logits.
+    reduction : {"mean", "sum", "none"}
+        Over the batch.
+    check : bool
+        As in `label_augmentation_targets`.
 
     Returns
     -------
-    float tensor, scalar.
+    float tensor, a scalar, or (N,) without reduction.
     """
     targets = label_augmentation_targets(
         y,
@@ -80,8 +90,9 @@ def label_augmentation_loss(
         num_classes=num_classes,
         num_transforms=logits.shape[1] - num_classes,
         delta=delta,
+        check=check,
     )
-    return F.cross_entropy(logits.float(), targets)
+    return F.cross_entropy(logits.float(), targets, reduction=reduction)
 
 
 def class_logits(logits: torch.Tensor, num_classes: int) -> torch.Tensor:

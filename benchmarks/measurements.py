@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from advbook.studies.runs import load_run
-from advbook.studies.schema import make_study
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from advbook.studies.runs import load_run
+from advbook.studies.schema import make_study
 from advlib.attacks.folding import folding
 from advlib.attacks.pgd import evaluate_attack
 from advlib.data.sets import Images
 from advlib.networks.build import autocast, build_model, resolve_dtype
-from advlib.train import training_loss
+from advlib.objectives import standard
+from advlib.recipes import RECIPES
+from advlib.steps import training_loss
 
 DOCUMENTED, TUNED = "as documented", "tuned"
 SPARED = "tuned, clean mistakes left out"
@@ -329,13 +331,15 @@ def training_step(bench: Bench, job: dict, model: nn.Module):
         fused=bench.device.type == "cuda",
     )
     own = {"num_classes": len(bench.classes), "dtype": dtype}
+    training = study.training("adv")
+    objective = standard(RECIPES["adv"], training, own["num_classes"])
     loss_of = _peer_loss(study, job, model, tuned, dtype) if peer else None
 
     def step(x, y):
         x = x.contiguous(memory_format=layout)
         if not peer and "attacked" not in own:
             own["attacked"] = folding(model, x[:2])  # as `advlib.train.fit` does
-        loss = loss_of(x, y) if peer else training_loss(model, x, y, study, "adv", **own)[0]
+        loss = loss_of(x, y) if peer else training_loss(objective, model, x, y, training, **own)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

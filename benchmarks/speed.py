@@ -24,8 +24,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from advbook.studies.runs import load_run, train_method
-from advbook.studies.schema import METHODS, ROOT, Study, load_study
+from advbook.studies.schema import ROOT, Study, load_study
+from advlib import __version__
+from advlib.data.sets import Images, fetch
+from advlib.files import replacing
+from advlib.networks.build import default_device, resolve_dtype
+from advlib.recipes import RECIPES
 from measurements import (
     DOCUMENTED,
     MEASURES,
@@ -36,13 +43,7 @@ from measurements import (
     make_images,
     pass_flops,
 )
-from safetensors.torch import save_file
 from speed_tables import PARTS, tables_of
-
-from advlib import __version__
-from advlib.data.sets import Images, fetch
-from advlib.files import replacing
-from advlib.networks.build import default_device, resolve_dtype
 
 ATTACKS = {"advlib": ("PGD",), "torchattacks": ("PGD", "APGD"), "foolbox": ("LinfPGD",)}
 PEERS = ("torchattacks", "foolbox")
@@ -135,7 +136,7 @@ def prepare(options) -> Path:
         "data": test.title,
         "class_names": list(test.class_names),
         "models": {m: runs[m]["checkpoint_hash"] for m in options.models},
-        "model_names": {m: METHODS[m].name if m in METHODS else m for m in options.models},
+        "model_names": {m: RECIPES[m].title if m in RECIPES else m for m in options.models},
         "threat": str(dataclasses.replace(study.threat("pgd40"), steps=scale["steps"])),
         "train_threat": str(study.train_threat),
         "images": len(test),

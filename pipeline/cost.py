@@ -7,9 +7,10 @@ import functools
 from pathlib import Path
 
 import pandas as pd
-from advbook.studies.schema import METHODS, ROOT, Study, load_study
 
+from advbook.studies.schema import ROOT, Study, load_study
 from advlib.files import replacing
+from advlib.recipes import RECIPES
 
 DEFAULT = "fashion_mnist_quick"  # its committed tables stand in for what a study has not shown yet
 SIZES = {  # images of (training, test), where the data are not on this machine
@@ -36,34 +37,6 @@ NETWORKS = {  # of results/plan/networks.csv: name, and px of the image
 
 
 # --- how many passes ------------------------------------------------------------------------------
-
-
-def training_passes(method: str, steps: int) -> int:
-    """Forward passes that a training image costs in one epoch, or what costs as much.
-
-    A forward pass and the gradient by the image take as many multiplications as two forward
-    passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
-    2018) adds 2 K, and a mixed batch trains on both halves: 3, 2 K + 3, 2 K + 6. For K = 10
-    that is 3, 23 and 26.
-
-    Parameters
-    ----------
-    method : str
-        A key of `advbook.studies.schema.METHODS`.
-    steps : int
-        K, at least 0.
-
-    Raises
-    ------
-    ValueError
-        For an unknown method or a negative number of steps.
-    """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    if steps < 0:
-        raise ValueError(f"steps is at least 0, got {steps}")
-    recipe = METHODS[method]
-    return 3 * (1 + recipe.mix) + 2 * steps * recipe.adversarial
 
 
 def iterates(table: pd.DataFrame, steps: int) -> float:
@@ -99,7 +72,7 @@ def default_iterates() -> dict[str, float]:
 
 def training_kind(method: str) -> str:
     """ "standard" or "adversarial"; a network trained elsewhere may be robust, which costs more."""
-    return "adversarial" if METHODS.get(method, METHODS["adv"]).adversarial else "standard"
+    return "adversarial" if RECIPES.get(method, RECIPES["adv"]).adversarial else "standard"
 
 
 def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tuple[float, str]:
@@ -195,7 +168,7 @@ def compute_hours(
     Parameters
     ----------
     passes : float
-        Images times forward passes an image (`training_passes`).
+        Images times forward passes an image (`advlib.recipes.Recipe.passes`).
     forward_gflop : float
         Of one image, in 10⁹ FLOPs.
     tflops : float
@@ -308,7 +281,7 @@ def on_paper(
     for method in study.methods:
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         if method in study.trained and epochs:
-            passes = training_passes(method, study.train_steps)
+            passes = RECIPES[method].passes(study.train_steps)
             rows.append(("train", method, train * epochs * runs, passes, 0))
     rows.append(("evaluate_clean", "all methods", test, 0, len(study.methods) * runs))
     for attack in study.attacks:

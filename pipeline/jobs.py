@@ -10,8 +10,9 @@ import math
 import sys
 
 import yaml
-from advbook.studies.schema import METHODS, Study, load_study, refuse_unknown
 
+from advbook.studies.schema import Study, load_study, refuse_unknown
+from advlib.recipes import RECIPES
 from pipeline.cost import CONDITIONS, SIZES
 
 HEAVY = (
@@ -63,9 +64,9 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
         study, method = study.recipe(method)
-        if method not in METHODS:
+        if method not in RECIPES:
             return 0  # brought: taken as it is
-        recipe = METHODS[method]
+        recipe = RECIPES[method]
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         return train * epochs * (1 + recipe.adversarial * study.train_steps + recipe.mix)
     if rule == "evaluate_attack":

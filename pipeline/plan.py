@@ -1,10 +1,9 @@
 """What a study will take on this machine: time, memory and disk of each job, from a short probe.
 
-``python -m pipeline.plan fashion_mnist_quick`` probes and prints a row for each job;
-``python -m pipeline.plan fashion_mnist_quick --compare``, after the run, what they then took.
+``python -m advbook plan fashion_mnist_quick`` probes and prints a row for each job;
+``python -m advbook plan fashion_mnist_quick --compare``, after the run, what they then took.
 """
 
-import argparse
 import contextlib
 import functools
 import io
@@ -21,9 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from advbook.studies.schema import METHODS, ROOT, Study, find_study, load_study
 
+from advbook.studies.schema import ROOT, Study, find_study, load_study
 from advlib.files import usable_cores
+from advlib.recipes import RECIPES
 from pipeline.cost import (
     CONDITIONS,
     DEFAULT,
@@ -32,7 +32,6 @@ from pipeline.cost import (
     in_words,
     network_cost,
     save,
-    training_passes,
 )
 
 # --- the jobs of a study --------------------------------------------------------------------------
@@ -337,12 +336,12 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
         missing["attack"] = max(0, at_once - n)
 
     for method in _kinds(study):
-        passes = training_passes(method, study.train_steps)
+        passes = RECIPES[method].passes(study.train_steps)
         # What one process computes at once.
         piece = study.batch_size // (study.devices or 1) // study.accumulate
         batch = max(2, _count(seconds / pass_forward / passes, piece))
-        own = replace(study, batch_size=batch, devices=None, accumulate=1, workers=0)
-        own = replace(own, augment="none", epochs=10**6, pretrain_epochs=10**6)
+        own = replace(study.training(method), batch_size=batch, accumulate=1, workers=0)
+        own = replace(own, augment="none", epochs=10**6)
         times: list[float] = []
 
         def on_step(_, times=times):
@@ -350,10 +349,10 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
             if len(times) > 4 and times[-1] - times[2] > seconds:
                 raise _Enough
 
-        model = network(METHODS[method].extra_logits)
+        model = network(RECIPES[method].extra_logits)
         with tempfile.TemporaryDirectory() as folder, _quiet(), contextlib.suppress(_Enough):
             data = images(16 * batch)
-            fit(model, data, own, method, seed=0, folder=Path(folder), on_step=on_step)
+            fit(model, data, own, RECIPES[method], seed=0, folder=Path(folder), on_step=on_step)
         # The first steps compile kernels and fill caches; the median leaves checkpoints out.
         step = pd.Series(times).diff()[2:].median()
         how = f"fit, {len(times)} steps of {batch} images"
@@ -379,7 +378,7 @@ def _kinds(study) -> dict[str, str]:
 
 
 def _kind_of_step(method: str) -> str:
-    recipe = METHODS[method]
+    recipe = RECIPES[method]
     parts = ["adversarial" if recipe.adversarial else "clean"]
     parts += ["mixed"] * recipe.mix + ["with extra logits"] * recipe.extra_logits
     return ", ".join(parts)
@@ -535,7 +534,7 @@ class _Costs:
     def train(self, row, method, seed):
         study, start = self.study, self.seconds["start training"]
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
-        if method not in METHODS or not epochs:
+        if method not in RECIPES or not epochs:
             return self._row(start, "the weights are taken as they are", "start training")
         kind = f"training {_kind_of_step(method)}"
         images = epochs * (self.sizes["train"] // study.batch_size) * study.batch_size
@@ -646,7 +645,7 @@ def totals(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([by_rule, left.groupby(lambda _: "in all").agg(**how)])
 
 
-def compare(table: pd.DataFrame, since: float) -> pd.DataFrame:
+def compared(table: pd.DataFrame, since: float) -> pd.DataFrame:
     """What jobs were predicted to take beside what they took, by Snakemake's benchmark files.
 
     Parameters
@@ -670,29 +669,27 @@ def compare(table: pd.DataFrame, since: float) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rule", "job", "predicted", "measured"])
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="pipeline.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("study", nargs="?", default=DEFAULT, help="id or file of a study")
-    told = "the last plan beside what the run then took"
-    parser.add_argument("--compare", action="store_true", help=told)
-    given = parser.parse_args(arguments)
-    try:
-        study = load_study(given.study)
-        kept = study.runs / "plan.csv"
-        if given.compare:
-            if not kept.is_file():
-                raise FileNotFoundError(f"{kept} is missing: run `make plan`, then the study")
-            table = compare(pd.read_csv(kept), kept.stat().st_mtime)
-            print(save(table, ROOT / "results/plan" / f"{study.study}.csv"))
-            table.loc["in all"] = ["", "", *table[["predicted", "measured"]].sum()]
-            table["ratio"] = table.predicted / table.measured
-            print(table.round(2).to_string())
-            return
-        started = time.monotonic()
-        table = plan(study, jobs(study, given.study), measured := measure(study))
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        parser.exit(1, f"pipeline.plan: {error}\n")
+def report(name: str, compare: bool = False) -> None:
+    """Probe, plan and print a study; with `compare` the last plan beside what the run then took.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such study or no earlier plan, or it cannot be run.
+    """
+    study = load_study(name)
+    kept = study.runs / "plan.csv"
+    if compare:
+        if not kept.is_file():
+            raise FileNotFoundError(f"{kept} is missing: run `make plan`, then the study")
+        table = compared(pd.read_csv(kept), kept.stat().st_mtime)
+        print(save(table, ROOT / "results/plan" / f"{study.study}.csv"))
+        table.loc["in all"] = ["", "", *table[["predicted", "measured"]].sum()]
+        table["ratio"] = table.predicted / table.measured
+        print(table.round(2).to_string())
+        return
+    started = time.monotonic()
+    table = plan(study, jobs(study, name), measured := measure(study))
     save(table, kept)
     print(measured.to_string(float_format="%.4g", na_rep=""), end="\n\n")
     for shown in (table.drop(columns="benchmark"), totals(table)):
@@ -703,7 +700,3 @@ def main(arguments: list[str] | None = None) -> None:
     said = in_words(left.seconds.sum()), in_words(left.seconds_at_most.sum())
     print(f"{study.title}: about {said[0]} in all, at most {said[1]}, one job after the other")
     print(f"({measured.attrs['sizes'].get('found', '')}; probe {time.monotonic() - started:.0f} s)")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from advbook.studies.schema import ROOT, load_study
 from torch import nn
 
+from advbook.studies.schema import ROOT, load_study
 from advlib.attacks.pgd import pgd_attack
 from advlib.data.sets import load_dataset, stratified_subset
 from advlib.threat import ThreatModel

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import vl_convert
 import yaml
+
 from advbook.audit import ablations
 from advbook.audit import switches as ledger
 from advbook.charts import verdict as charts_verdict
 from advbook.studies.schema import load_study
-from test_claims import evidence, execute, made_up_run, predictions, shown
-
 from advlib.predictions import write_predictions
+from test_claims import evidence, execute, made_up_run, predictions, shown
 
 ATTACKS = [{}, {"steps": 1, "step_size": 0.1}]
 ABLATIONS = {

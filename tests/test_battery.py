@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
+from torch import nn
+
 from advbook.audit import battery as battery_module
 from advbook.audit import battery_tests as battery_verdicts
 from advbook.audit.battery import (
@@ -22,9 +25,6 @@ from advbook.audit.battery import (
 from advbook.charts import battery as charts_battery
 from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
-from scipy import stats
-from torch import nn
-
 from advlib.attacks.pgd import evaluate_attack
 from advlib.data.sets import load_dataset, stratified_subset
 from advlib.predictions import read_facts, read_predictions, write_predictions

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from advbook.studies.schema import ROOT
-from test_notebooks import papermill
 from torch import nn
 
+from advbook.studies.schema import ROOT
 from advlib.attacks.pgd import evaluate_attack, pgd_attack
 from advlib.data.fetch import DataError
 from advlib.networks.build import build_model
 from advlib.threat import ThreatModel
+from test_notebooks import papermill
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measurements

@@ -11,6 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+
 from advbook.build import place
 from advbook.build import sphinx as advbook
 

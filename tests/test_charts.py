@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+
 from advbook.charts import base as charts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
 from advbook.charts import verdict as charts_verdict
 from advbook.claims import claims, verdict
 from advbook.studies import tables as tables_module
 from advbook.studies.schema import ROOT, load_study
 from advbook.studies.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
-
 from advlib import metrics
 from advlib.data import annotations
 from advlib.predictions import write_predictions

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+from sklearn.metrics import confusion_matrix
+
 from advbook.charts.classes import (
     SCALE,
     class_explorer,
@@ -16,8 +18,6 @@ from advbook.charts.classes import (
     top_confusions,
 )
 from advbook.studies.schema import ROOT
-from sklearn.metrics import confusion_matrix
-
 from advlib import metrics
 
 NAMES = ["T-shirt/top", "Coat (long)", "Crêpe", "crane", "Shirt", "[a+b]*?", "crane", "Dress"]

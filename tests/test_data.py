@@ -15,11 +15,11 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from advbook.studies.schema import ROOT
 from PIL import Image
 
+from advbook.__main__ import main
+from advbook.studies.schema import ROOT
 from advlib.data import folders as trees
-from advlib.data import sets as data
 from advlib.data.sets import (
     DATASETS,
     DataError,
@@ -733,13 +733,13 @@ def test_evaluation_takes_any_sequence():
 
 
 def test_command_line(capsys, tmp_path):
-    assert data.main(["digits"]) == 0
+    main(["data", "digits"])
     line = capsys.readouterr().out
     assert line.count("\n") == 3 and "licence: CC BY 4.0" in line
     assert "Digits: 1,297 train images in 10 classes, from scikit-learn" in line
     assert "Digits: 500 test images in 10 classes, from scikit-learn" in line
-    assert data.main(["fashion_mnist", "--data-dir", str(tmp_path)]) == 1
-    assert "holds no fashion_mnist" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: .* holds no fashion_mnist"):
+        main(["data", "fashion_mnist", "--data-dir", str(tmp_path)])
 
 
 # --- the notebook of the images -----------------------------------------------------------------

@@ -12,17 +12,18 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from advbook.studies import evaluate
+from safetensors.torch import load_file
+
+from advbook.__main__ import main
+from advbook.studies import evaluate, launch
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
-from safetensors.torch import load_file
-from two_processes import Stopped, stop_at, train, without_corrupting
-
 from advlib import distributed
 from advlib import train as training
 from advlib.data.sets import training_batches
 from advlib.predictions import missing_parts
 from advlib.train import batch_share
+from two_processes import Stopped, stop_at, train, without_corrupting
 
 TESTS = str(Path(__file__).parent)
 pytestmark = pytest.mark.skipif(
@@ -89,7 +90,7 @@ def done(tmp_path_factory):
             evaluate.attack_predictions(study, "std", 0, "pgd40")
         patch.setenv("PYTHONPATH", TESTS)
         study = dataclasses.replace(study, devices=2)
-        distributed.launch("two_processes", study, "--folder", str(two))
+        launch.launch(study, "--folder", str(two), module="two_processes")
     return one, two
 
 
@@ -149,7 +150,7 @@ def test_a_failing_process_stops_all_with_its_message(monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", TESTS)
     study = dataclasses.replace(small_study(), devices=2)
     with pytest.raises(RuntimeError, match="2 processes failed.*ValueError: rank 1 stumbled"):
-        distributed.launch("two_processes", study)
+        launch.launch(study, module="two_processes")
     assert "Traceback" in capsys.readouterr().out
 
 
@@ -169,7 +170,7 @@ def test_a_gpu_less_than_processes_is_said_at_once(monkeypatch):
     monkeypatch.setattr(distributed, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="2 processes, one a GPU.*shows 1"):
-        distributed.launch("x", dataclasses.replace(small_study(), devices=2))
+        launch.launch(dataclasses.replace(small_study(), devices=2), module="x")
 
 
 @pytest.mark.parametrize("kind", ["crop", "crop_flip"])
@@ -226,15 +227,6 @@ def test_other_errors_of_torch_stay_as_they_are(monkeypatch, tmp_path):
         train(small_study(), "std", tmp_path)
 
 
-def test_a_machine_that_cannot_compile_says_so(monkeypatch, tmp_path):
-    def broken(*_, **__):
-        raise OSError("no C++ compiler\nwas found")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(RuntimeError, match="leave compile out. It said: no C"):
-        train(dataclasses.replace(small_study(), compile=True), "std", tmp_path)
-
-
 @pytest.mark.parametrize(
     "kept", [[], [(0, 40)], [(10, 20), (60, 101)], [(0, 101)], [(0, 50), (30, 60)]]
 )
@@ -256,12 +248,12 @@ def test_how_a_study_is_computed_does_not_decide_what_it_is(tmp_path):
     """So a run goes on with another number of processes, and finds what it started from."""
     from advbook.studies.parameters import notebook_parameters
 
-    values = {"study": "digits", "devices": 2, "accumulate": 4, "compile": True}
+    values = {"study": "digits", "devices": 2, "accumulate": 4}
     study, _ = notebook_parameters(values)
-    assert (study.study, study.devices, study.accumulate, study.compile) == ("digits", 2, 4, True)
+    assert (study.study, study.devices, study.accumulate) == ("digits", 2, 4)
     settings = [s.training_settings("adv", 0, "data", None) for s in (study, load_study("digits"))]
     assert settings[0] == settings[1]
-    for change in ({"devices": 0}, {"accumulate": 0}, {"compile": 1}):
+    for change in ({"devices": 0}, {"accumulate": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             make_study(study.to_dict() | change)
 
@@ -269,10 +261,10 @@ def test_how_a_study_is_computed_does_not_decide_what_it_is(tmp_path):
 def test_an_evaluation_by_command(done, monkeypatch, capsys):
     monkeypatch.setenv("ADVLIB_RUNS", str(done[0] / "runs"))
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match="benchmark is one of clean, corruptions"):
-        evaluate.main(["--study", "digits", "--benchmark", "pgd41"])
-    with pytest.raises(ValueError, match="method is one of"):
-        evaluate.main(["--study", "digits", "--benchmark", "pgd40"])
+    with pytest.raises(SystemExit, match="benchmark is one of clean, corruptions"):
+        main(["evaluate", "--study", "digits", "--benchmark", "pgd41"])
+    with pytest.raises(SystemExit, match="method is one of"):
+        main(["evaluate", "--study", "digits", "--benchmark", "pgd40"])
     assert "RANK" not in os.environ
 
 

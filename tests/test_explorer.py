@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+
 from advbook.charts.explorer import class_panel, picture, probability_chart, verdict
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import ROOT, load_study
 from advbook.widgets import explorer
 from advbook.widgets.explorer import Background, Explorer, attack_steps, class_errors, own_image
-from PIL import Image
-
 from advlib.attacks.pgd import pgd_attack
 from advlib.threat import ThreatModel
 

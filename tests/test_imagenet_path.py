@@ -9,11 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from advbook.studies.runs import load_run, train_method
-from advbook.studies.schema import make_study
 from PIL import Image
 from safetensors.torch import load_file
 
+from advbook.studies.runs import load_run, train_method
+from advbook.studies.schema import make_study
 from advlib.data import fetch
 from advlib.data.sets import load_dataset, training_batches
 from advlib.networks import build as models
@@ -267,6 +267,7 @@ KILLED = """
     from advlib import train
     from advlib.networks.build import build_model
     from advbook.studies.schema import make_study
+    from advlib.recipes import RECIPES
 
     torch.set_num_threads(1)
     torch.manual_seed(int(sys.argv[4]))
@@ -278,7 +279,8 @@ KILLED = """
     kill = int(sys.argv[3])
     before = torch.get_rng_state()
     train.fit(
-        model, study.images("train"), study, "adv", seed=0, folder=Path(sys.argv[1]),
+        model, study.images("train"), study.training("adv"), RECIPES["adv"], seed=0,
+        folder=Path(sys.argv[1]),
         checkpoint_seconds=0,
         on_step=lambda done: done == kill and os.kill(os.getpid(), signal.SIGKILL),
     )

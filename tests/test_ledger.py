@@ -8,13 +8,13 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from advbook.audit import switches as ledger
 from advbook.charts import switches as charts_ledger
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
-from torch import nn
-from torch.nn import functional as F
-
 from advlib.attacks import pgd as attacks
 from advlib.attacks.pgd import evaluate_attack, pgd_attack
 from advlib.networks.build import Normalize

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from advbook.studies.schema import ROOT
 from scipy import stats
 
+from advbook.studies.schema import ROOT
 from advlib import metrics
 
 

@@ -5,9 +5,9 @@ import urllib.error
 
 import pytest
 import torch
-from advbook.studies.schema import make_study
 from safetensors.torch import save_file
 
+from advbook.studies.schema import make_study
 from advlib.data.vision import torchvision
 from advlib.labels import find_head, widen_head
 from advlib.networks import build as models

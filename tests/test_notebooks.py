@@ -8,8 +8,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from advbook.studies.schema import ROOT, load_study
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
+
+from advbook.studies.schema import ROOT, load_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -62,7 +63,10 @@ def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
         notebook = nbformat.read(tmp_path / name, as_version=4)
         assert bool(notebook.cells[0].outputs) == kept
         assert bool(notebook.cells[0].execution_count) == kept == ("widgets" in notebook.metadata)
-    assert "--ContentsManager.pre_save_hook=pipeline.lab.without_outputs" in (ROOT / "Makefile").read_text()
+    assert (
+        "--ContentsManager.pre_save_hook=pipeline.lab.without_outputs"
+        in (ROOT / "Makefile").read_text()
+    )
 
 
 def test_a_mistyped_parameter_stops_in_the_first_cell(tmp_path):

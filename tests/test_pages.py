@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
 from advbook.build import pages, place
 from advbook.charts import cover as charts_cover
 from advbook.claims import claims
 from advbook.claims import front as overview
 from advbook.studies.schema import ROOT, Study, make_study
-
 from advlib import __version__
 from advlib.predictions import results_date, write_predictions
 

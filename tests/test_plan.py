@@ -9,8 +9,10 @@ import time
 
 import pandas as pd
 import pytest
-from advbook.studies.schema import ROOT, load_study
 
+from advbook.__main__ import main
+from advbook.studies.schema import ROOT, load_study
+from advlib.recipes import RECIPES
 from pipeline import cost, plan
 
 A100 = {"forward_gflop": 8.178, "tflops": 312.0, "efficiency": 0.2}
@@ -29,7 +31,7 @@ def test_flops_are_twice_the_published_multiply_adds(name, gmac, parameters):
     found = cost.network_cost(name, 224)
     assert found["forward_gflop"] == pytest.approx(2 * gmac, rel=0.02)
     assert found["parameters"] == parameters
-    # The assumption of `training_passes`: the input gradient costs as much as the forward pass.
+    # The assumption of `Recipe.passes`: the input gradient costs as much as the forward pass.
     assert found["attack_gflop"] == pytest.approx(2 * found["forward_gflop"], rel=0.05)
     committed = pd.read_csv(ROOT / "results/plan/networks.csv").set_index("network")
     assert committed.forward_gflop[name] == pytest.approx(found["forward_gflop"], rel=1e-3)
@@ -46,13 +48,9 @@ def test_flops_grow_with_the_area_and_do_not_depend_on_the_number_of_images():
 
 
 def test_pgd_training_is_2k_plus_3_forward_passes():
-    assert [cost.training_passes(m, 10) for m in ("std", "adv", "adv_plus")] == [3, 23, 23]
-    assert cost.training_passes("adv_mix", 10) == 26
-    assert cost.training_passes("adv", 0) == cost.training_passes("std", 7) == 3
-    with pytest.raises(ValueError, match="unknown method 'advv'"):
-        cost.training_passes("advv", 10)
-    with pytest.raises(ValueError, match="steps is at least 0"):
-        cost.training_passes("adv", -1)
+    assert [RECIPES[m].passes(10) for m in ("std", "adv", "adv_plus")] == [3, 23, 23]
+    assert RECIPES["adv_mix"].passes(10) == 26
+    assert RECIPES["adv"].passes(0) == RECIPES["std"].passes(7) == 3
 
 
 def test_hours_by_hand():
@@ -254,18 +252,16 @@ def test_a_finished_study_is_compared_with_its_plan(digits, measured, tmp_path):
     table = plan.plan(load_study("digits"), digits, measured)
     table["benchmark"] = [str(tmp_path / f"{i}.tsv") for i in range(len(table))]
     (tmp_path / "0.tsv").write_text("s\th:m:s\n2.5\t0:00:02\n")
-    assert plan.compare(table, since=time.time() + 60).empty  # of a run before the plan
-    found = plan.compare(table, since=time.time() - 60)
+    assert plan.compared(table, since=time.time() + 60).empty  # of a run before the plan
+    found = plan.compared(table, since=time.time() - 60)
     assert found.measured.to_list() == [2.5] and found.predicted.item() == table.seconds[0]
 
 
-def test_an_unknown_study_is_refused(capsys):
-    with pytest.raises(SystemExit) as left:
-        plan.main(["imagenett"])
-    assert left.value.code == 1 and "no study 'imagenett'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        plan.main(["digits", "--compare"])
-    assert "make plan" in capsys.readouterr().err
+def test_an_unknown_study_is_refused():
+    with pytest.raises(SystemExit, match="error: no study 'imagenett'"):
+        main(["plan", "imagenett"])
+    with pytest.raises(SystemExit, match="make plan"):
+        main(["plan", "digits", "--compare"])
 
 
 def test_times_as_people_say_them():

@@ -10,9 +10,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from advbook.audit import battery_tests as battery_verdicts
 from test_battery import judged
-from torch import nn
 
 
 class Noise(nn.Module):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from advbook.studies.schema import ROOT, load_study
-from conftest import OWN_STUDY, snakemake
 from PIL import Image
 
+from advbook.studies.schema import ROOT, load_study
+from conftest import OWN_STUDY, snakemake
 from pipeline import gpus, jobs
 
 PROFILES = ROOT / "profiles"

@@ -5,9 +5,9 @@ import tomllib
 
 import pytest
 import yaml
-from advbook.studies.schema import ROOT
 
 import advlib
+from advbook.studies.schema import ROOT
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]

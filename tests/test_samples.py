@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+
 from advbook.build import pages
 from advbook.charts import pictures as charts_gallery
 from advbook.studies.runs import load_run, train_method
@@ -28,8 +30,6 @@ from advbook.studies.samples import (
     sample_positions,
 )
 from advbook.studies.schema import ROOT, load_study
-from PIL import Image
-
 from advlib.attacks.pgd import classify, evaluate_attack
 from advlib.networks.build import default_device
 from advlib.predictions import read_predictions

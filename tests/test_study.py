@@ -1,16 +1,17 @@
 import dataclasses
 
 import pytest
+
 from advbook.studies.parameters import notebook_parameters
 from advbook.studies.schema import (
     DATASETS,
-    METHODS,
     ROOT,
     STUDIES,
     Study,
     load_study,
     make_study,
 )
+from advlib.recipes import RECIPES
 
 SHORT = {"study": "mine", "dataset": "digits", "model": "cifar_resnet8", "pretrain_epochs": 1}
 
@@ -157,7 +158,7 @@ def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
 
 def test_notebook_parameters_from_a_study_file():
     injected = SHORT | {"eps": "8/255", "method": "adv", "seed": 1}
-    study, own = notebook_parameters(injected, method=METHODS, seed=int)
+    study, own = notebook_parameters(injected, method=RECIPES, seed=int)
     assert study == Study(**SHORT, eps=8 / 255)
     assert (own.method, own.seed) == ("adv", 1)
 
@@ -215,7 +216,7 @@ def test_the_check_may_run_again(tmp_path):
 def test_mistyped_notebook_parameters_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         notebook_parameters(
-            {"study": "digits", "method": "adv", "seed": 0} | change, method=METHODS, seed=int
+            {"study": "digits", "method": "adv", "seed": 0} | change, method=RECIPES, seed=int
         )
 
 

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 import torch
 import vl_convert
-from advbook.claims import table_check
-from advbook.studies.schema import ROOT
 from scipy import stats
 from torch.nn import functional as F
 
+from advbook.claims import table_check
+from advbook.studies.schema import ROOT
 from advlib.labels import label_augmentation_targets
 from advlib.metrics import class_summary
 

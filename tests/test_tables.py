@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+
 from advbook.studies.bring import bring
 from advbook.studies.schema import (
     DATA_FIELDS,
-    METHODS,
     ROOT,
     TRAINING_FIELDS,
-    Method,
     Study,
     digest,
     load_study,
@@ -37,10 +36,10 @@ from advbook.studies.tables import (
     table_paths,
     with_real,
 )
-
 from advlib import metrics
 from advlib.data import annotations
 from advlib.predictions import read_facts, read_predictions, write_predictions
+from advlib.recipes import RECIPES, Recipe
 from advlib.threat import PROTOCOLS, ThreatModel
 
 CORRUPTED = pd.DataFrame({"corruption": metrics.CORRUPTIONS}).merge(
@@ -261,10 +260,10 @@ def _grown(kind):
 
 
 def _fields_added(monkeypatch):
-    """Method, ThreatModel and Study with a field more, at its default."""
-    methods = _grown(Method)
-    for name, recipe in METHODS.items():
-        monkeypatch.setitem(METHODS, name, methods(**dataclasses.asdict(recipe)))
+    """Recipe, ThreatModel and Study with a field more, at its default."""
+    methods = _grown(Recipe)
+    for name, recipe in RECIPES.items():
+        monkeypatch.setitem(RECIPES, name, methods(**dataclasses.asdict(recipe)))
     threats = _grown(ThreatModel)
     for name, threat in PROTOCOLS.items():
         monkeypatch.setitem(PROTOCOLS, name, threats(**dataclasses.asdict(threat)))
@@ -307,8 +306,8 @@ def test_a_new_field_counts_once_it_is_set(monkeypatch, small_run):
     monkeypatch.setattr("advbook.studies.schema.DATA_FIELDS", DATA_FIELDS)
     with pytest.raises(ValueError, match="another newer"):
         study_tables(dataclasses.replace(study, newer=1), small_run.runs)
-    recipe = dataclasses.replace(METHODS["adv"], newer=1)
-    monkeypatch.setitem(METHODS, "adv", recipe)
+    recipe = dataclasses.replace(RECIPES["adv"], newer=1)
+    monkeypatch.setitem(RECIPES, "adv", recipe)
     with pytest.raises(ValueError, match="another newer"):
         study_tables(study, small_run.runs)
 

@@ -34,13 +34,13 @@ def network():
 
 
 def train(study, method, folder, **more):
+    from advlib.recipes import RECIPES
     from advlib.train import fit
 
-    study = dataclasses.replace(study, augment="crop_flip")
-    images = study.images("train")
-    return fit(
-        network(), images, study, method, seed=0, folder=folder, checkpoint_seconds=0, **more
-    )
+    training = dataclasses.replace(study.training(method), augment="crop_flip")
+    images, recipe = study.images("train"), RECIPES[method]
+    how = dict(seed=0, folder=folder, checkpoint_seconds=0)
+    return fit(network(), images, training, recipe, **how, **more)
 
 
 def without_corrupting(evaluate):
@@ -61,7 +61,6 @@ def main():
         time.sleep(600)
     from advbook.studies import evaluate
     from advbook.studies.schema import load_study
-
     from advlib import distributed
 
     torch.set_num_threads(1)

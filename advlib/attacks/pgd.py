@@ -29,6 +29,7 @@ def pgd_attack(
     generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    radius: torch.Tensor | None = None,
     check: bool = True,
 ) -> torch.Tensor:
     """Projected gradient descent (Madry et al. 2018): the last iterate of one start.
@@ -51,6 +52,9 @@ def pgd_attack(
     objective : callable, optional
         Logits (N, K+M) in float32 and the labels that the attack leaves (N,) to the scalar that it
         climbs, in place of the loss of the threat model (Adv⁺ climbs Eq. 4).
+    radius : float tensor (N,), optional
+        ε of each image, at least 0, in place of the threat model's; the step stays the threat
+        model's.
     check : bool
         False where images and labels are known to be in range: to look at them is to wait for the
         device, batch after batch.
@@ -73,6 +77,7 @@ def pgd_attack(
         generator=generator,
         noise=noise,
         objective=objective,
+        radius=radius,
         check=check,
     )
     return collections.deque(iterates, maxlen=1).pop()
@@ -88,6 +93,7 @@ def pgd_iterates(
     generator: torch.Generator | None = None,
     noise: torch.Tensor | None = None,
     objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    radius: torch.Tensor | None = None,
     check: bool = True,
 ) -> Iterator[torch.Tensor]:
     """The iterates of `pgd_attack` one by one: the start, then one after each step.
@@ -103,7 +109,7 @@ def pgd_iterates(
         y = _attacked_label(model, x, y, threat, num_classes, check)
         if noise is None:
             noise = start_noise(x.shape, threat, generator, x.device)
-        eps, step = _radius(model, x, threat)
+        eps, step = _radius(model, x, threat, radius)
         x_adv = _start(x, noise, eps, threat)
         yield x_adv
         for _ in range(threat.steps if threat.eps else 0):
@@ -467,12 +473,13 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
     return seen.argmax(1) if predicted else y
 
 
-def _radius(model, x, threat):
-    """eps and step in pixels: numbers, or (1, C, 1, 1) where they live in normalised space."""
+def _radius(model, x, threat, radius=None):
+    """eps and step in pixels: numbers, or tensors (N or 1, C or 1, 1, 1)."""
+    eps = threat.eps if radius is None else radius.to(x).view(-1, 1, 1, 1)
     if threat.eps_space == "pixel":
-        return threat.eps, threat.step
+        return eps, threat.step
     std = pixel_std(model).to(x.device)
-    return threat.eps * std, threat.step * std
+    return eps * std, threat.step * std
 
 
 def start_noise(
@@ -525,7 +532,10 @@ def _project(x, x_adv, eps, threat):
         x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps)
     else:
         # In normalised space eps is per channel and the ball an ellipsoid: measured in its units.
-        scaled = (x_adv - x) / eps if threat.eps else x_adv * 0
+        if isinstance(eps, torch.Tensor):
+            scaled = torch.where(eps > 0, (x_adv - x) / eps, 0)
+        else:
+            scaled = (x_adv - x) / eps if eps else x_adv * 0
         x_adv = x + eps * scaled / _l2(scaled).clamp_min(1)
     return x_adv.clamp(0, 1) if threat.clip else x_adv
 

@@ -1,8 +1,6 @@
 """Data sets by name or folder. Images leave here in [0, 1]; normalisation lives in the model."""
 
-import argparse
 import functools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,33 +406,3 @@ _READERS = {
     "imagenet": functools.partial(_read_located_tree, "imagenet"),
     "folder": functools.partial(_read_located_tree, "folder"),
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m advlib.data.sets NAME``: fetch or check a data set, and say in a line what it is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m advlib.data.sets", description="Fetch or check a data set."
-    )
-    parser.add_argument("dataset", choices=list(DATASETS))
-    parser.add_argument("--data-dir", help="the folder that holds it")
-    parser.add_argument("--split", nargs="*", default=["train", "test"], help="what is needed")
-    options = parser.parse_args(arguments)
-    try:
-        parts = {
-            split: load_dataset(options.dataset, split, data_dir=options.data_dir)
-            for split in options.split
-        }
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for split, images in parts.items():
-        print(
-            f"{images.title}: {len(images):,} {split} images in {images.num_classes} classes, from "
-            f"{images.source}; fingerprint {images.fingerprint[:12]}"
-        )
-    print(f"licence: {DATASETS[options.dataset].licence}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

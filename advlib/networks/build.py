@@ -12,7 +12,6 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from advbook.studies.schema import check_choice
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -510,7 +509,8 @@ def default_device() -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
     """ "auto" is bfloat16 where the device computes in it natively, else float32."""
-    check_choice("dtype", dtype, ("auto", "float32", "bfloat16"))
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype is one of auto, float32, bfloat16, got {dtype!r}")
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     kind = torch.device(device).type
@@ -532,3 +532,15 @@ def autocast(device: torch.device | str, dtype: torch.dtype):
             allow_tf32=False,
         )
     return torch.autocast(torch.device(device).type, dtype)
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device):
+    """Kernels that end a resumed run with the same bits, and torch's generators lent to the run."""
+    # No TF32 either, which gradients of float32 training would otherwise be computed in.
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    # Dropout and stochastic depth draw from torch's global generators.
+    with flags, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -5,10 +5,10 @@ import math
 
 import pandas as pd
 
-from advbook.studies.schema import METHODS
 from advbook.studies.seeds import over_seeds, t_interval, with_spread
 from advbook.studies.tables import in_per_cent, per_cent, read_study
 from advlib import metrics
+from advlib.recipes import RECIPES
 
 INGREDIENTS = {  # what pages call them; a setting that is not named here is called by its key
     "mix": "clean images in the batch",
@@ -45,7 +45,7 @@ def adversarial_runs(study) -> dict[str, str]:
     return {
         name: title
         for name, title in names.items()
-        if known[name] in METHODS and METHODS[known[name]].adversarial
+        if known[name] in RECIPES and RECIPES[known[name]].adversarial
     }
 
 
@@ -68,7 +68,7 @@ def ingredients(study, name: str) -> dict:
         the study.
     """
     changed, method = study.recipe(name)
-    recipe = METHODS[method]
+    recipe = RECIPES[method]
     settings = changed.training_settings(method, 0, "", None)
     apart = {field.name for field in dataclasses.fields(recipe)}
     apart |= {"method", "seed", "data", "start", "threat", "delta", "num_transforms"}

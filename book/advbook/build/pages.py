@@ -10,7 +10,7 @@ import pandas as pd
 
 from advbook.build.place import GENERATED, expand_toc, place_study
 from advbook.claims.front import given_name, titled
-from advbook.studies.schema import HOW, METHODS, ROOT, STUDIES, Study, find_study, load_study
+from advbook.studies.schema import HOW, ROOT, STUDIES, Study, find_study, load_study
 from advbook.studies.tables import (
     AUDIT,
     SAMPLES,
@@ -20,6 +20,7 @@ from advbook.studies.tables import (
     study_tables,
     table_paths,
 )
+from advlib.recipes import RECIPES
 
 DEFAULT = "fashion_mnist_quick"
 CHAPTERS = {  # of a study, by the notebook that makes it
@@ -441,7 +442,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     if not study.trained:
         return text + absent
     seeds = "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
-    attacked = sum(METHODS[m].adversarial for m in study.methods if m in METHODS)
+    attacked = sum(RECIPES[m].adversarial for m in study.methods if m in RECIPES)
     text += (
         "\n\n**What it costs.** A {term}`pass` is counted here as one forward and one backward, "
         "for one image. "

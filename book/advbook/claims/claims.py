@@ -9,11 +9,11 @@ import pandas as pd
 from scipy.special import ndtri
 
 from advbook.claims.table_check import noise_corrected_sd
-from advbook.studies.schema import METHODS
 from advbook.studies.seeds import t_interval
 from advbook.studies.tables import audit_paths, read_audit, read_study, read_tables, with_real
 from advlib import metrics
 from advlib.data import annotations
+from advlib.recipes import RECIPES
 
 HOLDS, FAILS, OPEN = "holds in sign", "does not hold", "not resolved"
 # What one training shows by its images is no verdict on a method: another seed may differ.
@@ -496,7 +496,7 @@ def at_the_edge(rows: pd.DataFrame) -> str:
     for end in ("before", "after"):
         for method, error in zip(rows[end], rows[f"error_{end}"].astype(float), strict=True):
             if error <= EDGE or error >= 1 - EDGE:
-                name = METHODS[method].name if method in METHODS else method
+                name = RECIPES[method].title if method in RECIPES else method
                 found[method] = f"{name} errs on {100 * error:.2f} % of the images"
     return ", ".join(found.values())
 

@@ -23,10 +23,10 @@ from advbook.claims.claims import (
     sides,
     size_excluded,
 )
-from advbook.studies.schema import METHODS
 from advbook.studies.seeds import t_interval
 from advbook.studies.tables import in_per_cent, per_cent
 from advlib import metrics
+from advlib.recipes import RECIPES
 
 EXCLUDED = "an effect of the paper's size is excluded"
 OF_ONE_SEED = " (with one seed: in that training)"
@@ -218,7 +218,7 @@ def effects(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataFrame:
     originals = {new: old for names in VARIANTS.values() for old, new in names.items()}
     table = comparisons[comparisons.paper.notna()].copy()
     pairs = [
-        " → ".join(METHODS[originals.get(m, m)].name for m in pair)
+        " → ".join(RECIPES[originals.get(m, m)].title for m in pair)
         for pair in zip(table.before, table.after, strict=True)
     ]
     what = [

@@ -1,25 +1,20 @@
 """Predictions of a study's trained networks: clean, corrupted or attacked images.
 
-``python -m advbook.studies.evaluate --study cifar10 --benchmark pgd40 --method adv`` works in one
-process, ``torchrun --nproc-per-node 8 -m advbook.studies.evaluate …`` in eight, one a GPU. The
-notebooks do the same for a study with ``devices: 8``. Each process takes other
-images; what is finished is kept, so an evaluation that was interrupted goes on,
-with any number of processes.
+Of processes that work together each takes other images. What is finished is kept, so an evaluation
+that was interrupted goes on, with any number of processes.
 """
 
-import argparse
 import functools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 
+from advbook.studies import launch
 from advbook.studies.runs import load_run
-from advbook.studies.schema import METHODS, Study, check_choice, digest, load_study
+from advbook.studies.schema import Study, digest
 from advlib import distributed
 from advlib.attacks.pgd import evaluate_attack, probe_batch_size
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
@@ -33,7 +28,6 @@ from advlib.predictions import (
     read_parts,
     write_predictions,
 )
-from advlib.threat import PROTOCOLS
 
 ATTACK_PART = 2048  # images of a part that is kept once attacked
 RUN_FACTS = ("study", "method", "seed", "checkpoint_hash", "settings")
@@ -68,9 +62,9 @@ def clean_predictions(
         With the message of the process that failed first, if it is one of several.
     """
     paths = _paths(study, "clean", ablations)
-    if distributed.to_launch(study):
+    if launch.to_launch(study):
         which = ["--ablations"] if ablations else []
-        distributed.launch("advbook.studies.evaluate", study, "--benchmark", "clean", *which)
+        launch.launch(study, "evaluate", "--benchmark", "clean", *which)
         return paths
     images, models, runs = _images_and_networks(study, paths)
     facts = _image_facts(study, images) | {"threat": None, "dtype": "float32"}
@@ -110,8 +104,8 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
     in `clean_predictions`, and `advlib.data.sets.DataError` of `advlib.data.corruptions.prepare`.
     """
     paths = _paths(study, "corruptions")
-    if distributed.to_launch(study):
-        distributed.launch("advbook.studies.evaluate", study, "--benchmark", "corruptions")
+    if launch.to_launch(study):
+        launch.launch(study, "evaluate", "--benchmark", "corruptions")
         return paths
     clean, models, runs = _images_and_networks(study, paths)
     images, published = study.corruption_set(clean)
@@ -179,9 +173,9 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
         As in `clean_predictions`.
     """
     path = study.runs / "predictions" / attack / f"{method}-seed{seed}.parquet"
-    if distributed.to_launch(study):
+    if launch.to_launch(study):
         arguments = ("--benchmark", attack, "--method", method, "--seed", str(seed))
-        distributed.launch("advbook.studies.evaluate", study, *arguments)
+        launch.launch(study, "evaluate", *arguments)
         return path
     device = device or default_device()
     images, models, runs = _images_and_networks(study, [(method, seed)])
@@ -262,33 +256,3 @@ def _run_facts(run: dict) -> dict:
 
 def _hashes(runs: dict) -> dict:
     return {f"{m}-{s}": run["checkpoint_hash"] for (m, s), run in runs.items()}
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluate networks of a study, on the processes that torchrun started or on one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m advbook.studies.evaluate", description="Predictions of a study's networks."
-    )
-    parser.add_argument("--study", required=True, help="an id or the path of a study file")
-    parser.add_argument("--benchmark", required=True, help="clean, corruptions, or an attack")
-    parser.add_argument("--method", help="for an attack: a method or an ablation of the study")
-    parser.add_argument("--seed", type=int, default=0, help="for an attack: of the network")
-    parser.add_argument("--ablations", action="store_true", help="for clean: of these networks")
-    options = parser.parse_args(arguments)
-    with distributed.process_group() as device:
-        study = load_study(options.study)
-        check_choice("benchmark", options.benchmark, ("clean", "corruptions", *PROTOCOLS))
-        if options.benchmark == "clean":
-            clean_predictions(study, ablations=options.ablations, device=device)
-        elif options.benchmark == "corruptions":
-            corruption_predictions(study, device=device)
-        else:
-            known = (*METHODS, *study.checkpoints, *study.ablations)
-            check_choice("method", options.method, known)
-            attack_predictions(
-                study, options.method, options.seed, options.benchmark, device=device
-            )
-
-
-if __name__ == "__main__":
-    sys.exit(record(main)())

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advbook.studies.schema import METHODS, Study, digest
+from advbook.studies import launch
+from advbook.studies.schema import Study, digest
 from advlib import distributed
 from advlib.checkpoints import CHECKPOINT, checkpoint_facts, save_checkpoint
 from advlib.data.sets import DATASETS, stream_seed
@@ -26,6 +27,7 @@ from advlib.networks.build import (
     study_preprocessing,
     weights_name,
 )
+from advlib.recipes import RECIPES
 from advlib.train import LOG_COLUMNS, batch_share, fit
 
 
@@ -67,11 +69,12 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     brought = method in study.checkpoints
     taken = brought or (method == "pretrained" and not study.pretrain_epochs)
     if not taken:
-        alone = distributed.to_launch(study)
-        batch_share(study, study.devices if alone else distributed.world_size())
+        alone = launch.to_launch(study)
+        processes = study.devices if alone else distributed.world_size()
+        batch_share(study.training(study.recipe(method)[1]), processes)
         if alone:
             arguments = ("--method", method, "--seed", str(seed))
-            distributed.launch("advlib.train", study, *arguments)
+            launch.launch(study, "train", *arguments)
             return read_run(study, method, seed)
     with distributed.in_turns():
         train_set = study.images(study.evaluation_split if brought else "train")
@@ -80,27 +83,28 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     settings = study.training_settings(
         method, seed, train_set.fingerprint, _origin(study, method, start)
     )
-    recipe = study.recipe(method)
+    changed, base = study.recipe(method)
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     with distributed.in_turns():
         if brought:
             path = study.file(study.checkpoints[method])
             model = brought_model(study, path, train_set.num_classes)
         else:
-            model = initial_model(*recipe, seed, train_set.num_classes, start)
+            model = initial_model(changed, base, seed, train_set.num_classes, start)
     first = distributed.rank() == 0
     if first and (study.weights or brought):
         print(_preparation(train_set, model))
     if taken:
         if first:
             folder.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(folder / CHECKPOINT, model, None, 0, [], settings)
+            save_checkpoint(folder / CHECKPOINT, {"model": model}, None, 0, [], settings)
         log = pd.DataFrame(columns=LOG_COLUMNS)
     else:
         log = fit(
             model,
             train_set,
-            *recipe,
+            changed.training(base),
+            RECIPES[base],
             seed=seed,
             folder=folder,
             settings=settings,
@@ -181,7 +185,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     if start is not None:
         load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
     _check_normalisation(study, model)
-    if METHODS[method].extra_logits:
+    if RECIPES[method].extra_logits:
         generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
         widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
     return model

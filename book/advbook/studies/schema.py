@@ -12,37 +12,12 @@ from pathlib import Path
 
 import yaml
 
+from advlib.recipes import RECIPES, Training
 from advlib.threat import PROTOCOLS, ThreatModel, identity, parse_number
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDIES = ROOT / "notebooks" / "studies"
 
-
-@dataclass(frozen=True)
-class Method:
-    """A training method as data: `advlib.train.fit` runs all of them in one loop."""
-
-    name: str
-    adversarial: bool = False
-    mix: bool = False  # N clean and N adversarial images a step
-    extra_logits: bool = False  # K+M logits instead of K
-    label_augmentation: bool = False  # Eq. 3 and 4 with the study's delta; else delta = 0
-    label_smoothing: bool = False  # torch's, with the study's delta
-
-
-METHODS: dict[str, Method] = {
-    "pretrained": Method("Pretrained"),
-    "std": Method("Std"),
-    "adv": Method("Adv", adversarial=True),
-    "adv_plus": Method("Adv⁺", adversarial=True, extra_logits=True, label_augmentation=True),
-    "adv_mix": Method("Adv mixed", adversarial=True, mix=True),
-    "adv_plus_mix": Method(
-        "Adv⁺ mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
-    ),
-    "adv_smoothing": Method("Adv smoothing", adversarial=True, label_smoothing=True),
-    "adv_extra_logit": Method("Adv extra logit", adversarial=True, extra_logits=True),
-}
-"""Method ids, in the order in which tables and charts show them."""
 
 ABLATED = (
     *("delta", "replace_head", "train_objective", "train_label_source", "transforms"),
@@ -66,8 +41,8 @@ COLUMNS = (
 )
 """Columns of tables that have one more for each method: no network has one of these names."""
 
-METHOD_FIELDS = frozenset({"adversarial", "mix", "extra_logits", "label_augmentation"})
-METHOD_FIELDS |= {"name", "label_smoothing"}
+RECIPE_FIELDS = frozenset({"adversarial", "mix", "extra_logits", "label_augmentation"})
+RECIPE_FIELDS |= {"title", "label_smoothing"}
 DATA_FIELDS = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
 DATA_FIELDS += ("image_size", "resize", "interpolation", "evaluation_split")
 NETWORK_FIELDS = ("dataset", "model", "weights", "image_size", "resize", "interpolation")
@@ -76,14 +51,14 @@ TRAINING_FIELDS = ("augment", "dtype", "batch_size", "momentum", "weight_decay",
 STUDY_FIELDS = frozenset({*DATA_FIELDS, *NETWORK_FIELDS, *TRAINING_FIELDS})
 """Fields by which results are always recognised; see `advlib.threat.identity`.
 
-A new field of `Method` needs nothing. A new one of `Study` that decides images or weights is named
+A new field of `Recipe` needs nothing. A new one of `Study` that decides images or weights is named
 in `Study.data_settings` or `Study.training_settings`. Nothing is added here.
 """
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
 """Keys of `advlib.data.sets.DATASETS`, which needs torch."""
 
-HOW = ("devices", "accumulate", "compile")
+HOW = ("devices", "accumulate")
 """Keys about how a study is computed: they decide neither its name nor which run goes on."""
 
 
@@ -137,13 +112,13 @@ class Study:
     train_label_source: str = "true"  # the label that the training attack leaves; or predicted
     # Changes of the training attack, one dict for each transformation logit: images take turns.
     transforms: list[dict] = field(default_factory=list)
-    methods: list[str] | None = None  # of METHODS; None: pretrained, std, adv and adv_plus
+    methods: list[str] | None = None  # of RECIPES; None: pretrained, std, adv and adv_plus
     seeds: list[int] = field(default_factory=lambda: [0])
     attacks: list[str] | None = None  # of threat.PROTOCOLS; None: pgd40
     corruptions: str | None = None  # generated, published or none; None: generated
     corruptions_dir: str | None = None  # folder of the published set; None looks beside the data
     corruption_images: int | None = None  # a stratified subset of the evaluated images; None: all
-    # Trained and evaluated by `make audit`, with the first seed alone: id -> {method: of METHODS,
+    # Trained and evaluated by `make audit`, with the first seed alone: id -> {method: of RECIPES,
     # title: …, and the keys of ABLATED that it changes}.
     ablations: dict[str, dict] = field(default_factory=dict)
     ledger_images: int | None = None  # under every switch of the threat model; a subset, None: all
@@ -157,7 +132,6 @@ class Study:
     n_resamples: int | None = None  # of the bootstrap; None: 10,000, or 1,000 for predictions
     devices: int | None = None  # processes on this machine, one a GPU; None: one
     accumulate: int = 1  # equal pieces in which a process computes its part of a training batch
-    compile: bool = False  # torch.compile the network in training; measure first
 
     def __post_init__(self):
         for key in dataclasses.fields(self):
@@ -240,7 +214,7 @@ class Study:
             return
         check_choice("dataset", self.dataset, DATASETS)
         for name in self.methods:
-            check_choice("methods", name, (*METHODS, *self.checkpoints))
+            check_choice("methods", name, (*RECIPES, *self.checkpoints))
         for name in self.attacks:
             check_choice("attacks", name, tuple(PROTOCOLS))
         if missing := sorted(set(self.checkpoints) - set(self.methods)):
@@ -270,11 +244,11 @@ class Study:
         for name, changes in self.ablations.items():
             refuse_unknown(set(changes) - {"method", "title", *ABLATED}, ["method", *ABLATED])
             base, changed = changes.get("method"), set(changes) & set(ABLATED)
-            if base not in METHODS or base == "pretrained":
+            if base not in RECIPES or base == "pretrained":
                 raise ValueError(
-                    f"ablation {name}: method is one of {', '.join([*METHODS][1:])}, got {base!r}"
+                    f"ablation {name}: method is one of {', '.join([*RECIPES][1:])}, got {base!r}"
                 )
-            taken = name in self.methods or (name in METHODS and (name != base or changed))
+            taken = name in self.methods or (name in RECIPES and (name != base or changed))
             if not _may_name(name) or taken:
                 raise ValueError(
                     "the id of an ablation is of letters, digits, '.', '-' and '_', with a letter, "
@@ -309,13 +283,13 @@ class Study:
     @property
     def names(self) -> dict[str, str]:
         """What pages call each method: its book name, or the name that its owner gave it."""
-        return {m: METHODS[m].name if m in METHODS else m for m in self.methods}
+        return {m: RECIPES[m].title if m in RECIPES else m for m in self.methods}
 
     @property
     def ablation_names(self) -> dict[str, str]:
         """What pages call each ablation."""
         return {
-            name: changes.get("title", METHODS[name].name if name in METHODS else name)
+            name: changes.get("title", RECIPES[name].title if name in RECIPES else name)
             for name, changes in self.ablations.items()
         }
 
@@ -450,6 +424,27 @@ class Study:
                 raise ValueError(f"transforms {changes}: {error}") from error
         return threats
 
+    def training(self, method: str) -> Training:
+        """How this study trains one of `advlib.recipes.RECIPES`."""
+        clean = method == "pretrained"
+        return Training(
+            epochs=self.pretrain_epochs if clean else self.epochs,
+            batch_size=self.batch_size,
+            lr=self.pretrain_lr if clean else self.lr,
+            schedule=self.pretrain_schedule if clean else "cosine",
+            lr_final_factor=self.lr_final_factor,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            threats=tuple(self.train_threats),
+            num_transforms=self.num_transforms,
+            delta=self.delta,
+            train_objective=self.train_objective,
+            accumulate=self.accumulate,
+            dtype=self.dtype,
+            workers=self.workers,
+        )
+
     def threat(self, attack: str) -> ThreatModel:
         """A named protocol at the study's norm and ε."""
         return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
@@ -577,7 +572,7 @@ class Study:
         Parameters
         ----------
         method : str
-            A key of `METHODS`, of `checkpoints` or of `ablations`.
+            A key of `RECIPES`, of `checkpoints` or of `ablations`.
         seed : int
         data : str
             Fingerprint of the training images.
@@ -594,12 +589,12 @@ class Study:
             del network["weights"]
             return network | settings
         settings |= network | self._said(TRAINING_FIELDS)
-        recipe = METHODS[method]
+        recipe = RECIPES[method]
         clean = method == "pretrained"
         settings["epochs"] = self.pretrain_epochs if clean else self.epochs
         settings["lr"] = self.pretrain_lr if clean else self.lr
         settings |= self._said(("pretrain_schedule",)) if clean else {}
-        settings |= {k: v for k, v in identity(recipe, METHOD_FIELDS).items() if k != "name"}
+        settings |= {k: v for k, v in identity(recipe, RECIPE_FIELDS).items() if k != "title"}
         if recipe.adversarial:
             threats = [threat.to_dict() for threat in self.train_threats]
             settings["threat"] = threats if len(threats) > 1 else threats[0]
