@@ -27,6 +27,7 @@ from advbook.build import pages
 from advbook.build.closure import code_of
 from advbook.studies.schema import HOW, ROOT, check_choice, find_study, load_study, refuse_unknown
 from advbook.studies.tables import AUDIT, SAMPLES, audit_paths, table_paths
+from advlib.data.fetch import walk
 from pipeline import jobs
 
 KEYS = ["mode", "study", *jobs.DEFAULTS, *HOW]
@@ -142,12 +143,10 @@ def listing():
     found = hashlib.sha256()
     for base in (STUDY.data_root, STUDY.data_root / "folder"):  # as `advlib.data.fetch` looks for them
         for split in ("train", "test", "val"):
-            for where, below, files in os.walk(base / split, followlinks=True):
-                below.sort()
-                for path in (Path(where) / name for name in sorted(files)):
-                    status = path.stat() if path.exists() else path.lstat()
-                    facts = path.relative_to(base), status.st_size, status.st_mtime_ns
-                    found.update(f"{facts}\n".encode())
+            for path in map(Path, walk(base / split, {}) if (base / split).is_dir() else ()):
+                status = path.stat() if path.exists() else path.lstat()
+                facts = path.relative_to(base), status.st_size, status.st_mtime_ns
+                found.update(f"{facts}\n".encode())
     return {"listing": found.hexdigest()}
 
 

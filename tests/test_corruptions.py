@@ -323,6 +323,10 @@ def test_imagenet_c_is_read_pixel_for_pixel(imagenet):
     assert (facts["folder"], facts["n_images"]) == ("ImageNet-C", 3)
     assert "224 px and are not resized again" in facts["recipe"]
     assert str(published.parent) not in str(facts)
+    other = next((published / "noise/gaussian_noise/1").glob(f"*/{images.file_names[0]}"))
+    other.unlink()
+    image_file(other, (224, 224), 300)  # the set is known by what it holds, not by its name
+    assert prepare(images, published=published)["content"] != facts["content"]
     got = corrupted(images, "snow", 4, published=published)
     assert got.file_names == images.file_names and torch.equal(got.labels, images.labels)
     assert got.title == images.title and got.fingerprint != images.fingerprint
@@ -406,7 +410,7 @@ def test_tiny_imagenet_c_is_matched_by_class_and_base_name(tmp_path):
     image_file(tmp_path / "one.JPEG", (64, 64))
     image_file(tmp_path / "two.JPEG", (64, 64), 1)
     for i, wnid in enumerate(WNIDS):
-        image_file(tmp_path / "tiny/val" / wnid / "images/val_1.JPEG", (64, 64), 7)
+        image_file(tmp_path / "tiny/val" / wnid / "images/val_1.JPEG", (64, 64), 7 + i)
         for corruption, severity in ALL:
             place = tmp_path / "Tiny-ImageNet-C" / corruption / str(severity) / wnid
             place.mkdir(parents=True)
@@ -452,6 +456,8 @@ def test_cifar10_c_rows(cifar10_c):
     images, published = cifar10_c
     facts = prepare(images, published=published)
     assert (facts["source"], facts["folder"], facts["library"]) == ("published", "CIFAR-10-C", None)
+    assert prepare(images.subset([0, 1, 2]), published=published) == facts
+    assert prepare(images.subset([0, 1]), published=published)["content"] != facts["content"]
     for severity in SEVERITIES:
         got = corrupted(images, "fog", severity, published=published)
         assert got.pixels.shape == (3, 3, 32, 32) and got.pixels.dtype == torch.uint8

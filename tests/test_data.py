@@ -5,17 +5,21 @@ import hashlib
 import http.client
 import io
 import json
+import os
 import pickle
 import re
+import shutil
 import struct
 import time
 import urllib.error
 import urllib.request
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from advbook.__main__ import main
 from advbook.studies.schema import ROOT
@@ -29,6 +33,7 @@ from advlib.data.sets import (
     load_dataset,
     stream_seed,
     training_batches,
+    warn_of_shared,
 )
 from advlib.data.vision import torchvision
 
@@ -438,8 +443,8 @@ def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
     assert train.file_names[5] == "bee/1.png" and train.labels.tolist() == [0] * 4 + [1] * 4
     with Image.open(root / "train" / "bee" / "1.png") as image:
         assert np.array_equal(train.pixels[5].numpy(), np.array(image).transpose(2, 0, 1))
-    cache = list((fetch.DATA / "cache").iterdir())
-    assert len(cache) == 1 and cache[0].suffix == ".npz"
+    cache = list((fetch.DATA / "cache").glob("folder-train-*.npz"))
+    assert len(cache) == 1
 
     def forbidden(*arguments):
         raise AssertionError("decoded again")
@@ -449,10 +454,10 @@ def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
         assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
     # Damage is noticed, whether the archive's own checksum or only ours can see it.
     cache[0].write_bytes(cache[0].read_bytes()[:-500])
-    with pytest.warns(UserWarning, match="is damaged .* decoding again"):
+    with pytest.warns(UserWarning, match="is damaged .* making it again"):
         assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
     np.savez(cache[0], pixels=255 - train.pixels.numpy(), fingerprint=train.fingerprint)
-    with pytest.warns(UserWarning, match="fingerprint does not hold.*decoding again"):
+    with pytest.warns(UserWarning, match="fingerprint does not hold.*making it again"):
         assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
     # So is a changed image.
     Image.new("RGB", (16, 16)).save(root / "train" / "ape" / "0.png")
@@ -529,6 +534,248 @@ def test_tree_errors_name_the_folder(tmp_path, size):
         loading(root)
 
 
+# --- what an image is, and which files count -------------------------------------------------
+
+
+GREY = np.arange(64 * 64).reshape(64, 64) % 256
+
+
+def one_file(tmp_path, name, content):
+    """A tree of grey ramps, and one more test image: bytes, or an image to be saved."""
+    for split in ("train", "test"):
+        for class_name in ("ape", "bee"):
+            (tmp_path / "tree" / split / class_name).mkdir(parents=True)
+            path = tmp_path / "tree" / split / class_name / "ramp.png"
+            Image.fromarray(GREY.astype(np.uint8)).save(path)
+    path = tmp_path / "tree" / "test" / "bee" / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.save(path)
+    return tmp_path / "tree"
+
+
+def png(*chunks):
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in (*chunks, (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+WIDE = (257 * GREY).astype(np.uint16)
+WHITE_IS_ZERO = TiffImagePlugin.ImageFileDirectory_v2()
+WHITE_IS_ZERO[262] = 0
+WIDE_FILES = {
+    "a.png": lambda path: Image.fromarray(WIDE).save(path),
+    "a.tif": lambda path: Image.fromarray(WIDE).save(path),
+    "zero.tif": lambda path: Image.fromarray(65535 - WIDE).save(path, tiffinfo=WHITE_IS_ZERO),
+    "a.pgm": lambda path: path.write_bytes(b"P5 64 64 65535\n" + WIDE.byteswap().tobytes()),
+    "a.ppm": lambda path: path.write_bytes(
+        b"P6 64 64 65535\n" + WIDE.repeat(3).byteswap().tobytes()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE_FILES)
+def test_of_sixteen_bits_the_upper_eight_count(tmp_path, name):
+    WIDE_FILES[name](tmp_path / name)
+    assert (trees.decode(str(tmp_path / name), 64, 64).numpy() == GREY).all()
+
+
+@pytest.mark.parametrize(
+    "name, pixels, said",
+    [
+        ("a.tif", (GREY / 255).astype(np.float32), "holds fractions, whose white is not known"),
+        ("a.tif", GREY.astype(np.int32), "holds whole numbers of 32 bits"),
+    ],
+)
+def test_numbers_without_a_white_are_refused(tmp_path, name, pixels, said):
+    root = one_file(tmp_path, name, Image.fromarray(pixels))
+    with pytest.raises(DataError, match=f"test/bee/a.tif {said}.*: save it with 8 or 16 bits"):
+        load_dataset("folder", "test", data_dir=root)
+
+
+def test_alpha_and_orientation_are_read_as_torchvision_reads_them(tmp_path):
+    rng = np.random.default_rng(0)
+    logo = Image.fromarray(rng.integers(0, 256, (64, 64, 4), np.uint8))
+    logo.save(tmp_path / "logo.png")
+    photo = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    turned = photo.getexif()
+    turned[0x0112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=turned)
+    for name in ("logo.png", "photo.jpg"):
+        expected = torchvision.datasets.folder.default_loader(tmp_path / name)
+        found = trees.decode(str(tmp_path / name), 64, 64)
+        assert np.array_equal(found, np.array(expected).transpose(2, 0, 1))
+
+
+def test_an_image_changed_in_place_is_another_one(tmp_path):
+    """BMP files of one size, with the time of the file before: no name, size or time tells."""
+    root = write_tree(tmp_path / "tree", size=(120, 120), ending="bmp")
+    before = load_dataset("folder", "test", data_dir=root)
+    path = root / "test" / "ape" / "0.bmp"
+    status = path.stat()
+    Image.new("RGB", (120, 120)).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    after = load_dataset("folder", "test", data_dir=root)
+    assert after.file_names == before.file_names and after.fingerprint != before.fingerprint
+    shutil.copytree(root, tmp_path / "copy")
+    copy = load_dataset("folder", "test", data_dir=tmp_path / "copy")
+    assert copy.fingerprint == after.fingerprint  # wherever it lies, whenever it was written
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    root = write_tree(tmp_path / "tree", size=(120, 120))
+    before = load_dataset("folder", "train", data_dir=root).fingerprint
+    with monkeypatch.context() as patch:
+        patch.delattr(trees, "_examined")
+        assert load_dataset("folder", "train", data_dir=root).fingerprint == before
+    for cache in (fetch.DATA / "cache").iterdir():
+        cache.write_bytes(cache.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="contents-.* is damaged .* making it again"):
+        assert load_dataset("folder", "train", data_dir=root).fingerprint == before
+
+
+def test_damaged_large_images_are_found_before_anything_is_trained(tmp_path):
+    root = write_tree(tmp_path / "tree", size=(150, 120), ending="jpg")
+    whole = (root / "train" / "bee" / "1.jpg").read_bytes()
+    (root / "train" / "ape" / "0.jpg").write_bytes(whole + b"\0\0")  # as some cameras do
+    for i, content in enumerate((whole[:-40], whole[: len(whole) // 2], b"no image", b"")):
+        (root / "train" / "bee" / f"{i}.jpg").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_dataset("folder", "train", data_dir=root, image_size=112)
+    lines = str(caught.value).splitlines()
+    assert [re.search(r"train/(\S+) does not decode", line)[1] for line in lines] == [
+        f"bee/{i}.jpg" for i in range(4)
+    ]
+    with pytest.raises(DataError, match="train/bee/0.jpg does not decode"):  # nor the next time
+        load_dataset("folder", "train", data_dir=root, image_size=112)
+
+
+HEADER = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_files_that_cannot_be_read_are_named(tmp_path, size):
+    huge = png((b"IHDR", HEADER), (b"IDAT", zlib.compress(b"\0")))
+    root = one_file(tmp_path, "huge.png", huge)
+    with pytest.raises(DataError, match="test/bee/huge.png is too large .*: replace it by a small"):
+        load_dataset("folder", "test", data_dir=root, image_size=size)
+    (root / "test" / "bee" / "huge.png").unlink()
+    (root / "test" / "bee" / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match="bee/link.png, a link to nowhere.png, cannot be read"):
+        load_dataset("folder", "test", data_dir=root, image_size=size)
+    (root / "test" / "bee" / "link.png").unlink()
+    os.mkfifo(root / "test" / "bee" / "pipe.png")  # to read it would take for ever
+    with pytest.raises(DataError, match="bee/pipe.png is no file"):
+        load_dataset("folder", "test", data_dir=root, image_size=size)
+
+
+@pytest.mark.parametrize("where", ["file", "folder", "class"])
+def test_names_that_are_not_utf8_are_named(tmp_path, where):
+    root = write_tree(tmp_path / "tree")
+    place = os.fsencode(root / "train" / "ape")
+    if where == "file":
+        os.rename(place + b"/0.png", place + b"/gr\xfcn.png")
+    elif where == "folder":
+        os.mkdir(place + b"/gr\xfcn.png")
+    else:
+        for split in ("train", "test"):
+            os.rename(root / split / "ape", os.fsencode(root / split) + b"/gr\xfcn.png")
+    with pytest.raises(DataError) as caught:
+        load_dataset("folder", "train", data_dir=root)
+    assert r"gr\xfcn.png is " in str(caught.value) and "not UTF-8" in str(caught.value)
+    str(caught.value).encode()
+
+
+def test_each_folder_counts_once(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    link = root / "train" / "ape" / "latest"
+    for target in (".", "..", "../../..", "../bee", root / "train" / "ape"):
+        link.symlink_to(target)
+        with pytest.raises(DataError, match="is the same folder as .*, by a link: .* remove the"):
+            load_dataset("folder", "train", data_dir=root)
+        link.unlink()
+    shutil.move(root / "train" / "ape", tmp_path / "elsewhere")  # a link of its own is fine
+    (root / "train" / "ape").symlink_to(tmp_path / "elsewhere")
+    assert len(load_dataset("folder", "train", data_dir=root)) == 8
+
+
+def test_hidden_files_and_folders_do_not_count(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    for name in (".ipynb_checkpoints", "@eaDir"):  # of Jupyter, of Synology: copies of images
+        shutil.copytree(root / "train" / "ape", tmp_path / name)
+        shutil.move(tmp_path / name, root / "train" / "ape" / name)
+    (root / "train" / "ape" / "._0.png").write_bytes(b"of macOS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_dataset("folder", "train", data_dir=root)) == 8
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    (root / "train" / "ape" / "notes.txt").write_text("")
+    (root / "train" / "README").write_text("")
+    with pytest.warns(UserWarning, match="2 files in .*train are left out.* 1 .txt, 1 no ending; "):
+        assert len(load_dataset("folder", "train", data_dir=root)) == 8
+    for ending in ("gif", "JFIF"):
+        path = root / "train" / "ape" / f"0.{ending}"
+        Image.new("RGB", (16, 16)).save(path, "GIF")
+        with pytest.raises(DataError, match=rf"1 image files .* such as .*ape/0.{ending}: convert"):
+            load_dataset("folder", "train", data_dir=root)
+        path.unlink()
+
+
+def test_copies_are_said(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    os.link(root / "train" / "ape" / "0.png", root / "train" / "ape" / "copy.png")
+    shutil.copy(root / "train" / "ape" / "1.png", root / "train" / "bee" / "copy.png")
+    said = "exact copies among the 10 images .*: 2, 1 of them in another class; ape/copy.png is a"
+    with pytest.warns(UserWarning, match=said):
+        load_dataset("folder", "train", data_dir=root)
+
+
+def test_test_images_that_are_trained_on_are_said(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    parts = {s: load_dataset("folder", s, data_dir=root) for s in ("train", "test")}
+    warn_of_shared(parts)  # which a warning would end
+    shutil.copy(root / "train" / "bee" / "2.png", root / "test" / "ape" / "0.png")
+    parts["test"] = load_dataset("folder", "test", data_dir=root)
+    said = "1 images of train are also images of test: bee/2.png of train is ape/0.png of test"
+    with pytest.warns(UserWarning, match=said):
+        warn_of_shared(parts)
+
+
+def test_without_image_size_all_images_have_one(tmp_path, monkeypatch):
+    root = write_tree(tmp_path / "tree", size=(120, 120))
+    assert load_dataset("folder", "train", data_dir=root)[0][0].shape == (3, 224, 224)
+    Image.new("RGB", (1, 1)).save(root / "test" / "bee" / "0.png")
+    for split in ("train", "test"):  # in each split, whichever holds the odd image
+        with pytest.raises(DataError, match=r"from 1 × 1 px .*bee/0.png. to 120 × 120 px .*: set"):
+            load_dataset("folder", split, data_dir=root)
+    with pytest.warns(UserWarning, match="enlarged .* 48 px, among the 8 .*: 1; .* bee/0.png is"):
+        test = load_dataset("folder", "test", data_dir=root, image_size=48)
+    assert test.pixels.shape[2:] == (48, 48)
+    # Only where they are kept depends on how many there are.
+    monkeypatch.setattr(trees, "SMALL_BYTES", 100)
+    with pytest.warns(UserWarning, match="enlarged"):
+        kept = load_dataset("folder", "test", data_dir=root, image_size=48)
+    assert kept.pixels is None and torch.equal(kept.decode(3), test.pixels[3])
+    small = write_tree(tmp_path / "small", size=(40, 32))
+    assert load_dataset("folder", "train", data_dir=small)[0][0].shape == (3, 32, 32)
+
+
+def test_of_two_folders_of_test_images_one_is_taken_and_said(tmp_path):
+    root = write_tree(tmp_path / "tree")
+    shutil.copytree(root / "train", root / "val")
+    with pytest.warns(UserWarning, match="tree holds test and val: the images of test are"):
+        test = load_dataset("folder", "test", data_dir=root, image_size=16)
+    train = load_dataset("folder", "train", data_dir=root, image_size=16)
+    assert not torch.equal(test.pixels, train.pixels)
+
+
 # --- large images, decoded when asked for ----------------------------------------------------
 
 
@@ -549,12 +796,11 @@ def test_large_images_are_decoded_when_asked_for(large):
     assert torch.equal(image, expected.float() / 255) and (label, name) == (1, "bee/1.jpg")
 
 
-def test_large_fingerprint_follows_names_sizes_and_order(large):
+def test_large_fingerprint_follows_names_and_order(large):
     before = large.fingerprint
     assert large.subset(range(10)).fingerprint == before
     assert large.subset(range(9, -1, -1)).fingerprint != before
-    with open(large.paths[0], "ab") as file:
-        file.write(b"\0")
+    large.file_names[0] = "ape/other.jpg"
     assert large.subset(range(10)).fingerprint != before
 
 
@@ -628,6 +874,34 @@ def test_imagenet_needs_wordnet_folders(tmp_path):
         load_dataset("imagenet", "test", data_dir=root)
     with pytest.raises(DataError, match="(?s)imagenet was not found.*image-net.org"):
         load_dataset("imagenet", "test")
+
+
+@pytest.mark.parametrize(
+    "split, name, said",
+    [
+        (
+            "val",
+            "ILSVRC2012_val_00000001.JPEG",
+            "n01440764/ILSVRC.*00000001.* belongs to n01751748",
+        ),
+        ("val", "ILSVRC2012_val_00050001.JPEG", "belongs to no class"),
+        ("train", "n01443537_7.JPEG", "n01440764/n01443537_7.* belongs to n01443537"),
+    ],
+)
+def test_an_imagenet_image_in_a_wrong_folder_is_named(tmp_path, split, name, said):
+    root = write_tree(tmp_path / "in", ("n01440764", "n01443537"), 1, (120, 130), "JPEG", "val")
+    for path in root.glob("*/*/0.JPEG"):  # the first images of these classes
+        number = {"n01440764": 293, "n01443537": 236}[path.parent.name]
+        here = path.parent.parent.name == "val"
+        known = f"ILSVRC2012_val_{number:08d}" if here else f"{path.parent.name}_1"
+        path.rename(path.with_name(f"{known}.JPEG"))
+    where = "train" if split == "train" else "test"
+    assert load_dataset("imagenet", where, data_dir=root).labels.tolist() == [0, 1]
+    shutil.copy(next(root.glob("train/*/*")), root / split / "n01440764" / name)
+    with pytest.raises(
+        DataError, match=f"1 of 3 images .* lie in another class's folder: .*{said}"
+    ):
+        load_dataset("imagenet", where, data_dir=root)
 
 
 # --- augmentation and batches in memory ------------------------------------------------------

@@ -1,28 +1,24 @@
 """The explorer: its attack is the library's, and whatever is moved, the page says what happens."""
 
 import base64
-import io
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from datetime import datetime
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from advbook.charts.explorer import class_panel, picture, probability_chart, verdict
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import ROOT, load_study
 from advbook.widgets import explorer
-from advbook.widgets.explorer import Background, Explorer, attack_steps, class_errors, own_image
+from advbook.widgets.explorer import Background, Explorer, attack_steps, class_errors
 from advlib.attacks.pgd import pgd_attack
 from advlib.threat import ThreatModel
 
@@ -309,68 +305,10 @@ def test_a_study_brings_its_own_attack(make):
     assert "ε = 0.015" in shown.status.value
 
 
-def test_an_image_of_sixteen_bits():
-    file = io.BytesIO()
-    Image.fromarray(np.full((28, 28), 257 * 100, dtype=np.uint16)).save(file, "PNG")
-    assert (own_image(file.getvalue(), (1, 28, 28)) == 100).all()
-
-
-def written(image, kind="PNG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("mode, clear", [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))])
-def test_what_is_transparent_in_an_image_of_ones_own_is_white(mode, clear):
-    for shape in ((1, 28, 28), (3, 32, 32)):
-        assert (own_image(written(Image.new(mode, (40, 40), clear)), shape) == 255).all()
-
-
-def test_an_image_of_numbers_without_a_white_is_refused():
-    whole = Image.fromarray(np.full((28, 28), 200, dtype=np.int32))
-    assert (own_image(written(whole, "TIFF"), (1, 28, 28)) == 200).all()
-    fractions = Image.fromarray(np.full((28, 28), 0.7, dtype=np.float32))
-    with pytest.raises(ValueError, match="white is not known: choose a PNG or a JPEG"):
-        own_image(written(fractions, "TIFF"), (1, 28, 28))
-
-
-def test_a_damaged_image_is_refused():
-    whole = written(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)))
-    for content in (whole[: len(whole) // 2], b"no image", b""):
-        with pytest.raises(ValueError, match="can be read .*: choose a PNG or a JPEG"):
-            own_image(content, (1, 28, 28))
-
-
 @pytest.mark.parametrize("methods", [["nonsense"], ["adv", "pretraned"]])
 def test_an_unknown_method_is_refused(methods):
     with pytest.raises(ValueError, match="methods is one of pretrained, std"):
         Explorer(methods=methods)
-
-
-def test_an_image_of_ones_own(make):
-    file = io.BytesIO()
-    Image.new("RGB", (50, 40), (200, 100, 0)).save(file, "PNG")
-    for shape in ((1, 28, 28), (3, 32, 32)):
-        own = own_image(file.getvalue(), shape)
-        assert own.shape == shape
-    assert own[:, 16, 16].tolist() == [200, 100, 0]
-    shown = make()
-    shown.background.wait()
-    content = {"name": "mine.png", "type": "", "size": 1, "last_modified": datetime.now()}
-    upload = shown.controls["upload"]
-    upload.value = ({**content, "content": memoryview(file.getvalue())},)
-    shown.background.wait()
-    assert "mine.png: PGD-40" in shown.status.value and "counts as true" in shown.status.value
-    first = shown.steps.iloc[0]
-    assert first.label == first.predicted_class  # no true label: the predicted one
-    assert "datum.label === -1" in str(shown.classes.chart.to_dict())
-    upload.value = ({**content, "content": memoryview(b"no image")},)
-    assert "that is no image that can be read" in shown.status.value
-    assert not shown.pictures.value and not len(shown.steps)  # not those of the image before
-    shown.controls["number"].value = 2  # back to the study's images
-    shown.background.wait()
-    assert "Done." in shown.status.value and upload.value == ()
 
 
 def test_closing_ends_the_thread(make):

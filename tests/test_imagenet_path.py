@@ -1,17 +1,20 @@
 """What a full-size study adds: large images, networks by name, weights from files; no network."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from advbook.studies.evaluate import clean_predictions
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import make_study
 from advlib.data import fetch
@@ -107,7 +110,7 @@ def test_cached_images_are_kept_apart_by_interpolation(tmp_path):
 
     first, second, default = load("bilinear"), load("bicubic"), load(None)
     assert not torch.equal(first, second) and torch.equal(first, default)
-    assert len(list((fetch.DATA / "cache").iterdir())) == 2
+    assert len(list((fetch.DATA / "cache").glob("folder-*"))) == 2
     assert torch.equal(load("bicubic"), second)
 
 
@@ -233,6 +236,33 @@ def test_brought_networks_are_taken_as_they_are(brought, tmp_path, outputs, caps
     model.net.conv_stem.weight.data.add_(1)
     torch.save(model.net.state_dict(), tmp_path / "mine.pt")
     assert train_method(study, "mine", 0)["folder"] != run["folder"]
+
+
+def test_images_changed_in_place_are_evaluated_again(brought, tmp_path):
+    """BMP files of one name, size and time: parts of the evaluation before must not answer."""
+    root = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / "test" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256, (112, 112, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "test" / name / f"{i}.bmp")
+    torch.save(network(2).net.state_dict(), tmp_path / "mine.pt")
+    given = dict(dataset="folder", data_dir=str(root), mean=list(HALF), std=list(HALF))
+    study = brought(tmp_path / "mine.pt", **given)
+    train_method(study, "mine", 0)
+
+    def probabilities():
+        (path,) = clean_predictions(study, device="cpu").values()
+        return pd.read_parquet(path).predicted_probability.tolist()
+
+    before = probabilities()
+    for path in root.rglob("*.bmp"):
+        status = path.stat()
+        Image.fromarray(255 - np.array(Image.open(path))).save(path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = probabilities()
+    assert after != before
 
 
 def test_a_checkpoint_of_this_project_brings_its_normalisation(brought, study, tmp_path):

@@ -61,7 +61,8 @@ def prepare(images, *, published: Path | None = None, processes: int | None = No
     -------
     dict
         ``source`` ("published" or "generated"), ``recipe`` (how, in sentences), ``library`` (name
-        and version) or None, ``folder`` (the published set's name) or None, ``n_images``.
+        and version) or None, ``folder`` (the published set's name) or None, ``n_images``; and of
+        a published set ``content``, SHA-256 in hex of what it holds for these images.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def prepare(images, *, published: Path | None = None, processes: int | None = No
         published = Path(published)
         recipe = check_published(images, published)
         name = published.resolve().name
-        return facts | {"source": "published", "recipe": recipe, "folder": name}
+        facts |= {"source": "published", "recipe": recipe, "folder": name}
+        return facts | {"content": _published_content(images, published)}
     _generate(images, processes or usable_cores())
     return facts | {"source": "generated", "recipe": _recipe(images), "library": _library_name()}
 
@@ -118,6 +120,15 @@ def corrupted(images, corruption: str, severity: int, *, published: Path | None 
     return _like(images, source=f"{images.source}; {corruption} {severity} of {source}", **found)
 
 
+def _published_content(images, published: Path) -> str:
+    """SHA-256 in hex of all 75 conditions; reading them also finds files that are damaged."""
+    digest = hashlib.sha256()
+    for condition in tqdm(_CONDITIONS, unit=" conditions", desc="Reading", mininterval=2, delay=2):
+        found = corrupted(images, *condition, published=published)
+        digest.update(found.fingerprint.encode())
+    return digest.hexdigest()
+
+
 def _like(images, **changes):
     """A copy of `images` with other attributes."""
     import torch
@@ -126,7 +137,7 @@ def _like(images, **changes):
         changes["pixels"] = torch.as_tensor(changes["pixels"])
     new = copy.copy(images)
     vars(new).pop("fingerprint", None)  # cached, and of the clean images
-    vars(new).update(changes)
+    vars(new).update({"contents": None} | changes)
     return new
 
 
@@ -175,7 +186,7 @@ def _cache(images) -> Path:
     """The folder of everything generated for these images; their names are the seeds."""
     key = [RECIPE, _library_name(), images.fingerprint, _shape(images)]
     if images.pixels is None:
-        key += [images.resize, images.interpolation]
+        key += [images.resize, images.interpolation, importlib.metadata.version("pillow")]
     digest = hashlib.sha256(json.dumps([*key, images.file_names]).encode()).hexdigest()
     return fetch.DATA / "cache" / f"corruptions-{digest[:16]}"
 

@@ -135,6 +135,61 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     )
 
 
+def counts(entry: os.DirEntry) -> bool:
+    """Whether a file or folder is part of a data set: not hidden, and no folder of previews.
+
+    Raises `DataError` for a name that is not UTF-8.
+    """
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
+        raise DataError(
+            f"the name of {shown} is not UTF-8: rename it, as convmv does for whole folders."
+        ) from None
+    previews = ("__MACOSX", "@eaDir")  # of macOS, of Synology
+    return not entry.name.startswith(".") and entry.name not in previews
+
+
+def identity(folder: str | Path) -> tuple[int, int]:
+    """What tells a real folder, by whatever path or link it is reached."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def walk(folder: str | Path, seen: dict[tuple[int, int], str]) -> Iterator[str]:
+    """The paths of all files below a folder that count, sorted; links are followed.
+
+    `seen` holds the path of each real folder that was met. It is filled.
+
+    Raises
+    ------
+    DataError
+        For a folder that is met twice (a link to one above itself, or a folder of two classes), one
+        that cannot be read, and a name that is not UTF-8.
+    """
+    folder = str(folder)
+    try:
+        first = seen.setdefault(identity(folder), folder)
+        if first is not folder:
+            raise DataError(
+                f"{folder} is the same folder as {first}, by a link: each image counts once, so "
+                "remove the link."
+            )
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir()) for e in entries if counts(e))
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read ({error.strerror}): allow it, or move the folder away."
+        ) from error
+    paths = {is_folder: [] for is_folder in (False, True)}
+    for name, is_folder in found:
+        paths[is_folder].append(os.path.join(folder, name))
+    yield from paths[False]
+    for path in paths[True]:
+        yield from walk(path, seen)
+
+
 def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 1, H, W) uint8 and labels (N,) int64 of "train" or "test", checksums verified."""
     prefix = "train" if split == "train" else "t10k"

@@ -72,16 +72,11 @@ def check_published(images, published: Path) -> str:
     how = f"The published set {published.resolve().name}, read as it is distributed"
     if _holds_arrays(published):
         return f"{how}: images are matched by their position in CIFAR's test file."
-    from PIL import Image
+    from advlib.data.folders import opened
 
     path = _tree_paths(images, published, (CORRUPTIONS[0], SEVERITIES[0]))[0][0]
-    try:
-        with Image.open(path) as file:
-            size = file.size
-    except OSError as error:
-        raise DataError(
-            f"{path} does not decode as an image ({error}): replace the file by a whole copy."
-        ) from error
+    with opened(path) as file:
+        size = file.size
     side = _side(images)
     if size == (side, side):
         return f"{how}: its images have {side} px and are not resized again."

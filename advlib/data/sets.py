@@ -1,6 +1,9 @@
 """Data sets by name or folder. Images leave here in [0, 1]; normalisation lives in the model."""
 
 import functools
+import itertools
+import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from advlib.data import fetch, folders as trees
+from advlib.data import fetch, folders
 from advlib.data.batches import augment, evaluation_batches, stream_seed, training_batches
 from advlib.data.fetch import DataError
 
@@ -23,6 +26,7 @@ __all__ = [
     "stratified_subset",
     "stream_seed",
     "training_batches",
+    "warn_of_shared",
 ]
 
 
@@ -112,9 +116,12 @@ class Images(Dataset):
     positions : int64 tensor (N,), or None
         Each image's place in the file that the set is distributed as, where that is known: the
         published corruptions of CIFAR keep that order.
+    contents : structured array (N,), or None
+        Of images from files what `advlib.data.folders.contents` finds in each; for `paths` it is found
+        when it is first asked for.
     fingerprint : str
-        SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the relative
-        path, size in bytes and label of each file, in order; the files' content is not read.
+        SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
+        content and label of each file, in order.
 
     Raises
     ------
@@ -136,6 +143,7 @@ class Images(Dataset):
         image_size: int | None = None,
         interpolation: str = "bilinear",
         positions=None,
+        contents: np.ndarray | None = None,
     ):
         self.title, self.source = title, source
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
@@ -145,6 +153,7 @@ class Images(Dataset):
         self.paths = None if paths is None else list(paths)
         self.resize, self.image_size, self.interpolation = resize, image_size, interpolation
         self.positions = None if positions is None else torch.as_tensor(positions)
+        self.contents = contents
         if len(set(self.file_names)) < len(self.file_names):
             seen: set[str] = set()
             twice = next(n for n in self.file_names if n in seen or seen.add(n))
@@ -166,13 +175,15 @@ class Images(Dataset):
         `transform`, from PIL image to PIL image, takes the place of resizing and cropping.
         """
         sizes = self.resize, self.image_size
-        return trees.decode(self.paths[index], *sizes, transform, self.interpolation)
+        return folders.decode(self.paths[index], *sizes, transform, self.interpolation)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         if self.pixels is not None:
-            return trees.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
-        return trees.listing_fingerprint(self.file_names, self.paths, self.labels.tolist())
+            return folders.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
+        if self.contents is None:
+            self.contents = folders.contents(self.paths)
+        return folders.listing_fingerprint(self.file_names, self.contents, self.labels.tolist())
 
     def subset(self, indices) -> "Images":
         """The images at these positions, in this order."""
@@ -190,6 +201,7 @@ class Images(Dataset):
             image_size=self.image_size,
             interpolation=self.interpolation,
             positions=None if self.positions is None else self.positions[indices],
+            contents=None if self.contents is None else self.contents[indices.numpy()],
         )
 
 
@@ -222,8 +234,9 @@ def load_dataset(
     holdout_images : int
         Size of the holdout, the same number of each class; ``train`` leaves these images out.
     image_size, resize : int, optional
-        For image files: px of the centre crop, and of the short side before it. None: the set's
-        own size for small images, 224 and 232 for large ones (resize : image_size = 232 : 224).
+        For image files: px of the centre crop, and of the short side before it. None: the size
+        that all images of both splits have, up to 96 px; 224 and 232 if all are larger (resize :
+        image_size = 232 : 224).
     interpolation : {"bilinear", "bicubic"}, optional
         For image files, when resizing; None: bilinear. Always antialiased.
 
@@ -238,7 +251,8 @@ def load_dataset(
     ValueError
         For an unknown name or split, or numbers of images that the set cannot give.
     DataError
-        If data are missing, incomplete or damaged.
+        If data are missing, incomplete or damaged; for images of different sizes, some of them
+        small, without `image_size`.
 
     Notes
     -----
@@ -265,7 +279,51 @@ def load_dataset(
         images = images.subset(held)
     if n_images is not None:
         images = stratified_subset(images, n_images)
+    if images.pixels is None:  # each file is read once, so that a damaged one is found here
+        _ = images.fingerprint
+    if images.contents is not None:
+        _warn_of_copies_and_sizes(images)
     return images
+
+
+def _warn_of_copies_and_sizes(images: Images) -> None:
+    """Say what may be meant, and rarely is: the same file twice, and images far too small."""
+    contents, labels = images.contents["content"].tolist(), images.labels.tolist()
+    first: dict[bytes, int] = {}
+    copies = [i for i, content in enumerate(contents) if first.setdefault(content, i) != i]
+    if copies:
+        i, original = copies[0], first[contents[copies[0]]]
+        other = sum(labels[i] != labels[first[contents[i]]] for i in copies)
+        warnings.warn(
+            f"exact copies among the {len(images):,} images of {images.title}: {len(copies):,}, "
+            f"{other:,} of them in another class; {images.file_names[i]} is a copy of "
+            f"{images.file_names[original]}",
+            stacklevel=3,
+        )
+    side = images.image_size if images.pixels is None else images.pixels.shape[-1]
+    sides = np.minimum(images.contents["width"], images.contents["height"])
+    small = int((2 * sides < side).sum())
+    if small:
+        warnings.warn(
+            f"enlarged more than twice, to {side} px, among the {len(images):,} images of "
+            f"{images.title}: {small:,}; the short side of {images.file_names[sides.argmin()]} is "
+            f"{sides.min()} px",
+            stacklevel=3,
+        )
+
+
+def warn_of_shared(parts: dict[str, Images]) -> None:
+    """Warn of image files that two splits hold, such as test images that are trained on."""
+    known = {s: p.contents["content"].tolist() for s, p in parts.items() if p.contents is not None}
+    for (one, first), (other, second) in itertools.combinations(known.items(), 2):
+        both = set(first) & set(second)
+        if both:
+            a, b = first.index(min(both)), second.index(min(both))
+            warnings.warn(
+                f"{len(both):,} images of {one} are also images of {other}: "
+                f"{parts[one].file_names[a]} of {one} is {parts[other].file_names[b]} of {other}",
+                stacklevel=2,
+            )
 
 
 def stratified_subset(images: Images, n_images: int) -> Images:
@@ -371,7 +429,7 @@ def _read_located_tree(name, stored, data_dir, image_size, resize, interpolation
 
 def _read_tree(name, stored, folder, source, image_size, resize, interpolation) -> Images:
     info = DATASETS[name]
-    tree = trees.list_tree(folder, stored, imagenet=name == "imagenet")
+    tree = folders.list_tree(folder, stored, imagenet=name == "imagenet")
     title, class_names, labels = info.title, tree.classes, tree.labels
     if info.class_names is not None:
         if tree.classes != info.class_names:
@@ -382,18 +440,19 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
         if any(path.lower().endswith((".jpg", ".jpeg")) for path in tree.paths):
             title += " (JPEG copy)"
     if name == "imagenet":
-        class_names, labels = trees.imagenet_labels(tree, folder)
+        class_names, labels = folders.imagenet_labels(tree, folder)
+        folders.check_imagenet_labels(tree, folder, labels)
     facts = dict(title=title, source=source, file_names=tree.names, class_names=class_names)
     interpolation = interpolation or "bilinear"
-    side = trees.small_side(tree.paths, image_size or info.image_size)
-    if side is not None:
-        resize = resize or side
-        trees.check_crop(resize, side)
-        pixels = trees.decode_all(tree, f"{name}-{stored}", resize, side, interpolation)
-        return Images(**facts, labels=labels, pixels=pixels)
-    side = image_size or 224
-    resize = resize or round(side * 232 / 224)
-    trees.check_crop(resize, side)
+    # One size for every split; how many images a split has decides only where they are kept.
+    side = image_size or info.image_size or folders.common_side(folder, stored, tree) or 224
+    small = side <= folders.SMALL_SIDE
+    resize = resize or (side if small else round(side * 232 / 224))
+    folders.check_crop(resize, side)
+    if small and 3 * side**2 * len(tree.paths) <= folders.SMALL_BYTES:
+        found = folders.contents(tree.paths)
+        pixels = folders.decode_all(tree, found, f"{name}-{stored}", resize, side, interpolation)
+        return Images(**facts, labels=labels, pixels=pixels, contents=found)
     how = dict(resize=resize, image_size=side, interpolation=interpolation)
     return Images(**facts, labels=labels, paths=tree.paths, **how)
 

@@ -77,15 +77,15 @@ def probability_chart(steps: pd.DataFrame, class_names: list[str], n_steps: int)
     return _inked(layers.properties(width=520, height=250))
 
 
-def class_panel(errors: pd.DataFrame, label: int | None) -> alt.FacetChart:
+def class_panel(errors: pd.DataFrame, label: int) -> alt.FacetChart:
     """Where a class stands among all classes: error and rank, for each method and benchmark.
 
     Parameters
     ----------
     errors : DataFrame
         Of `advbook.widgets.explorer.class_errors`.
-    label : int or None
-        The class that is marked; None: none.
+    label : int
+        The class that is marked.
     """
     methods, k = method_order(errors.method), errors.label.nunique()
     base = alt.Chart(errors).encode(
@@ -100,7 +100,7 @@ def class_panel(errors: pd.DataFrame, label: int | None) -> alt.FacetChart:
         ],
     )
     ticks = base.mark_tick(thickness=2, size=14, opacity=0.5 if k <= 100 else 0.15)
-    marked = base.transform_filter(f"datum.label === {-1 if label is None else label}")
+    marked = base.transform_filter(f"datum.label === {label}")
     ranks = marked.transform_calculate(text=f"datum.rank + ' of {k}'")
     ranks = ranks.mark_text(dy=-13, fontSize=11).encode(text="text:N", color=alt.value(INK))
     layers = alt.layer(ticks, marked.mark_circle(size=110, opacity=1), ranks)

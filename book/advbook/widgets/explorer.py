@@ -1,7 +1,6 @@
 """The explorer in JupyterLab: one image, several networks, an attack that is watched as it runs."""
 
 import dataclasses
-import io
 import threading
 import time
 import traceback
@@ -10,7 +9,6 @@ from html import escape
 
 import altair as alt
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -39,7 +37,7 @@ ATTACK = ("eps", "steps", "automatic", "step_size", "random_start", "start")  # 
 def attack_steps(
     model: nn.Module,
     x: torch.Tensor,
-    label: int | None,
+    label: int,
     threat: ThreatModel,
     *,
     num_classes: int,
@@ -52,8 +50,8 @@ def attack_steps(
     model : nn.Module
         Images in [0, 1] to K or K+M logits.
     x : float tensor (1, C, H, W) in [0, 1]
-    label : int or None
-        The true class; None: the one predicted on the clean image.
+    label : int
+        The true class.
     threat : ThreatModel
     num_classes : int
         K.
@@ -73,12 +71,11 @@ def attack_steps(
     @torch.no_grad()
     def seen(image):
         probabilities = class_logits(model(image), num_classes).float().softmax(1)[0].cpu()
-        chosen = int(probabilities.argmax()) if label is None else label
         best = probabilities.topk(2)
-        other = int(best.indices[int(best.indices[0] == chosen)])
+        other = int(best.indices[int(best.indices[0] == label)])
         return {
-            "label": chosen,
-            "probability": float(probabilities[chosen]),
+            "label": label,
+            "probability": float(probabilities[label]),
             "other_class": other,
             "other_probability": float(probabilities[other]),
             "predicted_class": int(best.indices[0]),
@@ -87,7 +84,6 @@ def attack_steps(
 
     with attack_mode(model, "eval"):
         clean = seen(x)
-    label = clean["label"]
     yield {"step": CLEAN, **clean}, x
     y, generator = torch.tensor([label], device=x.device), torch.Generator().manual_seed(seed)
     iterates = pgd_iterates(model, x, y, threat, num_classes=num_classes, generator=generator)
@@ -114,41 +110,6 @@ def class_errors(study: Study, source: str) -> pd.DataFrame:
     names = read_data(study.tables(source))["class_names"]
     whole = pd.concat(parts, ignore_index=True)
     return whole.assign(class_name=[names[label] for label in whole.label])
-
-
-def own_image(content: bytes, shape: tuple) -> np.ndarray:
-    """An image file as the network takes it: uint8 of `shape` (C, H, W), its middle cut out.
-
-    What is transparent is white.
-
-    Raises
-    ------
-    ValueError
-        If it is not an image, damaged, far too large, or of numbers without a known white.
-    """
-    from PIL import Image, ImageOps
-
-    c, h, w = shape
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"that is no image that can be read ({error}): choose a PNG or a JPEG"
-        ) from None
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    wide = image.mode == "I" and image.getextrema()[1] > 255
-    if image.mode.startswith("I;16") or wide:  # 16 bits a pixel: convert() would clip to white
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError(
-            "the pixels are fractions, whose white is not known: choose a PNG or a JPEG"
-        )
-    image = ImageOps.fit(image.convert("L" if c == 1 else "RGB"), (w, h))
-    return np.array(image).reshape(h, w, c).transpose(2, 0, 1)
 
 
 class Background:
@@ -243,7 +204,7 @@ class Explorer(widgets.VBox):
         read_samples(study, source)  # its error ends the cell; a later study's is shown
         self.preferred, self.delay = methods or ["std", "adv", "adv_plus"], delay
         self.networks, self.errors, self.marked = {}, {}, None
-        self.samples, self.own, self.filling = None, None, False
+        self.samples, self.filling = None, False
         self.steps = pd.DataFrame()
         self.controls = _controls(list(self.studies), study.study, source)
         self.status = widgets.HTML()
@@ -263,7 +224,7 @@ class Explorer(widgets.VBox):
         c, wrap = self.controls, {"flex_flow": "row wrap", "overflow": "visible"}
         self.attack = widgets.VBox([c[key] for key in ATTACK])
         columns = (
-            widgets.VBox([c[key] for key in ("study", "source", "label", "number", "upload")]),
+            widgets.VBox([c[key] for key in ("study", "source", "label", "number")]),
             self.attack,
             widgets.VBox([c["label_source"], c["attack_logits"], c["loss"], c["methods"]]),
         )
@@ -292,7 +253,7 @@ class Explorer(widgets.VBox):
 
     def _choose_study(self, _=None):
         """Offer the study's images and methods, at its own threat model."""
-        c, self.samples, self.own = self.controls, None, None
+        c, self.samples = self.controls, None
         name, source = c["study"].value, c["source"].value
         self._end()
         try:
@@ -330,7 +291,7 @@ class Explorer(widgets.VBox):
             box.observe(self._changed, "value")
         c["methods"].children = boxes
         self.samples, self.filling = samples, False
-        self._changed({"owner": c["label"]})
+        self._changed()
 
     def _choose_image(self, name: str):
         found = self.samples[self.samples.file_name == name]
@@ -342,33 +303,22 @@ class Explorer(widgets.VBox):
         self.controls["label"].value = label
         self.controls["number"].value = list(of_class).index(name) + 1
 
-    def _changed(self, change):
+    def _changed(self, _=None):
         """Whatever the reader moved: the attack starts anew."""
         if self.filling or self.samples is None:
             return
         c = self.controls
         try:
-            if change["owner"] is c["upload"]:
-                self.own = c["upload"].value[0] if c["upload"].value else None
-            elif change["owner"] in (c["label"], c["number"]):
-                self.own = None
             images = self.samples[self.samples.label == c["label"].value]
             images = images.drop_duplicates("file_name")
             self.filling = True
             c["number"].max = len(images)
-            if not self.own:
-                c["upload"].value = ()
             for name, idle in (("step_size", "automatic"), ("start", "random_start")):
                 needed = c[idle].value == (name == "start")
                 c[name].layout.display = None if needed else "none"
             self.filling = False
             shown = images.iloc[c["number"].value - 1]
             name, label, pixels = shown.file_name, int(shown.label), decode_png(shown.image)
-            if self.own:
-                name, label = self.own["name"], None
-                content, self.own = bytes(self.own["content"]), None  # kept if it is an image
-                pixels = own_image(content, pixels.shape)
-                self.own = {"name": name, "content": content}
             same = ("eps", "steps", "random_start", "label_source", "attack_logits", "loss")
             threat = dataclasses.replace(
                 self.study.threat("pgd40"),
@@ -394,8 +344,6 @@ class Explorer(widgets.VBox):
         """The job: attack the methods one after the other, and draw now and then."""
         rows, images, said = [], {}, []
         title = escape(f"{image}: {threat}")
-        if label is None:
-            title += ". Its class is not known: the one predicted on the clean image counts as true"
         rounds = (threat.steps if threat.eps else 0) + 2
         self.progress.max, self.progress.value = len(methods) * rounds, 0
         self.cancel.disabled, self.status.value = False, title
@@ -489,9 +437,6 @@ def _controls(studies: list[str], study: str, source: str) -> dict[str, widgets.
         "source": widgets.Dropdown(options=sources, value=source, description="Networks", **LOOK),
         "label": widgets.Dropdown(description="Class", **LOOK),
         "number": widgets.IntSlider(1, 1, 1, description="Image", **LOOK),
-        "upload": widgets.FileUpload(
-            accept="image/*", description="An image of your own", layout={"width": "auto"}
-        ),
         "eps": _slider("ε"),
         "steps": widgets.IntSlider(40, 1, 100, description="Steps", **LOOK),
         "automatic": widgets.Checkbox(True, description="Step 2.5·ε/min(steps, 10)", **LOOK),
