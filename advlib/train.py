@@ -5,7 +5,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import filelock
@@ -60,7 +59,7 @@ def fit(
     folder : Path
         Of the checkpoint, the lock and ``log.csv``; seen by all processes.
     settings : dict, optional
-        What decides the weights; stored, and compared on resume. None: `training` and `recipe`.
+        What decides the weights; stored, and compared on resume.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     checkpoint_seconds : float
@@ -103,12 +102,10 @@ def fit(
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
-    if settings is None:
-        settings = {"training": asdict(training), "recipe": asdict(recipe), "seed": seed}
     with _alone(folder), repeatable(device), memory_advice(training, device, folder):
         return _train(
-            model, dataset, training, recipe, seed, folder, settings, device, checkpoint_seconds,
-            on_step,
+            model, dataset, training, recipe, seed, folder, settings or {}, device,
+            checkpoint_seconds, on_step,
         )  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_a_failing_process_stops_all_with_its_message(monkeypatch, capsys):
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(monkeypatch):
-    monkeypatch.setattr(distributed, "launch", None)
+    monkeypatch.setattr(launch, "launch", None)
     study = dataclasses.replace(small_study(), devices=3)
     with pytest.raises(ValueError, match="64 images does not divide among 3 processes.*such as 63"):
         train_method(study, "pretrained", 0)
