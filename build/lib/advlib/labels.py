@@ -1,0 +1,181 @@
+"""Label augmentation (the paper's Eq. 3 and 4): targets, loss, class logits, a wider head."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def label_augmentation_targets(
+    y: torch.Tensor,
+    transform: torch.Tensor,
+    *,
+    num_classes: int,
+    num_transforms: int,
+    delta: float,
+    check: bool = True,
+) -> torch.Tensor:
+    """Soft targets of Eq. 3: concat[(1 - delta) * onehot(y), delta * onehot(transform)].
+
+    Parameters
+    ----------
+    y : int tensor (N,)
+        Class labels in [0, num_classes).
+    transform : int tensor (N,)
+        The transformation that was applied, in [0, num_transforms), or -1 for an untransformed
+        image, whose target is onehot(y) and zeros.
+    num_classes, num_transforms : int
+        K >= 1 and M >= 1.
+    delta : float
+        Weight of the transformation, in [0, 1).
+    check : bool
+        False where labels are known to be in range: to look at them is to wait for the device.
+
+    Returns
+    -------
+    float tensor (N, K+M); each row sums to 1.
+
+    Raises
+    ------
+    ValueError
+        For a delta, label or transformation out of range.
+    """
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta is in [0, 1), got {delta}")
+    if num_transforms < 1:
+        raise ValueError(f"num_transforms is at least 1, got {num_transforms}")
+    if check:
+        _check_range("label", y, 0, num_classes)
+        _check_range("transform", transform, -1, num_transforms)
+    transformed = (transform >= 0).float()
+    targets = torch.zeros(len(y), num_classes + num_transforms, device=y.device)
+    targets.scatter_(1, y[:, None], 1 - delta * transformed[:, None])
+    column = num_classes + transform.clamp(min=0)
+    targets.scatter_add_(1, column[:, None], delta * transformed[:, None])
+    return targets
+
+
+def label_augmentation_loss(
+    logits: torch.Tensor,
+    y: torch.Tensor,
+    transform: torch.Tensor,
+    *,
+    num_classes: int,
+    delta: float,
+    reduction: str = "mean",
+    check: bool = True,
+) -> torch.Tensor:
+    """Cross-entropy of Eq. 4 over all K+M logits.
+
+    Parameters
+    ----------
+    logits : float tensor (N, K+M)
+    y, transform : int tensor (N,)
+        As in `label_augmentation_targets`.
+    num_classes : int
+        K; M is the number of logits beyond.
+    delta : float
+        In [0, 1); 0 gives the plain cross-entropy over K+M logits.
+    reduction : {"mean", "sum", "none"}
+        Over the batch.
+    check : bool
+        As in `label_augmentation_targets`.
+
+    Returns
+    -------
+    float tensor, a scalar, or (N,) without reduction.
+    """
+    targets = label_augmentation_targets(
+        y,
+        transform,
+        num_classes=num_classes,
+        num_transforms=logits.shape[1] - num_classes,
+        delta=delta,
+        check=check,
+    )
+    return F.cross_entropy(logits.float(), targets, reduction=reduction)
+
+
+def class_logits(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The first K of K+M logits, (N, K): every prediction and every error uses these alone."""
+    if logits.shape[1] < num_classes:
+        raise ValueError(f"the model gives {logits.shape[1]} logits for {num_classes} classes")
+    return logits[:, :num_classes]
+
+
+def widen_head(
+    model: nn.Module,
+    num_transforms: int,
+    *,
+    replace: bool = False,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Give the last linear layer M more outputs, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its last ``nn.Linear`` is the classifier head with K outputs.
+    num_transforms : int
+        M >= 0; 0 leaves the head as it is unless `replace`.
+    replace : bool
+        Draw all K+M rows afresh, instead of keeping the K trained ones.
+    generator : torch.Generator, optional
+        A CPU generator for the fresh rows.
+
+    Returns
+    -------
+    The same model. Fresh rows are drawn as torch draws a linear layer: U(±1/sqrt(inputs)).
+
+    Raises
+    ------
+    ValueError
+        If the model has no such layer (`find_head`), or is one.
+    """
+    name, head = find_head(model)
+    if not name:
+        raise ValueError("a bare linear layer has no place for another: wrap it in nn.Sequential")
+    wide = nn.Linear(head.in_features, head.out_features + num_transforms, head.bias is not None)
+    wide.to(head.weight.device, head.weight.dtype)
+    bound = head.in_features**-0.5
+    with torch.no_grad():
+        for fresh, kept in zip(wide.parameters(), head.parameters(), strict=True):
+            drawn = torch.empty(fresh.shape).uniform_(-bound, bound, generator=generator)
+            fresh.copy_(drawn)
+            if not replace:
+                fresh[: head.out_features] = kept
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, wide)
+    return model
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Path and layer of the classifier: the last ``nn.Linear`` of the model.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or timm says that the classifier is another layer or several.
+    """
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    net = next((m for m in model.modules() if hasattr(m, "get_classifier")), None)
+    if linear and net is not None:
+        classifier = net.get_classifier()
+        inside = list(classifier.modules()) if isinstance(classifier, nn.Module) else []
+        outputs = linear[-1][1].out_features
+        heads = [m for m in inside if isinstance(m, nn.Linear) and m.out_features == outputs]
+        linear = linear if heads == [linear[-1][1]] else []
+    if not linear:
+        raise ValueError(
+            "the network does not end in one linear layer, which the transformation logits of "
+            "label augmentation and a head for other classes need: choose another network, or "
+            "methods without label augmentation"
+        )
+    return linear[-1]
+
+
+def _check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:
+    """One look at the device a batch."""
+    if len(values) and (int(values.min()) < low or int(values.max()) >= high):
+        raise ValueError(
+            f"{name} is in [{low}, {high}), got {int(values.min())} to {int(values.max())}"
+        )

@@ -1,0 +1,594 @@
+"""The prediction table: one row per image and condition, the only source of every error figure."""
+
+import datetime
+import functools
+import gzip
+import importlib.metadata
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from advlib.files import replacing
+
+COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
+CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
+MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
+TEXT = ("file_name", "corruption", "attack", "method")
+DECIMALS = 3  # of the probabilities in the tables that are written
+
+
+def predict(
+    models: dict,
+    dataset,
+    *,
+    num_classes: int,
+    batch_size: int = 256,
+    device=None,
+    workers: int = 0,
+    indices=None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Predictions of several models in one pass over the images, in float32.
+
+    Parameters
+    ----------
+    models : dict of str to nn.Module
+        Images in [0, 1] to K or K+M logits; the first K are classes.
+    dataset : advlib.data.sets.Images
+    num_classes : int
+        K.
+    batch_size, workers : int
+    device : optional
+        None: CUDA, MPS or the CPU, by availability.
+    indices : sequence of int, optional
+        Only the images at these positions.
+    progress : callable, optional
+        Called with the number of images finished.
+
+    Returns
+    -------
+    dict
+        A prediction table under each model's key.
+    """
+    import torch
+
+    from advlib.data.sets import evaluation_batches
+    from advlib.labels import class_logits
+    from advlib.networks.build import autocast, default_device
+
+    device = torch.device(device or default_device())
+    models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}
+    outcomes = {name: [] for name in models}
+    chosen, labels = [], []
+    batches = evaluation_batches(
+        dataset, batch_size=batch_size, workers=workers, device=device, indices=indices
+    )
+    for x, y, index in batches:
+        chosen += index.tolist()
+        labels.append(y)
+        for name, model in models.items():
+            with torch.no_grad(), autocast(device, torch.float32):
+                probabilities = class_logits(model(x), num_classes).float().softmax(1)
+            outcomes[name].append(probabilities.max(1))  # stays on the device: nothing waits
+        if progress:
+            progress(len(y))
+    names, y = [dataset.file_names[i] for i in chosen], torch.cat(labels).cpu().numpy()
+    tables = {}
+    for name, parts in outcomes.items():
+        probability, predicted = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+        values = (names, y, predicted, probability)
+        tables[name] = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+    return tables
+
+
+def check_predictions(
+    table: pd.DataFrame, *, num_classes: int | None = None, n_images: int | None = None
+) -> pd.DataFrame:
+    """Return the table if it keeps the contract.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With `COLUMNS` and, for some benchmarks, ``corruption`` and ``severity`` or ``attack``.
+        A missing value there is a condition of its own: the clean images.
+    num_classes : int, optional
+        K: labels and classes are in [0, K).
+    n_images : int, optional
+        How many images each condition has.
+
+    Raises
+    ------
+    ValueError
+        For a missing column or value, a missing or duplicated image, conditions of other images
+        or labels, a label, class or probability out of range.
+    """
+    missing = [c for c in COLUMNS if c not in table]
+    if missing:
+        raise ValueError(f"the prediction table lacks the columns {', '.join(missing)}")
+    if not len(table):
+        raise ValueError("the prediction table has no rows")
+    holes = [c for c in COLUMNS if table[c].isna().any()]
+    if holes:
+        raise ValueError(f"the prediction table has missing values in {', '.join(holes)}")
+    _check_images(table, n_images)
+    for column in ("label", "predicted_class"):
+        _check_classes(table[column], num_classes)
+    probability = table.predicted_probability
+    if not pd.api.types.is_numeric_dtype(probability):
+        raise ValueError(
+            f"predicted_probability holds numbers, got {probability.dtype}, such as "
+            f"{probability.iloc[0]!r}"
+        )
+    low, high = probability.min(), probability.max()
+    if not (low >= 0 and high <= 1 + 1e-6):
+        raise ValueError(
+            f"predicted_probability is in [0, 1], got {low:g} to {high:g}: logits need a softmax, "
+            "percentages a division by 100"
+        )
+    _check_same_labels(table)
+    return table
+
+
+def _codes(column: pd.Series) -> tuple[np.ndarray, int]:
+    """Int64 numbers of a column's distinct values, 0 for a missing one, and their count."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, count = column.cat.codes.to_numpy(), len(column.cat.categories)
+    else:
+        codes, values = pd.factorize(column)
+        count = len(values)
+    return codes.astype(np.int64) + 1, count + 1
+
+
+def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
+    """Each condition holds the same images, each of them once.
+
+    Corrupted images may be a part of the others.
+    """
+    if "corruption" in table:
+        corrupted = table.corruption.notna()
+        if corrupted.any() and not corrupted.all():
+            _check_images(table[corrupted], n_images)
+            names, table = table.file_name[corrupted], table[~corrupted]
+            if not (known := names.isin(table.file_name)).all():
+                odd = names[~known].unique()
+                raise ValueError(
+                    f"{len(odd)} corrupted images are not among the clean ones, such as {odd[0]!r}"
+                )
+    columns = [c for c in CONDITIONS if c in table]
+    condition = np.zeros(len(table), np.int64)
+    for column in columns:
+        codes, count = _codes(table[column])
+        condition = condition * count + codes
+    condition, kinds = pd.factorize(condition)
+    image, count = _codes(table.file_name)
+    cell = condition * np.int64(count) + image
+    ordered = np.sort(cell)
+    if (ordered[1:] == ordered[:-1]).any():
+        twice = table.file_name[pd.Series(cell, table.index).duplicated()]
+        raise ValueError(
+            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row an image "
+            "and condition"
+        )
+    sizes, images = np.bincount(condition), np.count_nonzero(np.bincount(image))
+    expected = n_images or sizes.max()
+    if (sizes != expected).any():
+        odd = np.flatnonzero(sizes != expected)
+        odd = odd[sizes[odd].argmin()]
+        where = table[columns].iloc[int((condition == odd).argmax())].to_dict()
+        raise ValueError(
+            f"{sizes[odd]} images in one condition, {expected} expected: images are missing"
+            + (f" ({', '.join(f'{k} {v}' for k, v in where.items())})" if columns else "")
+        )
+    if images != expected:
+        raise ValueError(
+            f"the {len(kinds)} conditions hold {images} different images, {expected} each: every "
+            "condition must hold the same"
+        )
+
+
+def _check_classes(column: pd.Series, num_classes: int | None) -> None:
+    """Whole numbers in [0, K)."""
+    name = column.name
+    if not pd.api.types.is_integer_dtype(column):
+        number = pd.to_numeric(column.astype(object), errors="coerce")
+        odd = column[~(number % 1 == 0)]
+        example = (odd if len(odd) else column).iloc[0]
+        raise ValueError(f"{name} holds whole numbers, got {column.dtype}, such as {example!r}")
+    low, high = column.min(), column.max()
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        hint = ""
+        if high == num_classes:
+            why = "they count from 1" if low == 1 else "is there a background class 0"
+            hint = f"; {why}? Then subtract 1"
+        raise ValueError(f"{name} is in [0, {num_classes or 'K'}), got {low} to {high}{hint}")
+
+
+def _check_same_labels(table: pd.DataFrame) -> None:
+    """An image has one label in all conditions."""
+    image, count = _codes(table.file_name)
+    labels = table.label.to_numpy()
+    label = np.zeros(count, labels.dtype)
+    label[image] = labels
+    if (odd := label[image] != labels).any():
+        raise ValueError(f"{table.file_name[odd].iloc[0]!r} has different labels in two conditions")
+
+
+def check_label_order(table: pd.DataFrame) -> None:
+    """Refuse predictions whose class numbers follow another order than the labels.
+
+    On one half of each class's images, the one-to-one renaming of predicted classes is found that
+    makes most of them right; on the other half it is compared with no renaming, over the classes
+    it renames. It is taken for the true order if it renames at least a tenth of the classes (and
+    at least three, or all), is right more than four times as often and for 10 points more of these
+    images, and by more than chance (a z of 4 in McNemar's test). Since it is judged on images it
+    was not fitted to, noise cannot trigger it, and hardly can classes mistaken for others: several
+    classes taken for one cannot all be renamed.
+
+    It finds a whole list in another order, a shift by one, and a tenth of the classes exchanged.
+    It does not find fewer classes exchanged, or the order of a model that would be right for less
+    than some 12 % of the images, and needs two images in most classes and some 40 in all. An
+    attack does exchange similar classes, so attacked images may trigger it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Clean predictions of one model: ``label`` and ``predicted_class``, whole numbers from 0.
+
+    Raises
+    ------
+    ValueError
+        With the share of images that the other order makes right, and its name if it is a known
+        one: a shift by one (a background class), or numbers sorted as text (1, 10, 100, 2). Also
+        if the numbers are no places in a list of classes, such as 1440764 (of n01440764).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    label, predicted = table.label.to_numpy(np.int64), table.predicted_class.to_numpy(np.int64)
+    k = int(max(label.max(), predicted.max())) + 1
+    # Below, a table of k x k is filled: not with numbers that are no places in a list.
+    occur = len(np.unique([label, predicted]))
+    if k > max(10_000, 10 * occur):
+        raise ValueError(
+            f"the class numbers go to {k - 1}, and only {occur} classes occur: number the classes "
+            "0, 1, 2, … in the order of one list"
+        )
+    second = table.groupby("label").cumcount().to_numpy() % 2 == 1
+    counts = np.zeros((k, k), np.int32)
+    np.add.at(counts, (predicted[~second], label[~second]), 1)
+    # Where several renamings are equally good, the one that leaves most classes alone.
+    true = linear_sum_assignment(2 * counts + np.eye(k, dtype=np.int32), maximize=True)[1]
+    renamed = true != np.arange(k)
+    judged = second & renamed[label]
+    gained = int((judged & (true[predicted] == label) & (predicted != label)).sum())
+    lost = int((judged & (true[predicted] != label) & (predicted == label)).sum())
+    right, n = int((judged & (predicted == label)).sum()), int(judged.sum())
+    present = np.unique(label)
+    enough = min(len(present), max(3, len(present) / 10))
+    if (
+        renamed[present].sum() < enough
+        or gained - lost <= max(3 * right, 0.1 * n)
+        or gained - lost <= 4 * np.sqrt(gained + lost)
+    ):
+        return
+    both = [np.mean(order[predicted[second]] == label[second]) for order in (np.arange(k), true)]
+    as_text = np.array(sorted(range(k), key=str))
+    known = {
+        "they are one too high, as after a background class 0: subtract 1": np.arange(-1, k - 1),
+        "they are one too low, as after labels that count from 1: add 1": np.arange(1, k + 1),
+        "they number the classes sorted as text (1, 10, 100, 2)": as_text,
+        "the labels number the classes sorted as text (1, 10, 100, 2)": np.argsort(as_text),
+    }
+    names = [w for w, order in known.items() if np.mean(order[predicted] == label) > 0.9 * both[1]]
+    first = int(np.flatnonzero(renamed)[0])
+    raise ValueError(
+        f"the predicted classes follow another order than the labels: {both[0]:.1%} of the images "
+        f"are right, {both[1]:.1%} after renaming {renamed.sum()} of the {k} classes one to one "
+        f"(found on the other images), {first} to {true[first]} among them"
+        + (f"; {names[0]}" if names else ": number both in the order of the same list of classes")
+    )
+
+
+def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFrame:
+    """Read and check a prediction table: ours (Parquet) or anybody's (CSV, also gzipped).
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order and,
+        of others, keeps those of `MORE_COLUMNS`.
+    dataset : {"imagenet"}, optional
+        The images are ImageNet's 50,000 validation images: the label joins by file name, of which
+        only the base name counts.
+
+    Returns
+    -------
+    DataFrame
+        Classes are integers, also where the file holds 8.0. From Parquet, in compact types: text
+        is categorical, integers are int32, the probability is float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read or breaks the contract (`check_predictions`), or with a data set
+        if images are missing, unknown or labelled otherwise.
+    """
+    if dataset not in (None, "imagenet"):
+        raise ValueError(f"dataset is 'imagenet' or None, not {dataset!r}")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no prediction table {path}")
+    ending = path.name.lower()
+    if not ending.endswith((".parquet", ".csv", ".csv.gz")):
+        raise ValueError(f"{path}: a prediction table ends in .parquet, .csv or .csv.gz")
+    imagenet = dataset == "imagenet"
+    try:
+        table = _read_parquet(path) if ending.endswith(".parquet") else _read_csv(path)
+        needed = [c for c in COLUMNS if not (imagenet and c == "label")]
+        if missing := [c for c in needed if c not in table]:
+            hint = "" if missing != ["label"] else ", or join ImageNet's: dataset='imagenet'"
+            raise ValueError(
+                f"the prediction table lacks the columns {', '.join(missing)}: add them{hint}"
+            )
+        for column in ("label", "predicted_class"):
+            if column in table and pd.api.types.is_float_dtype(table[column]):
+                if (table[column] % 1 == 0).all():  # not so for a missing value
+                    table[column] = table[column].astype(np.int64)
+        if imagenet:
+            table = _join_imagenet(table)
+            return check_predictions(table, num_classes=1000, n_images=50_000)
+        return check_predictions(table)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # OSError: also damaged Parquet
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    schema = pq.read_schema(path)
+    _check_once(schema.names)
+    text = [
+        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+    ]
+    file = pq.ParquetFile(path, read_dictionary=text)
+    columns = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in schema.names]
+    arrow = file.read(columns=columns)
+    for i, field in enumerate(arrow.schema):
+        if pa.types.is_integer(field.type) and field.name not in TEXT:
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
+        elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.float32()))
+    table = arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
+    # Names that are numbers become text, as from CSV.
+    numbers = [c for c in TEXT if c in table and c not in text]
+    return table.assign(**{c: table[c].map(str, na_action="ignore") for c in numbers})
+
+
+def _check_once(names: list[str]) -> None:
+    """None of the columns that are read occurs twice."""
+    for name in (*COLUMNS, *MORE_COLUMNS):
+        if names.count(name) > 1:
+            raise ValueError(f"the column {name} occurs twice: keep one")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        line = file.readline().decode("utf-8-sig").strip()
+    header = [name.strip(' "') for name in line.split(",")]
+    if len(header) == 1 and (found := [s for s in (";", "\t") if s in line]):
+        raise ValueError(f"columns are separated by commas, not by {found[0]!r}: {line!r}")
+    if not set(header) & set(COLUMNS):
+        raise ValueError(f"the first line is {line!r}, expected a header: {','.join(COLUMNS)}")
+    _check_once(header)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else the rest is cut off
+            table = pd.read_csv(
+                path,
+                dtype=dict.fromkeys(TEXT, str),
+                encoding="utf-8-sig",
+                skipinitialspace=True,
+                index_col=False,
+                low_memory=False,
+            )
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            "a line has more fields than the header: quote names that hold a comma, and write "
+            "decimals with a point"
+        ) from None
+    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+
+
+def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with base names and with the labels of ImageNet's validation images."""
+    from advlib.data.annotations import imagenet_labels
+
+    labels = imagenet_labels()
+    if table.file_name.isna().any():
+        raise ValueError("the prediction table has missing values in file_name")
+    codes, given = pd.factorize(table.file_name)
+    names = pd.Index(given).astype("str").str.replace(r".*[/\\]", "", regex=True)
+    position = labels.index.get_indexer(names)
+    if len(unknown := names[position < 0]):
+        raise ValueError(
+            f"{len(unknown)} file names are not those of ImageNet's validation images, first "
+            f"{unknown[0]!r}, expected such as {labels.index[0]!r}"
+        )
+    if len(absent := labels.index.difference(names)):
+        raise ValueError(
+            f"{len(absent)} of ImageNet's {len(labels)} validation images are missing, first "
+            + ", ".join(absent[:3])
+        )
+    position = position[codes]
+    label = labels.to_numpy(np.int32)[position]
+    if "label" in table and (odd := table.label.to_numpy() != label).any():
+        i = int(odd.argmax())
+        raise ValueError(
+            f"{odd.sum()} labels are not ImageNet's: {labels.index[position[i]]} has label "
+            f"{table.label.iloc[i]}, expected {label[i]}"
+        )
+    names = pd.Categorical.from_codes(position, categories=labels.index)
+    table = table.assign(file_name=names, label=label)
+    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+
+
+def write_predictions(
+    table: pd.DataFrame,
+    path: str | Path,
+    *,
+    num_classes: int | None = None,
+    n_images: int | None = None,
+    **facts,
+) -> Path:
+    """Check a table and write it as Parquet, whole or not at all.
+
+    Tables are kept in a repository, so that they are written small: ``predicted_probability`` has
+    `DECIMALS` decimals, which no error depends on.
+
+    Parameters
+    ----------
+    table : DataFrame
+    path : path
+        Ends in ``.parquet``.
+    num_classes, n_images : int, optional
+        As in `check_predictions`.
+    **facts
+        Stored beside the rows as JSON: study, method, seed, checkpoint hash, data fingerprint,
+        threat model, device, dtype. Time and library versions are added.
+    """
+    path = Path(path)
+    check_predictions(table, num_classes=num_classes, n_images=n_images)
+    table = table.round({"predicted_probability": DECIMALS})
+    facts = {**facts, "n_images": int(table.file_name.nunique()), **environment()}
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
+    # One page a column, so that what conditions have in common is stored once; and no Arrow schema,
+    # which would hold the facts a second time.
+    how = {"data_page_size": 1 << 30, "max_rows_per_page": len(table), "store_schema": False}
+    with replacing(path) as partial:
+        how |= {"compression": "zstd", "compression_level": 19}
+        with pq.ParquetWriter(partial, arrow.schema, **how) as file:
+            file.write_table(arrow)
+            file.add_key_value_metadata({"advlib": json.dumps(facts)})
+    return path
+
+
+def read_facts(path: str | Path) -> dict:
+    """The JSON facts stored beside a table by `write_predictions`.
+
+    Raises FileNotFoundError where there is no file, OSError where it is no table, and KeyError or
+    TypeError where it is one without facts, such as measured pixels.
+    """
+    try:
+        return json.loads(pq.read_schema(path).metadata[b"advlib"])
+    except pa.ArrowInvalid as error:
+        what = "restore it (`git checkout`), or delete it and run its study again"
+        raise OSError(f"{path} cannot be read as a table ({error}): {what}") from error
+
+
+def results_date(paths: Iterable[Path | str]) -> str:
+    """The day on which the newest of these tables was made, "" if none says it.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Prediction tables (Parquet) and files of facts (JSON); others are passed over.
+    """
+    days = [""]
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            try:
+                days.append(read_facts(path).get("time", "")[:10])
+            except (KeyError, TypeError):
+                continue  # a table without facts, such as the measured pixels
+        elif path.suffix == ".json":
+            text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+            days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
+    return max(days)
+
+
+def images_read(paths: Iterable[Path | str]) -> str:
+    """How many images each of these prediction tables holds, in words; "" if they differ."""
+    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
+    found = {read_facts(path)["n_images"] for path in tables}
+    return f"{found.pop():,} images" if len(found) == 1 else ""
+
+
+def environment() -> dict:
+    """Time and versions, as stored with every table."""
+    versions = {}
+    for package in ("advlib", "torch", "torchvision", "numpy", "pandas"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"time": now, "versions": versions}
+
+
+def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) -> list[range]:
+    """The positions whose rows no earlier run kept, in parts.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the parts; its name must hold everything that decides them.
+    n_images : int
+        Of the data set.
+    part : int
+        Images a part, at most.
+    processes : int
+        Parts are of such a size that each may take as many images: the first, and every
+        `processes`-th after it; the second, and so on.
+    """
+    gaps, end = [], 0
+    for positions, _ in [*_parts(folder), (range(n_images, n_images), None)]:
+        gaps += [range(end, positions.start)] if positions.start > end else []
+        end = max(end, positions.stop)
+    if processes > 1:
+        missing = sum(map(len, gaps))
+        rounds = -(-missing // (processes * part))
+        part = -(-missing // (processes * rounds)) if missing else part
+    return [range(start, min(start + part, gap.stop)) for gap in gaps for start in gap[::part]]
+
+
+def keep_part(folder: Path, positions: range, make: Callable[[range], pd.DataFrame]) -> None:
+    """Make the rows of these positions and keep them, unless an earlier run did."""
+    path = folder / f"{positions.start:08d}-{positions.stop:08d}.parquet"
+    kept(path, functools.partial(make, positions))
+
+
+def read_parts(folder: Path) -> pd.DataFrame:
+    """All rows that `keep_part` kept, in the order of the images, each image once a network."""
+    tables, end = [], 0
+    for positions, path in _parts(folder):
+        if positions.stop > end:
+            table = pd.read_parquet(path)
+            # The images in their order, once or again and again.
+            table = table[np.arange(len(table)) % len(positions) >= end - positions.start]
+            tables.append(table)
+            end = positions.stop
+    return pd.concat(tables, ignore_index=True)
+
+
+def _parts(folder: Path) -> list[tuple[range, Path]]:
+    """The finished parts, in order."""
+    found = []
+    for path in folder.glob("*.parquet"):
+        if named := re.fullmatch(r"(\d{8})-(\d{8})", path.stem):
+            found.append((range(int(named[1]), int(named[2])), path))
+    return sorted(found, key=lambda item: (item[0].start, item[0].stop))
+
+
+def kept(path: Path, make: Callable[[], pd.DataFrame]) -> None:
+    """Write the rows that `make` returns, whole or not at all, unless an earlier run did."""
+    if not path.is_file():
+        table = make()
+        with replacing(path) as partial:
+            table.to_parquet(partial, index=False)

@@ -1,0 +1,167 @@
+"""Training methods as data. What they compute is in `advlib.objectives`; this needs no torch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from advlib.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training method: its title, what it attacks, what a step costs, its options.
+
+    Attributes
+    ----------
+    title : str
+        As tables and charts show it.
+    objective : str
+        A name of `advlib.objectives.OBJECTIVES`.
+    adversarial, mix : bool
+        Trains on attacked images; `mix`: on as many clean ones as well.
+    extra_logits : bool
+        K+M logits instead of K.
+    label_augmentation : bool
+        Eq. 3 and 4 with the training's delta; else delta is 0.
+    label_smoothing : bool
+        torch's, with the training's delta.
+    options : mapping
+        The objective's own settings with their defaults, such as TRADES' beta.
+    forwards : int
+        Forward passes of a step without a gradient, beside the attack's and the one that trains.
+    """
+
+    title: str
+    adversarial: bool = False
+    mix: bool = False
+    extra_logits: bool = False
+    label_augmentation: bool = False
+    label_smoothing: bool = False
+    objective: str = "standard"
+    options: Mapping[str, float] = field(default_factory=dict)
+    forwards: int = 0
+
+    def passes(self, steps: int) -> int:
+        """What a step of training costs per image, in forward passes, with an attack of `steps`.
+
+        A forward pass and the gradient by the image take as many multiplications as two forward
+        passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
+        2018) adds 2 K, and a mixed batch trains on both halves: for K = 10 that is 3, 23 and 26.
+        """
+        return 3 * (1 + self.mix) + 2 * steps * self.adversarial + self.forwards
+
+
+RECIPES: dict[str, Recipe] = {
+    "pretrained": Recipe("Pretrained"),
+    "std": Recipe("Std"),
+    "adv": Recipe("Adv", adversarial=True),
+    "adv_plus": Recipe("Adv⁺", adversarial=True, extra_logits=True, label_augmentation=True),
+    "adv_mix": Recipe("Adv mixed", adversarial=True, mix=True),
+    "adv_plus_mix": Recipe(
+        "Adv⁺ mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
+    ),
+    "adv_smoothing": Recipe("Adv smoothing", adversarial=True, label_smoothing=True),
+    "adv_extra_logit": Recipe("Adv extra logit", adversarial=True, extra_logits=True),
+    "trades": Recipe(
+        "TRADES",
+        adversarial=True,
+        mix=True,
+        objective="trades",
+        options={"beta": 6.0},
+        forwards=1,
+    ),
+    "cfa": Recipe(
+        "CFA margins",
+        adversarial=True,
+        objective="class_margins",
+        options={"base": 0.5, "begin": 1},
+    ),
+}
+"""Recipes by the id of the method, in the order in which tables and charts show them."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained, whatever the method.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+    lr : float
+        At the start, or the highest of the one-cycle schedule.
+    schedule : {"cosine", "one_cycle"}
+    lr_final_factor : float
+        The last learning rate as a part of `lr`.
+    momentum, weight_decay : float
+        Of SGD.
+    augment : {"none", "crop", "crop_flip", "random_resized_crop"}
+    threats : tuple of ThreatModel
+        One, or one behind each transformation logit, which images take in turns.
+    num_transforms : int
+        M, the number of transformation logits of methods that have them.
+    delta : float
+        In [0, 1): weight of the transformation label (Eq. 3), or of label smoothing.
+    train_objective : {"label_augmentation", "cross_entropy"}
+        What the attack of a method with extra logits climbs.
+    ema : float
+        Decay of the averaged copy of the weights that is kept beside them, updated every step and
+        handed over at the end; 0: none.
+    accumulate : int
+        Equal pieces that a process computes its part of a batch in.
+    dtype : {"auto", "float32", "bfloat16"}
+    workers : int
+        Processes that decode image files.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float = 0.01
+    schedule: str = "cosine"
+    lr_final_factor: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    augment: str = "none"
+    threats: tuple[ThreatModel, ...] = (ThreatModel(success="last"),)
+    num_transforms: int = 1
+    delta: float = 0.03
+    train_objective: str = "label_augmentation"
+    ema: float = 0.0
+    accumulate: int = 1
+    dtype: str = "auto"
+    workers: int = 0
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 0, of so many in all."""
+        schedule = {"cosine": cosine_lr, "one_cycle": one_cycle_lr}[self.schedule]
+        return schedule(self.lr, self.lr_final_factor, step, total)
+
+
+def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
+    """Cosine annealing per step, from `base` at step 0 down to `base * final_factor`."""
+    final = base * final_factor
+    return final + (base - final) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def one_cycle_lr(peak: float, final_factor: float, step: int, total: int) -> float:
+    """Up from `peak` / 25 over the first 30 % of the steps, then down to `peak * final_factor`.
+
+    Both ways along a cosine (Smith & Topin 2019), as `torch.optim.lr_scheduler.OneCycleLR` counts.
+    """
+    top, last = 0.3 * total - 1, total - 1
+    if step <= top:
+        return cosine_lr(peak, 1 / 25, top - step, top)
+    return cosine_lr(peak, final_factor, step - top, last - top)
+
+
+def with_options(recipe: Recipe, **options: float) -> Recipe:
+    """The recipe with other values of its options.
+
+    Raises
+    ------
+    ValueError
+        For an option that it has not.
+    """
+    for name in options.keys() - recipe.options.keys():
+        known = ", ".join(recipe.options) or "none"
+        raise ValueError(f"{recipe.title} has no option {name!r}: known are {known}")
+    return replace(recipe, options={**recipe.options, **options})

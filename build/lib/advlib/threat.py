@@ -1,0 +1,204 @@
+"""What the attacker may do: threat models, their checks and their one-line description."""
+
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from fractions import Fraction
+
+_CHOICES = {
+    "norm": ("Linf", "L2"),
+    "loss": ("cross_entropy", "margin", "dlr"),
+    "label_source": ("true", "predicted"),
+    "attack_logits": ("class", "all"),
+    "eps_space": ("pixel", "normalized"),
+    "model_mode": ("eval", "train"),
+    "success": ("any", "last"),
+}
+
+
+def parse_number(value, name: str = "eps") -> float:
+    """Read a number that may be written as a fraction.
+
+    Parameters
+    ----------
+    value : float, int or str
+        ``0.03``, ``"0.03"`` or ``"8/255"``.
+
+    Raises
+    ------
+    ValueError
+        If the text is neither a number nor a fraction.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}")
+    try:
+        if isinstance(value, str) and "/" in value:
+            return float(Fraction(value.replace(" ", "")))
+        return float(value)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}") from error
+
+
+def identity(record, first: frozenset) -> dict:
+    """The fields by which results are recognised, as plain values.
+
+    Those of `first` always; any other, added since, only while it differs from its default. So a
+    new field leaves the name and the facts of every earlier result as they are: a missing key is
+    its default.
+    """
+    new = {f.name: f for f in fields(record) if f.name not in first}
+    default = {
+        name: f.default if f.default_factory is MISSING else f.default_factory()
+        for name, f in new.items()
+    }
+    return {k: v for k, v in asdict(record).items() if k not in new or v != default[k]}
+
+
+THREAT_FIELDS = frozenset(
+    "norm eps steps step_size random_start n_restarts loss label_source attack_logits eps_space "
+    "clip model_mode success".split()
+)
+"""Fields of a threat model that are always stored; see `identity`. Nothing is added here."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A threat model and the PGD attack that searches it (Madry et al. 2018; the paper's Eq. 1).
+
+    Parameters
+    ----------
+    norm : {"Linf", "L2"}
+    eps : float or str
+        Radius of the ball, in [0, 1] pixel units for Linf; ``"8/255"`` is read too. 0 changes
+        nothing.
+    steps : int
+        Gradient steps, at least 1.
+    step_size : float, str or None
+        None takes ``2.5 * eps / min(steps, 10)``.
+    random_start : bool
+        Start uniformly in the ball; else at the image.
+    n_restarts : int
+        Starts per image; an evaluation keeps the worst case of each image.
+    loss : {"cross_entropy", "margin", "dlr"}
+        What the attack climbs. "margin": the largest other logit less that of the label (Carlini &
+        Wagner 2017). "dlr": the margin divided by the distance of the largest logit from the third
+        largest, which takes away the logits' scale (Croce & Hein 2020).
+    label_source : {"true", "predicted"}
+        The label that the attack leaves: the true one, or the model's own prediction on the
+        clean image over the logits that the attack sees.
+    attack_logits : {"class", "all"}
+        The K class logits, or all K+M of a model with label augmentation.
+    eps_space : {"pixel", "normalized"}
+        "normalized": eps and step are multiplied by the model's standard deviation per channel.
+    clip : bool
+        Keep attacked images in [0, 1].
+    model_mode : {"eval", "train"}
+        Mode of batch norm and dropout while attacking.
+    success : {"any", "last"}
+        Evaluation only: an image is broken if any iterate, the start included, is
+        misclassified, or only if the last one is.
+
+    Raises
+    ------
+    ValueError
+        For a value that cannot be meant.
+    """
+
+    norm: str = "Linf"
+    eps: float = 0.03
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    n_restarts: int = 1
+    loss: str = "cross_entropy"
+    label_source: str = "true"
+    attack_logits: str = "class"
+    eps_space: str = "pixel"
+    clip: bool = True
+    model_mode: str = "eval"
+    success: str = "any"
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        object.__setattr__(self, "eps", parse_number(self.eps))
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", parse_number(self.step_size, "step_size"))
+        if not self.eps >= 0 or self.eps == float("inf"):
+            raise ValueError(f"eps is a finite number of at least 0, got {self.eps}")
+        if self.norm == "Linf" and self.eps_space == "pixel" and self.eps > 1:
+            meant = f"{self.eps:g}/255"
+            raise ValueError(
+                f"ε is in [0, 1] pixel units; did you mean {meant}? (got {self.eps:g})"
+            )
+        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+            raise ValueError(
+                f"step_size is positive, or None for 2.5·ε/min(steps, 10); got {self.step_size:g}"
+            )
+        for name in ("steps", "n_restarts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
+        for name in ("random_start", "clip"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
+
+    @property
+    def step(self) -> float:
+        """The step actually taken, in the units of ``eps``."""
+        if self.step_size is not None:
+            return self.step_size
+        return 2.5 * self.eps / min(self.steps, 10)
+
+    def __str__(self) -> str:
+        space = "pixels in [0, 1]" if self.eps_space == "pixel" else "normalised units"
+        size = f"ε = {self.eps:g}"
+        if self.eps_space == "pixel":
+            size += f" = {self.eps * 255:.4g}/255"
+        norm = {"Linf": "L∞"}.get(self.norm, self.norm)
+        parts = [f"PGD-{self.steps}", norm, f"{size} ({space})", f"step {self.step:.4g}"]
+        starts = f"{self.n_restarts} random start" if self.random_start else "start at the image"
+        parts.append(starts + ("s" if self.random_start and self.n_restarts > 1 else ""))
+        if self.loss != "cross_entropy":
+            parts.append(f"climbs the {self.loss} loss")
+        parts.append(f"leaves the {self.label_source} label")
+        parts.append(f"{self.attack_logits} logits")
+        parts.append("clipped" if self.clip else "not clipped")
+        parts.append(f"{self.model_mode} mode")
+        parts.append(f"{self.success} iterate")
+        return ", ".join(parts)
+
+    def to_dict(self) -> dict:
+        """Plain values, as stored with every number."""
+        return identity(self, THREAT_FIELDS)
+
+    def with_eps(self, eps: float) -> "ThreatModel":
+        """The same protocol at another radius; an explicit step scales with it."""
+        eps = parse_number(eps)
+        step = self.step_size
+        if step is not None and self.eps > 0:
+            step = eps if step == self.eps else step * eps / self.eps
+            step = step or None  # at eps = 0 there is no step to take
+        return replace(self, eps=eps, step_size=step)
+
+
+PROTOCOLS: dict[str, ThreatModel] = {
+    "pgd10_train": ThreatModel(steps=10, success="last"),
+    "fgsm": ThreatModel(steps=1, step_size=0.03, random_start=False, success="last"),
+    "pgd40": ThreatModel(steps=40),
+    "pgd40_last": ThreatModel(steps=40, success="last"),
+    "pgd40_normalized": ThreatModel(steps=40, eps_space="normalized"),
+    "pgd40_predicted": ThreatModel(steps=40, label_source="predicted"),
+    "pgd40_all_logits": ThreatModel(steps=40, attack_logits="all"),
+    "pgd40_earlier_code": ThreatModel(
+        steps=40,
+        step_size=0.01,
+        label_source="predicted",
+        attack_logits="all",
+        eps_space="normalized",
+        clip=False,
+        success="last",
+    ),
+}
+"""Named protocols at the paper's ε = 0.03; a study's own ε replaces it (``with_eps``)."""
