@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+AGAIN = "restore it (`git checkout`), or delete it and run its study again"
+
+
+def read_json(path: str | Path) -> dict:
+    """The facts in a JSON file.
+
+    Raises OSError, with the way out, where it holds none: cut off, empty, or of another kind.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is damaged ({error}): {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise OSError(f"{path} is damaged (it holds {str(found)[:20]}, no facts): {AGAIN}")
+    return found
 
 
 def file_hash(path: str | Path) -> str:

@@ -37,7 +37,7 @@ def label_augmentation_targets(
     Raises
     ------
     ValueError
-        For a delta, label or transformation out of range.
+        For a delta, label or transformation out of range, or of no whole numbers.
     """
     if not 0 <= delta < 1:
         raise ValueError(f"delta is in [0, 1), got {delta}")
@@ -175,6 +175,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
 
 def _check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:
     """One look at the device a batch."""
+    if values.dtype == torch.bool or values.is_floating_point():
+        raise ValueError(f"{name} holds whole numbers, got {values.dtype}")
     if len(values) and (int(values.min()) < low or int(values.max()) >= high):
         raise ValueError(
             f"{name} is in [{low}, {high}), got {int(values.min())} to {int(values.max())}"

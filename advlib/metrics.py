@@ -6,6 +6,7 @@ A prediction table has one row per image and condition: ``file_name``, ``label``
 """
 
 import itertools
+import numbers
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ ALEXNET_CORRUPTION_ERROR = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-CORRUPTIONS = tuple(ALEXNET_CORRUPTION_ERROR)
+CORRUPTIONS = tuple(ALEXNET_CORRUPTION_ERROR)  # the 15 of mCE; downloads hold four more
 STATISTICS = "error mean sd sd_noise_corrected worst worst_decile gap cv sd_normalised".split()
 _MULTILABEL = "multilabel_correct"  # written by multilabel_table, decides what counts as an error
 By = str | Sequence[str] | None
@@ -103,6 +104,18 @@ def _averages(images: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     mean = np.bincount(codes, wrong, len(keys)) / n
     squares = np.bincount(codes, (wrong - mean[codes]) ** 2, len(keys))
     return keys.assign(n_images=n, error=mean, noise=squares / n / np.where(n > 1, n - 1, np.nan))
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a mean over conditions counts: of corruptions the 15 `CORRUPTIONS` alone.
+
+    The four further ones of the published sets are left out wherever some of the 15 are there.
+    """
+    if "corruption" not in table:
+        return table
+    known = table["corruption"].isin(CORRUPTIONS)
+    further = table["corruption"].notna() & ~known
+    return table[~further] if known.any() and further.any() else table
 
 
 def _checked(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
@@ -185,7 +198,7 @@ def mean_corruption_error(
     if absent := [c for c in CORRUPTIONS if reference is not None and c not in reference]:
         raise ValueError(f"the reference lacks the corruptions {absent}.")
     rows = []
-    for key, group in _groups(corruption_error(table, by), by):
+    for key, group in _groups(corruption_error(counted(table), by), by):
         errors = dict(zip(group["corruption"], group["corruption_error"], strict=True))
         if absent := [c for c in CORRUPTIONS if c not in errors]:
             raise ValueError(
@@ -315,6 +328,10 @@ def multilabel_table(
             f"{absent[0]!r}; an image without labels needs an empty set."
         )
     sets = [label_sets[name] for name in table["file_name"]]
+    if odd := {c for labels in sets for c in labels if not isinstance(c, numbers.Integral)}:
+        raise ValueError(
+            f"label_sets holds class numbers (integers from 0), got such as {min(odd, key=repr)!r}."
+        )
     right = [guess in labels for guess, labels in zip(table["predicted_class"], sets, strict=True)]
     judged = table.assign(**{_MULTILABEL: right})
     return judged if unlabelled == "error" else judged[[len(labels) > 0 for labels in sets]]
@@ -561,7 +578,7 @@ def _images(
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
     sides, parts = (_several(table), _several(paired_with)), []
-    for one in itertools.chain(*sides):
+    for one in map(counted, itertools.chain(*sides)):
         present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
         rows = _checked(one, present)
         if reference is not None:
@@ -739,9 +756,9 @@ def bootstrap(
 
     ``statistic`` is one of `STATISTICS`: ``"error"`` (over images) or one of `class_summary`.
     Images are resampled within their class: the classes are fixed. In a table of several conditions
-    an image counts with its mean error over all its rows, and carries them all. Several tables,
-    such as those of several seeds, have one statistic each, whose mean is taken; an image is drawn
-    with all of them, so that the interval is that of these networks on other images.
+    an image counts with its mean error over all its rows (those `counted`), and carries them all.
+    Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
+    image is drawn with all of them, so that the interval is that of these networks on other images.
 
     * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class). Those
       of the error, and of the mean where all classes have as many images, are exact, as with
@@ -777,9 +794,6 @@ def corruption_summary(
     With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
     hold the same images. Raises ValueError as both functions do.
     """
-    kept = []
-    for side in map(_several, (table, paired_with)):
-        for one in side:
-            mean_corruption_error(one, reference)  # names what is missing
-        kept.append([one[one["corruption"].isin(CORRUPTIONS)] for one in side])
-    return _error(*_images(*kept, n_resamples, reference), n_resamples, seed)
+    for one in (*_several(table), *_several(paired_with)):
+        mean_corruption_error(one, reference)  # names what is missing
+    return _error(*_images(table, paired_with, n_resamples, reference), n_resamples, seed)

@@ -1,9 +1,11 @@
 """The prediction table: one row per image and condition, the only source of every error figure."""
 
+import csv
 import datetime
 import functools
 import gzip
 import importlib.metadata
+import io
 import json
 import re
 import warnings
@@ -16,12 +18,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advlib.files import replacing
+from advlib.files import AGAIN, read_json, replacing
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
 MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
 TEXT = ("file_name", "corruption", "attack", "method")
+CLEAN = ("", "none", "clean")  # as a condition: a row about a clean image
+MISSING = [
+    "",
+    "NA",
+    "N/A",
+    "NaN",
+    "nan",
+    "null",
+    "NULL",
+    "None",
+    "<NA>",
+]  # but no file is called ""
 DECIMALS = 3  # of the probabilities in the tables that are written
 
 
@@ -303,7 +317,8 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
     ----------
     path : path
         Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order and,
-        of others, keeps those of `MORE_COLUMNS`.
+        of others, keeps those of `MORE_COLUMNS`. A CSV is UTF-8 or UTF-16, compressed or not,
+        whatever its ending says. A corruption called "none" or "clean" is none.
     dataset : {"imagenet"}, optional
         The images are ImageNet's 50,000 validation images: the label joins by file name, of which
         only the base name counts.
@@ -333,6 +348,7 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
     imagenet = dataset == "imagenet"
     try:
         table = _read_parquet(path) if ending.endswith(".parquet") else _read_csv(path)
+        table = _with_clean_rows(table)
         needed = [c for c in COLUMNS if not (imagenet and c == "label")]
         if missing := [c for c in needed if c not in table]:
             hint = "" if missing != ["label"] else ", or join ImageNet's: dataset='imagenet'"
@@ -379,31 +395,83 @@ def _check_once(names: list[str]) -> None:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-        line = file.readline().decode("utf-8-sig").strip()
-    header = [name.strip(' "') for name in line.split(",")]
+    with open(path, "rb") as file:
+        start = file.read(4)
+    for magic, what in ((b"PK", "a zip archive, such as Excel's"), (b"PAR1", "a Parquet table")):
+        if start.startswith(magic):
+            raise ValueError(f"it is {what}, called .csv: save it as CSV, or name it what it is")
+    compression = "gzip" if start.startswith(b"\x1f\x8b") else None
+    with (gzip.open if compression else open)(path, "rb") as file:
+        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
+        file.seek(0)
+        encoding = "utf-16" if wide else "utf-8-sig"
+        try:
+            with io.TextIOWrapper(file, encoding) as text:
+                line = text.readline().strip()
+            return _parsed(path, line, encoding=encoding, compression=compression)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"it is no UTF-8 text ({error.reason}, byte {error.object[error.start]:#x}): save "
+                "it as UTF-8, in Excel as `CSV UTF-8`"
+            ) from error
+
+
+def _parsed(path: Path, line: str, **how) -> pd.DataFrame:
+    """A CSV whose first line is this."""
+    given = next(csv.reader([line], skipinitialspace=True), [])
+    header = [name.strip() for name in given]
     if len(header) == 1 and (found := [s for s in (";", "\t") if s in line]):
         raise ValueError(f"columns are separated by commas, not by {found[0]!r}: {line!r}")
     if not set(header) & set(COLUMNS):
         raise ValueError(f"the first line is {line!r}, expected a header: {','.join(COLUMNS)}")
     _check_once(header)
+    named = dict(zip(given, header, strict=True))
+    missing = {n: [""] if c == "file_name" else MISSING for n, c in named.items()}
+    missing |= {len(given): [""]}  # by place: a comma at the end of each line is no field
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # else the rest is cut off
             table = pd.read_csv(
                 path,
-                dtype=dict.fromkeys(TEXT, str),
-                encoding="utf-8-sig",
+                dtype={name: str for name, known in named.items() if known in TEXT},
+                keep_default_na=False,  # a file may be called NA or null
+                na_values=missing,
                 skipinitialspace=True,
                 index_col=False,
                 low_memory=False,
+                **how,
             )
     except pd.errors.ParserWarning:
         raise ValueError(
             "a line has more fields than the header: quote names that hold a comma, and write "
             "decimals with a point"
         ) from None
-    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+    table = table.rename(columns=named)
+    table = table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+    if header != given:  # where spaces stand before the commas of the header, they do below
+        table = table.assign(**{c: table[c].str.strip() for c in TEXT if c in table})
+    return table
+
+
+def without_clean(column: pd.Series) -> pd.Series:
+    """A column of conditions, in which clean rows are missing values, whatever they were called."""
+    clean = [v for v in column.dropna().unique() if str(v).strip().lower() in CLEAN]
+    return column.mask(column.isin(clean)) if clean else column
+
+
+def _with_clean_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows about clean images have neither a corruption nor a severity."""
+    if "corruption" in table:
+        table = table.assign(corruption=without_clean(table.corruption))
+    if "severity" in table:
+        clean = table.get("corruption", pd.Series(None, table.index, dtype=object)).isna()
+        severity = pd.to_numeric(table.severity[clean].astype(object), errors="coerce")
+        if (odd := severity[severity > 0]).size:
+            raise ValueError(
+                f"severity is {odd.iloc[0]:g} in a row without corruption, of "
+                f"{table.file_name[odd.index[0]]!r}: name the corruption, or leave severity empty"
+            )
+    return table
 
 
 def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
@@ -482,14 +550,17 @@ def write_predictions(
 def read_facts(path: str | Path) -> dict:
     """The JSON facts stored beside a table by `write_predictions`.
 
-    Raises FileNotFoundError where there is no file, OSError where it is no table, and KeyError or
-    TypeError where it is one without facts, such as measured pixels.
+    Raises FileNotFoundError where there is no file, OSError where it is damaged, and ValueError
+    where it is a table without facts, such as measured pixels.
     """
     try:
-        return json.loads(pq.read_schema(path).metadata[b"advlib"])
-    except pa.ArrowInvalid as error:
-        what = "restore it (`git checkout`), or delete it and run its study again"
-        raise OSError(f"{path} cannot be read as a table ({error}): {what}") from error
+        stored = (pq.read_schema(path).metadata or {}).get(b"advlib")
+        facts = None if stored is None else json.loads(stored)
+    except ValueError as error:  # also pyarrow's
+        raise OSError(f"{path} cannot be read as a table ({error}): {AGAIN}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} does not say how it was made, as tables of this project do")
+    return facts
 
 
 def results_date(paths: Iterable[Path | str]) -> str:
@@ -505,10 +576,10 @@ def results_date(paths: Iterable[Path | str]) -> str:
         if path.suffix == ".parquet":
             try:
                 days.append(read_facts(path).get("time", "")[:10])
-            except (KeyError, TypeError):
+            except ValueError:
                 continue  # a table without facts, such as the measured pixels
         elif path.suffix == ".json":
-            text = json.dumps(json.loads(path.read_text(encoding="utf-8")))
+            text = json.dumps(read_json(path))
             days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
     return max(days)
 

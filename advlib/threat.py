@@ -1,5 +1,6 @@
 """What the attacker may do: threat models, their checks and their one-line description."""
 
+import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from fractions import Fraction
 
@@ -25,16 +26,18 @@ def parse_number(value, name: str = "eps") -> float:
     Raises
     ------
     ValueError
-        If the text is neither a number nor a fraction.
+        If the text is neither a number nor a fraction, or the number is not finite.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}")
     try:
-        if isinstance(value, str) and "/" in value:
-            return float(Fraction(value.replace(" ", "")))
-        return float(value)
-    except (ValueError, ZeroDivisionError) as error:
+        fraction = isinstance(value, str) and "/" in value
+        number = float(Fraction(value.replace(" ", "")) if fraction else value)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is a finite number, got {value!r}")
+    return number
 
 
 def identity(record, first: frozenset) -> dict:
@@ -125,14 +128,14 @@ class ThreatModel:
         object.__setattr__(self, "eps", parse_number(self.eps))
         if self.step_size is not None:
             object.__setattr__(self, "step_size", parse_number(self.step_size, "step_size"))
-        if not self.eps >= 0 or self.eps == float("inf"):
+        if self.eps < 0:
             raise ValueError(f"eps is a finite number of at least 0, got {self.eps}")
         if self.norm == "Linf" and self.eps_space == "pixel" and self.eps > 1:
             meant = f"{self.eps:g}/255"
             raise ValueError(
                 f"ε is in [0, 1] pixel units; did you mean {meant}? (got {self.eps:g})"
             )
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
+        if self.step_size is not None and self.step_size <= 0:
             raise ValueError(
                 f"step_size is positive, or None for 2.5·ε/min(steps, 10); got {self.step_size:g}"
             )

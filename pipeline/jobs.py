@@ -11,6 +11,7 @@ import sys
 
 import yaml
 
+from advbook.commands import plainly
 from advbook.studies.schema import Study, load_study, refuse_unknown
 from advlib.recipes import RECIPES
 from pipeline.cost import CONDITIONS, SIZES
@@ -172,7 +173,10 @@ def table(study: Study, **stated) -> str:
 
 
 if __name__ == "__main__":
-    name, *given = sys.argv[1:]
-    stated = {key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given)}
-    refuse_unknown(set(stated) - set(DEFAULTS), list(DEFAULTS))
-    print(table(load_study(name), **stated))
+    with plainly("jobs.py"):
+        name, *given = sys.argv[1:]
+        stated = {
+            key: yaml.safe_load(value) for key, value in (item.split("=", 1) for item in given)
+        }
+        refuse_unknown(set(stated) - set(DEFAULTS), list(DEFAULTS))
+        print(table(load_study(name), **stated))

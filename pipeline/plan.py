@@ -107,7 +107,8 @@ class _Enough(Exception):
 def measure(study: Study, seconds: float = 2.0) -> pd.DataFrame:
     """Time this study's real functions on this machine, on a few random images.
 
-    Nothing of the study is needed or left behind: not its data, not a trained network.
+    Nothing of the study is needed or left behind, no data and no trained network; but the images
+    of a study of a folder have to be there, since nothing else says how many they are.
 
     Parameters
     ----------
@@ -122,10 +123,9 @@ def measure(study: Study, seconds: float = 2.0) -> pd.DataFrame:
         the process by then), device_gb (of the GPU), how. ``attrs["sizes"]`` is `image_sizes`,
         ``attrs["missing"]`` how many images a batch was too small, by what was measured.
     """
-    rows = _notebooks()
-    sizes, missing = {}, {}
+    sizes = {} if study.predictions else image_sizes(study)  # says what is missing, before all else
+    rows, missing = _notebooks(), {}
     if not study.predictions:
-        sizes = image_sizes(study)
         found, missing = _network(study, sizes, seconds)
         rows += found
         if not sizes["in_memory"]:
@@ -153,15 +153,15 @@ def image_sizes(study: Study) -> dict:
     advlib.data.sets.DataError
         If the data are a folder that is not there.
     """
-    from advlib.data.sets import DATASETS, DataError
+    from advlib.data.sets import DATASETS
     from advlib.networks.build import study_preprocessing
 
     info, known = DATASETS[study.dataset], SIZES.get(study.dataset)
-    splits = study.splits if known is None else [study.evaluation_split]
-    here = {split: _images_here(study, split) for split in splits}
+    if known is None:
+        here = {split: study.images(split) for split in study.splits}
+    else:
+        here = {study.evaluation_split: _images_here(study, study.evaluation_split)}
     evaluated = here[study.evaluation_split]
-    if known is None and (None in here.values()):
-        raise DataError(f"the images of {study.title} are not in data_dir: put them there first")
     train, test = known or (len(here.get("train") or ()), len(evaluated))
     train = study.train_images or train - study.holdout_images * (known is not None)
     test = study.test_images or test
@@ -689,6 +689,8 @@ def report(name: str, compare: bool = False) -> None:
         print(table.round(2).to_string())
         return
     started = time.monotonic()
+    if study.dataset == "folder":
+        image_sizes(study)  # says what is missing, before a dry run of half a minute
     table = plan(study, jobs(study, name), measured := measure(study))
     save(table, kept)
     print(measured.to_string(float_format="%.4g", na_rep=""), end="\n\n")

@@ -67,6 +67,7 @@ def test_the_algebra_of_the_method_chapter(num_transforms):
         ({"transform": torch.tensor([1])}, "transform"),
         ({"transform": torch.tensor([-2])}, "transform"),
         ({"num_transforms": 0}, "num_transforms"),
+        ({"transform": torch.tensor([False]), "num_transforms": 2}, "transform holds whole"),
     ],
 )
 def test_refuses_values_out_of_range(change, said):

@@ -200,8 +200,11 @@ def test_every_switch_is_run_once_also_after_a_kill(study, attacked):
     ledger.ledger_predictions(dataclasses.replace(study, eval_batch_size=7), "adv_plus", 0)
     again = [threats["train_mode"], threats["last_train_mode"]]
     assert calls[len(threats) :] == again  # batch norm sees another batch
+    ledger.ledger_predictions(study, "pretrained", 0)
     killed_after[0] = len(calls)
     with pytest.raises(KeyboardInterrupt):  # at another radius nothing that was kept is taken
+        ledger.ledger_predictions(dataclasses.replace(study, eps=0.05), "pretrained", 0)
+    with pytest.raises(ValueError, match="trained with another threat than the study now says"):
         ledger.ledger_predictions(dataclasses.replace(study, eps=0.05), "adv_plus", 0)
 
 

@@ -529,6 +529,8 @@ def test_multilabel_error_by_hand():
     # right, right (second label), no labels, wrong although it is the label, wrong
     assert metrics.multilabel_error(table, sets) == 0.5
     assert metrics.multilabel_error(table, sets, unlabelled="error") == 0.6
+    with pytest.raises(ValueError, match="class numbers .* got such as '0'"):
+        metrics.multilabel_error(table, {name: {str(i) for i in s} for name, s in sets.items()})
     judged = metrics.multilabel_table(table, sets)
     assert metrics.class_error(judged)["error"].to_list() == [0, 1]  # by the table's own label
     assert metrics.class_summary(judged)["mean"] == 0.5

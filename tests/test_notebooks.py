@@ -79,13 +79,31 @@ def test_a_mistyped_parameter_stops_in_the_first_cell(tmp_path):
 
 
 def test_a_notebook_runs_alone_from_any_folder_with_a_study_file(tmp_path):
-    study = ROOT / "notebooks/studies/digits.yaml"
+    study = tmp_path / "a copy.yaml"  # elsewhere, of any name: a trial still has its own folder
+    text = (ROOT / "notebooks/studies/digits.yaml").read_text(encoding="utf-8")
+    study.write_text(text.replace("study: digits", "study: copied"), encoding="utf-8")
     options = ["-f", str(study), "-p", "method", "pretrained", "-p", "pretrain_epochs", "1"]
     options += ["-p", "train_images", "320"]
     done = papermill("train", tmp_path / "out.ipynb", *options)
     assert done.returncode == 0, done.stderr
-    logs = list((tmp_path / "runs").glob("digits-*/train/*.csv"))
+    logs = list((tmp_path / "runs").glob("*/train/*.csv"))
     assert [log.name for log in logs] == ["pretrained-seed0.csv"]
+    assert logs[0].parts[-3].startswith("copied-")
+
+
+def test_own_predictions_are_read_and_results_of_earlier_runs_are_not(table, tmp_path):
+    """Not even in one folder for all results, of which the notebook lists what it wrote."""
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/bring_your_own-ratios.csv").touch()
+    options = ["-p", "predictions", "mine.csv", "-p", "output", "out"]
+    done = papermill("bring_your_own", tmp_path / "out.ipynb", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+    assert "mine: mine.csv in the working directory" in page
+    assert "bring_your_own-summary.csv" in page and "ratios.csv" not in page
+    assert not (tmp_path / "out/bring_your_own-ratios.csv").exists()
+    assert len(list((tmp_path / "runs").glob("brought-*/data.json"))) == 1
 
 
 def test_evaluating_an_untrained_method_says_what_to_run(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 
 from advbook.__main__ import main
 from advbook.studies.schema import ROOT, load_study
+from advlib.data.fetch import DataError
 from advlib.recipes import RECIPES
 from pipeline import cost, plan
 
@@ -267,3 +268,18 @@ def test_an_unknown_study_is_refused():
 def test_times_as_people_say_them():
     said = [cost.in_words(s) for s in (4.25, 40, 600, 7 * 3600 + 1800, 2 * 86_400, 31 * 86_400)]
     assert said == ["4.2 s", "40 s", "10 min", "7.5 h", "2.0 days", "31 days"]
+
+
+def test_images_that_are_not_there_are_missed_before_the_probe(tmp_path, monkeypatch, capsys):
+    """Nothing else says how many images a folder has; a probe takes a minute."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"study: mine\ndataset: folder\ndata_dir: {tmp_path / 'birds'}\nmodel: resnet18\n"
+        "weights: DEFAULT\npretrain_epochs: 1\n"
+    )
+    monkeypatch.setattr(subprocess, "run", None)  # neither a dry run nor a notebook is started
+    with pytest.raises(SystemExit):
+        plan.main([str(file)])
+    assert "birds" in capsys.readouterr().err
+    with pytest.raises(DataError, match="birds"):
+        plan.measure(load_study(file))

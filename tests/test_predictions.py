@@ -1,3 +1,4 @@
+import gzip
 import secrets
 
 import pandas as pd
@@ -6,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from advbook.studies.tables import read_data
 from advlib.predictions import (
     COLUMNS,
     check_predictions,
@@ -89,6 +91,67 @@ def test_written_tables_are_read_back_with_their_facts(table, tmp_path):
 def test_anybodys_csv_is_read_as_it_is(table, tmp_path):
     table.to_csv(tmp_path / "model.csv.gz", index=False)
     pd.testing.assert_frame_equal(read_predictions(tmp_path / "model.csv.gz"), table)
+
+
+@pytest.mark.parametrize(
+    "name, saved",
+    [
+        ("utf16.csv", lambda text: text.encode("utf-16")),  # Excel's "Unicode text"
+        ("gzip.csv", lambda text: gzip.compress(text.encode())),
+        ("plain.csv.gz", str.encode),
+        ("spaces.csv", lambda text: text.replace(",", " , ").encode()),
+    ],
+)
+def test_a_csv_is_read_however_it_was_saved(table, tmp_path, name, saved):
+    """File names that look like a missing value, or are not ASCII, are names."""
+    rows = table.assign(file_name=["NA", "größe", "null"])
+    (tmp_path / name).write_bytes(saved(rows.to_csv(index=False)))
+    pd.testing.assert_frame_equal(read_predictions(tmp_path / name), rows)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("file_name\ngröße".encode("latin-1"), "no UTF-8 text .*byte 0xf6.*: save it as UTF-8"),
+        (b"PK\x03\x04", "a zip archive, such as Excel's.*: save it as CSV"),
+        (b"PAR1", "a Parquet table, called .csv"),
+        (b"", "the first line is ''"),
+    ],
+)
+def test_what_is_no_csv_is_named(tmp_path, content, said):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"t.csv: .*{said}"):
+        read_predictions(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_clean_rows_may_say_so(table, tmp_path, ending):
+    """Some write none or clean, with severity 0, where others leave the cells empty."""
+    rows = [table.assign(corruption=name, severity=int(name == "fog")) for name in ("None", "fog")]
+    path, rows = tmp_path / f"t.{ending}", pd.concat(rows)
+    rows.to_csv(path, index=False) if ending == "csv" else rows.to_parquet(path)
+    found = read_predictions(path)
+    assert found.corruption.isna().tolist() == [True] * 3 + [False] * 3
+    rows = rows.assign(severity=2)
+    rows.to_csv(path, index=False) if ending == "csv" else rows.to_parquet(path)
+    with pytest.raises(ValueError, match="severity is 2 in a row without corruption, of 'a'"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\xff"])
+def test_damaged_facts_name_their_file_and_the_way_out(tmp_path, content):
+    (tmp_path / "data.json").write_text(content, encoding="latin-1")
+    with pytest.raises(OSError, match="data.json is damaged .*: restore it .*, or delete it"):
+        read_data(tmp_path)
+
+
+def test_a_table_without_facts_is_named(table, tmp_path):
+    table.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="t.parquet does not say how it was made"):
+        read_facts(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(OSError, match="t.parquet cannot be read as a table .*: restore it"):
+        read_facts(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
 import dataclasses
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -8,11 +11,14 @@ from advbook.studies.schema import (
     ROOT,
     STUDIES,
     Study,
+    find_study,
     load_study,
     make_study,
 )
 from advlib.recipes import RECIPES
 
+BOMB = "a0: &a0 [x]\n"
+BOMB += "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 9))
 SHORT = {"study": "mine", "dataset": "digits", "model": "cifar_resnet8", "pretrain_epochs": 1}
 
 
@@ -46,6 +52,19 @@ def test_the_imagenet_study_is_the_papers():
         ({"eps": 8}, "did you mean 8/255"),
         ({"eps": "8:255"}, "eps is a number"),
         ({"lr": -1}, "positive"),
+        ({"lr": float("inf")}, "lr is a finite number, got inf"),
+        ({"weight_decay": "1e400"}, "weight_decay is a finite number"),
+        ({"momentum": 1}, r"momentum is in \[0, 1\)"),
+        ({"mean": [float("nan")], "std": [1]}, "mean is a finite number, got nan"),
+        ({"mean": [123.7], "std": [58.4]}, "pixels in .*123.7.*: divide .* by 255"),
+        ({"train_step_size": float("nan")}, "train_step_size is a finite number"),
+        ({"train_step_size": 0}, "^train_step_size is positive"),
+        ({"train_steps": 0}, "^train_steps is a whole number"),
+        ({"norm": "linf"}, "^norm is one of Linf, L2"),
+        ({"n_resamples": 10**11}, r"n_resamples is at most 1,000,000, got 1e\+11"),
+        ({"num_transforms": 10**9}, "num_transforms is at most 1,000"),
+        ({"seeds": [2**63]}, r"below 2\*\*63"),
+        ({"class_names": ["a", "b"]}, "digits has names of its own: leave class_names out"),
         ({"delta": 1}, r"delta is in \[0, 1\)"),
         ({"methods": ["adv", "advplus"]}, "methods is one of pretrained"),
         ({"methods": "adv"}, "methods is list"),
@@ -66,7 +85,7 @@ def test_the_imagenet_study_is_the_papers():
         ({"model": ""}, "the key 'model' is missing"),
         ({"mean": [0.5]}, "mean and std are given together"),
         ({"mean": [0.5], "std": [0.0]}, "no std is 0"),
-        ({"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "one value a channel"),
+        ({"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "one value for each channel"),
         ({"interpolation": "nearest"}, "interpolation is one of bilinear, bicubic"),
         ({"corruptions": "some"}, "corruptions is one of generated, published, none"),
         ({"corruption_images": 0}, "corruption_images is at least 1"),
@@ -175,6 +194,94 @@ def test_other_values_than_the_files_get_runs_of_their_own():
     assert same == filed
 
 
+def test_a_trial_of_a_file_elsewhere_gets_runs_of_its_own(tmp_path):
+    """Whatever the file is called, and wherever it lies."""
+    from advbook.studies.runs import read_run
+
+    file = tmp_path / "my study.yaml"
+    file.write_text("\n".join(f"{key}: {value}" for key, value in SHORT.items()))
+    plain, _ = notebook_parameters({"study": str(file)})
+    trial, _ = notebook_parameters({"study": str(file), "eps": "60/255"})
+    assert plain == make_study(SHORT) and trial.runs != plain.runs
+    said = re.escape(f"-p study '{file}' -p method adv -p seed 0")
+    with pytest.raises(FileNotFoundError, match=f"{said}, with the same parameters"):
+        read_run(trial, "adv", 0)
+    with pytest.raises(FileNotFoundError, match=f"{said}$"):
+        read_run(plain, "adv", 0)
+    with pytest.raises(FileNotFoundError, match=re.escape(f"run `make book STUDY='{file}'`")):
+        plain.tables("fresh")
+
+
+def test_a_network_of_other_settings_than_the_studys_is_not_judged():
+    from advbook.studies.runs import load_run
+
+    study = load_study("fashion_mnist_quick")
+    assert load_run(study, "adv", 0, "committed")[1]["method"] == "adv"
+    changed = dataclasses.replace(study, lr=0.2, eps=0.2)
+    with pytest.raises(ValueError, match="trained with another lr, threat than .*train.ipynb"):
+        load_run(changed, "adv", 0, "committed")
+
+
+def test_predictions_without_an_id_have_a_folder_of_their_own(tmp_path, monkeypatch):
+    """Two at once, or one after the other, are two, also where paths from two folders are equal."""
+    given = {"study": "", "dataset": "none", "predictions": "a.csv"}
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").touch()
+        monkeypatch.chdir(tmp_path / name)
+        found += [notebook_parameters(given)[0].study for _ in range(2)]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert "bring_your_own.ipynb with these files again" in notebook_parameters(given)[0].again()
+
+
+def test_of_two_files_at_one_path_none_is_taken(tmp_path, monkeypatch):
+    """From the project's folder and from the working directory: which is meant?"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("advbook.studies.schema.ROOT", tmp_path / "project")
+    for folder in (tmp_path, tmp_path / "project"):
+        folder.mkdir(exist_ok=True)
+        (folder / "a.csv").write_text("the same")
+    assert Study.file("a.csv") == tmp_path / "project/a.csv"
+    assert Study.said("a.csv") == "a.csv in the project's folder"
+    (tmp_path / "a.csv").write_text("another")
+    for find in (Study.file, find_study):
+        with pytest.raises(ValueError, match="two files a.csv, which differ.* whole path"):
+            find("a.csv")
+    (tmp_path / "project/a.csv").unlink()
+    assert Study.file("a.csv").read_text() == "another"
+    assert Study.said("a.csv") == "a.csv in the working directory"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (BOMB, "aliases .* stand for too much"),
+        ("groups: &a {x: *a}\n", "aliases .* stand for too much"),
+        (f"groups: {'[' * 3000}{']' * 3000}", "nested too deeply"),
+    ],
+)
+def test_a_study_file_that_would_take_all_memory_is_refused(tmp_path, text, said):
+    (tmp_path / "bomb.yaml").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        load_study(tmp_path / "bomb.yaml")
+
+
+@pytest.mark.parametrize("name", [5, 1.5, None, ""])
+def test_a_study_is_named_by_a_text(name):
+    with pytest.raises(ValueError, match="study is an id or the path of a study file, got"):
+        load_study(name)
+
+
+def test_bad_input_ends_a_command_with_its_sentence():
+    for command in (["jobs.py"], ["-m", "advlib.train", "--method", "adv", "--study"]):
+        done = subprocess.run(
+            [sys.executable, *command, "nosuch"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert ": no study 'nosuch': expected one of" in done.stderr
+
+
 def test_a_trial_that_is_not_trained_names_the_study_that_there_is():
     from advbook.studies.runs import read_run
 
@@ -209,6 +316,7 @@ def test_the_check_may_run_again(tmp_path):
         ({"metod": "adv"}, "unknown parameter 'metod': did you mean 'method'"),
         ({"method": "advv"}, "method is one of"),
         ({"seed": "0"}, "seed is of type int"),
+        ({"seconds": float("inf")}, "seconds is a finite number"),
         ({"seed": True}, "seed is of type int"),
         ({"epochs": -1}, "epochs is at least 1"),
     ],
@@ -216,7 +324,10 @@ def test_the_check_may_run_again(tmp_path):
 def test_mistyped_notebook_parameters_are_refused(change, said):
     with pytest.raises(ValueError, match=said):
         notebook_parameters(
-            {"study": "digits", "method": "adv", "seed": 0} | change, method=RECIPES, seed=int
+            {"study": "digits", "method": "adv", "seed": 0, "seconds": 1} | change,
+            method=RECIPES,
+            seed=int,
+            seconds=float,
         )
 
 

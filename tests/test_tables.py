@@ -402,6 +402,61 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
     assert list(table_paths(brought, brought.runs))[0].name == "data.json"
 
 
+def test_the_fifteen_corruptions_of_mce_count_and_no_others(brought, tmp_path, capsys):
+    """Downloads hold 19: the four more are left out of every mean, and a line says so."""
+    bring(brought)
+    before = {key[1]: table for key, table, _ in read_tables(brought, "fresh", ["corruptions"])}
+    assert "Left out" not in capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "a.csv")
+    more = rows[rows.corruption == "fog"].assign(corruption="speckle_noise", predicted_class=0)
+    pd.concat([rows, more]).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match="made with another .*a.csv: run `make book STUDY=own`"):
+        read_study(brought, "fresh")  # the tables are those of the file as it was
+    bring(brought)
+    assert (
+        "Left out, since they are none of the 15 of mCE: speckle_noise" in capsys.readouterr().out
+    )
+    for key, table, _ in read_tables(brought, "fresh", ["corruptions"]):
+        pd.testing.assert_frame_equal(table, before[key[1]])
+    nineteen = read_predictions(tmp_path / "a.csv").query("corruption.notna()")
+    error = metrics.mean_corruption_error(before["a"])
+    assert metrics.summarise(nineteen, n_resamples=9).value[0] == pytest.approx(error)
+    assert metrics.mean_corruption_error(nineteen) == pytest.approx(error)
+    one = nineteen[nineteen.corruption == "speckle_noise"]  # asked for by name, it is told
+    assert metrics.bootstrap(one, "error").value == pytest.approx(2 / 3)
+
+
+def test_classes_that_are_no_label_ask_for_the_names_of_all(table, tmp_path):
+    """A part of ImageNet has 200 of 1,000 classes: nothing is to be subtracted then."""
+    rows = table.assign(label=[6, 11, 71], predicted_class=[6, 11, 999])
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    given = {"study": "own", "dataset": "none", "predictions": str(tmp_path / "a.csv")}
+    with pytest.raises(ValueError, match="goes to 999, and there are 72 .* names of all as class"):
+        bring(make_study(given))
+    bring(make_study(given | {"class_names": [f"c{i}" for i in range(1000)]}))
+
+
+def test_rows_without_an_attack_may_say_so(brought, tmp_path):
+    rows = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    rows["attack"] = rows.attack.replace("", "Clean")
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    bring(brought)
+    assert set(read_study(brought, "fresh").benchmark) == {"clean", "pgd40"}
+
+
+def test_severity_goes_from_one(brought, tmp_path):
+    rows = pd.read_csv(tmp_path / "a.csv")
+    rows.assign(severity=rows.severity - 1).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match="0 is the clean image: leave corruption empty"):
+        bring(brought)
+
+
+def test_a_chapter_that_the_data_do_not_allow_says_why():
+    given = {"study": "own", "dataset": "none", "predictions": "a.csv"}
+    with pytest.raises(ValueError, match="hard_classes is not for own: there is only one bench"):
+        make_study(given).require("hard_classes")
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -421,7 +476,8 @@ def test_benchmarks_are_those_that_the_study_names(brought, change, said):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"attack": "clean"}, "the attack 'clean': a name is"),
+        ({"attack": "a", "corruption": "fog", "severity": 1}, "'a' has a corruption and an attack"),
+        ({"attack": "real"}, "the attack 'real': a name is"),
         ({"attack": "pgd 40/a"}, "the attack 'pgd 40/a': a name is"),
         ({"attack": "pgd40"}, "no rows for clean, which the study needs"),
         ({"predicted_class": 9}, "predicted_class goes to 9, and there are 3 classes"),

@@ -7,12 +7,10 @@ torchrun's ``--nnodes`` and ``--rdzv-endpoint`` say. The notebooks do the same f
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
+from advbook.commands import plainly, under_torchrun
 from advbook.studies.schema import check_choice, load_study
-from advlib.data.fetch import DataError
 from advlib.recipes import RECIPES
 from advlib.threat import PROTOCOLS
 
@@ -100,16 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("study", nargs="?", default="fashion_mnist_quick", help="an id, or a study file's path")
     add("--compare", action="store_true", help="the last plan beside what the run then took")
     options = parser.parse_args(arguments)
-    try:
+    with plainly("error"):
         options.run(options)
-    except (DataError, FileNotFoundError, ValueError) as error:
-        if under_torchrun():
-            raise  # its message goes to the process that started torchrun
-        sys.exit(f"error: {error}")
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 COMMANDS = (train, evaluate, data, plan)

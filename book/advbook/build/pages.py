@@ -10,6 +10,7 @@ import pandas as pd
 
 from advbook.build.place import GENERATED, expand_toc, place_study
 from advbook.claims.front import given_name, titled
+from advbook.commands import plainly
 from advbook.studies.schema import HOW, ROOT, STUDIES, Study, find_study, load_study
 from advbook.studies.tables import (
     AUDIT,
@@ -581,4 +582,5 @@ def _weights(study: Study, folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    {"publish": publish, "restore": restore}[sys.argv[1]](sys.argv[2])
+    with plainly("pages.py"):
+        {"publish": publish, "restore": restore}[sys.argv[1]](sys.argv[2])

@@ -8,15 +8,22 @@ import pandas as pd
 
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
-from advlib.metrics import mean_corruption_error
-from advlib.predictions import COLUMNS, check_label_order, read_predictions, write_predictions
+from advlib.metrics import counted, mean_corruption_error
+from advlib.predictions import (
+    COLUMNS,
+    check_label_order,
+    read_predictions,
+    without_clean,
+    write_predictions,
+)
 
 
 def bring(study) -> None:
     """Read the files of ``study.predictions``, check them, and write the study's tables.
 
     Rows with a corruption are the benchmark "corruptions", rows with an attack the benchmark of
-    that name, all others the clean one.
+    that name, all others the clean one. Corruptions beyond the 15 of mCE are left out, which is
+    printed, as is the place of each file.
 
     Parameters
     ----------
@@ -36,6 +43,7 @@ def bring(study) -> None:
     tables = {}
     for name, given in study.predictions.items():
         path = study.file(given)
+        print(f"{name}: {study.said(given)}")
         table = read_predictions(path, "imagenet" if study.dataset == "imagenet" else None)
         try:
             parts = _benchmarks(study, table)
@@ -84,23 +92,35 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             "its own"
         )
     nothing = pd.Series(None, index=table.index, dtype=object)
-    corruption, attack = (table.get(column, nothing) for column in ("corruption", "attack"))
+    columns = (table.get(column, nothing) for column in ("corruption", "attack"))
+    corruption, attack = map(without_clean, columns)
+    if (both := corruption.notna() & attack.notna()).any():
+        raise ValueError(
+            f"{table.file_name[both].iloc[0]!r} has a corruption and an attack in one row: leave "
+            "one of them empty"
+        )
     parts = {"clean": table.loc[corruption.isna() & attack.isna(), list(COLUMNS)]}
     for name in map(str, attack.dropna().unique()):
-        if name in ("clean", "real", "corruptions") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        if name in ("real", "corruptions") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(
                 f"the attack {name!r}: a name is of letters, digits, '.', '-' and '_', and rows "
                 "that were not attacked have none"
             )
         parts[name] = table.loc[attack == name, [*COLUMNS, "attack"]]
     if corruption.notna().any():
-        rows = table[corruption.notna()]
+        rows = counted(table[corruption.notna()])
+        if further := sorted(set(corruption.dropna()) - set(rows.corruption)):
+            print(f"Left out, since they are none of the 15 of mCE: {', '.join(map(str, further))}")
         given = rows.get("severity", nothing[rows.index]).astype(object)
         severity = pd.to_numeric(given, errors="coerce")
         if len(odd := given[~(severity % 1 == 0)]):
             raise ValueError(
                 "the column severity holds a whole number, 1 to 5, wherever corruption is set, got "
                 f"{odd.iloc[0]!r}: write there which of the five severities the image has"
+            )
+        if (severity == 0).any():
+            raise ValueError(
+                "severity goes from 1 to 5; 0 is the clean image: leave corruption empty there"
             )
         rows = rows.assign(severity=severity.astype(int))
         parts["corruptions"] = rows[[*COLUMNS, "corruption", "severity"]]
@@ -127,14 +147,18 @@ def _images(table: pd.DataFrame) -> dict[str, int]:
 def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:
     if study.dataset == "imagenet":
         return annotations.imagenet_classes().class_name.tolist()
-    names = study.class_names or [f"class {i}" for i in range(1 + int(tables[0].label.max()))]
-    for column in ("label", "predicted_class"):
-        low, high = min(t[column].min() for t in tables), max(t[column].max() for t in tables)
+    ends = {
+        column: (min(t[column].min() for t in tables), max(t[column].max() for t in tables))
+        for column in ("label", "predicted_class")
+    }
+    names = study.class_names or [f"class {i}" for i in range(1 + int(ends["label"][1]))]
+    hint = (
+        "if not every class is a label here, as in a part of ImageNet's, list the names of all as "
+        "class_names; if classes are counted from 1, subtract 1"
+    )
+    for column, (_, high) in ends.items():
         if high >= len(names):
-            hint = "" if low else "; if the data have more, list them all as class_names"
-            hint = "; do the classes count from 1? Subtract 1" if low else hint
-            raise ValueError(f"{column} goes to {high}, and there are {len(names)} classes{hint}")
-    lowest = min(t[c].min() for t in tables for c in ("label", "predicted_class"))
-    if lowest > 0 and not study.class_names:
-        raise ValueError("no label and no prediction is class 0: classes count from 0, subtract 1")
+            raise ValueError(f"{column} goes to {high}, and there are {len(names)} classes: {hint}")
+    if min(low for low, _ in ends.values()) > 0 and not study.class_names:
+        raise ValueError(f"no label and no prediction is class 0: {hint}")
     return names

@@ -76,4 +76,5 @@ def launch(study: Study, *arguments: str, module: str = "advbook") -> None:
             if error.is_file():
                 said = json.loads(error.read_text())["message"]
                 said = said["message"] if isinstance(said, dict) else said
+                said = said.replace(str(file), study.called)  # that file is gone by then
             raise RuntimeError(f"one of {study.devices} processes failed and all ended: {said}")

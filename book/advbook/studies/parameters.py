@@ -1,10 +1,16 @@
 """The parameters of a notebook, checked before anything else runs."""
 
 import dataclasses
+import itertools
 import types
+from pathlib import Path
 
 from advbook.studies.schema import (
+    _FILES,
+    _TRIALS,
+    BROUGHT,
     HOW,
+    STUDIES,
     Study,
     check_choice,
     digest,
@@ -12,6 +18,7 @@ from advbook.studies.schema import (
     make_study,
     refuse_unknown,
 )
+from advlib.threat import parse_number
 
 
 def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleNamespace]:
@@ -49,7 +56,9 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
     for name, allowed in own.items():
         value = namespace[name]
         if isinstance(allowed, type):
-            if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
+            if allowed is float:
+                value = parse_number(value, name)
+            elif not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
                 raise ValueError(f"{name} is of type {allowed.__name__}, got {value!r}")
         else:
             check_choice(name, value, tuple(allowed))
@@ -58,20 +67,50 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
     if not given:
         return None, chosen
     if "dataset" in given and {"model", "predictions"} & set(given):
-        return _off_file(make_study(given)), chosen
+        if given["study"] == "":
+            return _of_these_files(given), chosen
+        return _off_file(make_study(given), _file_of(given["study"])), chosen
     name = given.pop("study")
     study = load_study(name, **given)
-    return (_off_file(study) if given else study), chosen
+    return (_off_file(study, name) if given else study), chosen
 
 
-def _off_file(study: Study) -> Study:
-    """The study; under another id if it is not what the file of its id says.
+def _of_these_files(given: dict) -> Study:
+    """A study of brought predictions without an id: its folder is that of its files and settings.
+
+    So neither another file's tables nor those of a run at the same time are taken for these.
+    """
+    study = make_study(given | {"study": BROUGHT})
+    files = {name: str(study.file(path).resolve()) for name, path in study.predictions.items()}
+    own = f"{BROUGHT}-{digest(given | {'predictions': files})}"
+    title = own if study.title == BROUGHT else study.title
+    return dataclasses.replace(study, study=own, title=title)
+
+
+def _file_of(study_id: str) -> str | Path:
+    """The file that papermill was started with (``-f``) for this study, or else that of its id.
+
+    papermill injects values without saying which of them are the file's.
+    """
+    import psutil  # comes with every kernel
+
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent else []
+    for option, file in itertools.pairwise(command):
+        if "papermill" in " ".join(command) and option in ("-f", "--parameters_file"):
+            if load_study(file).study == study_id:
+                return file
+    return STUDIES / f"{study_id}.yaml"
+
+
+def _off_file(study: Study, name: str | Path) -> Study:
+    """The study; under another id if it is not what its file says, that of this id or path.
 
     So a trial with other values neither overwrites the study's tables nor is taken for them. The
     number of processes and the like (`advbook.studies.schema.HOW`) may differ, and so may the note.
     """
     try:
-        filed = load_study(study.study)
+        filed = load_study(name)
     except FileNotFoundError:
         return study
     values, known = study.to_dict(), filed.to_dict()
@@ -79,6 +118,8 @@ def _off_file(study: Study) -> Study:
     if not changed:
         return study
     study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")
+    _TRIALS.add(study.study)
+    _FILES[study.study] = _FILES.get(filed.study, filed.study)
     print(
         f"Other values than the study file's ({', '.join(changed)}): runs lie in {study.runs.name}"
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from advbook.studies.schema import Study, digest
 from advlib import distributed
 from advlib.checkpoints import CHECKPOINT, checkpoint_facts, save_checkpoint
 from advlib.data.sets import DATASETS, stream_seed
-from advlib.files import file_hash, replacing
+from advlib.files import file_hash, read_json, replacing
 from advlib.labels import widen_head
 from advlib.networks.build import (
     WEIGHT_FILES,
@@ -80,6 +79,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         train_set = study.images(study.evaluation_split if brought else "train")
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
+        _check_current(study, "pretrained", start, train_set.fingerprint)
     settings = study.training_settings(
         method, seed, train_set.fingerprint, _origin(study, method, start)
     )
@@ -93,6 +93,8 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             model = initial_model(changed, base, seed, train_set.num_classes, start)
     first = distributed.rank() == 0
     if first and (study.weights or brought):
+        if (given := study.checkpoints.get(method, study.weights)).endswith(WEIGHT_FILES):
+            print(f"Weights: {study.said(given)}")
         print(_preparation(train_set, model))
     if taken:
         if first:
@@ -260,13 +262,16 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
         If it has not been trained yet, or is not published; the message gives the command.
     RuntimeError
         If the checkpoint is not the one the facts were written for.
+    ValueError
+        If it was trained with other settings than the study's.
     """
     run = read_run(study, method, seed, source)
+    _check_current(study, method, run)
     path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
     if source == "committed" and not path.is_file():
         raise FileNotFoundError(
-            f"the weights of {method} (seed {seed}) of {study.study} are not published: train them "
-            f"with `make book STUDY={study.study}`"
+            f"the weights of {method} (seed {seed}) of {study.study} are not published: to train "
+            f"them, {study.again()}"
         )
     if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
         raise RuntimeError(
@@ -285,11 +290,21 @@ def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dic
     folder = study.runs if source == "fresh" else study.tables(source)
     path = folder / "train" / f"{method}-seed{seed}.json"
     if not path.is_file():
-        # With other values than its file's, a study has a hash behind its id: no file is called so.
-        filed = re.fullmatch(r"(.+)-[0-9a-f]{10}", study.study)
         raise FileNotFoundError(
-            f"{method} (seed {seed}) of {study.study} is not trained yet: papermill "
-            f"notebooks/train.ipynb out.ipynb -p study {filed[1] if filed else study.study} "
-            f"-p method {method} -p seed {seed}{', with the same parameters' if filed else ''}"
+            f"{method} (seed {seed}) of {study.study} is not trained yet: "
+            f"{study.to_train(method, seed)}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
+
+
+def _check_current(study: Study, method: str, run: dict, data: str | None = None) -> None:
+    """Refuse a network that was trained before the study, or a file that it names, was changed."""
+    changed = study.changed_since(method, run.get("settings", {}))
+    if data not in (None, run.get("data")):
+        changed.append("set of training images")
+    if changed:
+        raise ValueError(
+            f"{method} (seed {run.get('seed')}) of {study.study} was trained with another "
+            f"{', '.join(changed)} than the study now says: "
+            f"{study.to_train(method, run.get('seed'))}"
+        )

@@ -1,10 +1,15 @@
 """A study: one file that says what is trained, attacked and compared, and where its runs lie."""
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
+import reprlib
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -12,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from advlib.files import file_hash
 from advlib.recipes import RECIPES, Training
 from advlib.threat import PROTOCOLS, ThreatModel, identity, parse_number
 
@@ -57,6 +63,16 @@ in `Study.data_settings` or `Study.training_settings`. Nothing is added here.
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
 """Keys of `advlib.data.sets.DATASETS`, which needs torch."""
+
+BROUGHT = "brought"
+"""What the id of predictions begins with that are brought without an id of their own."""
+
+AT_MOST = {"weight_decay": 1, "n_resamples": 1_000_000}
+AT_MOST |= dict.fromkeys(("epochs", "pretrain_epochs", "train_steps"), 1_000_000)
+AT_MOST |= dict.fromkeys(("batch_size", "eval_batch_size", "accumulate"), 1_000_000)
+AT_MOST |= dict.fromkeys(("num_transforms", "workers", "devices"), 1_000)
+AT_MOST |= dict.fromkeys(("image_size", "resize"), 10_000)
+"""Far beyond what anybody means: a digit too many is found before it takes hours or all memory."""
 
 HOW = ("devices", "accumulate")
 """Keys about how a study is computed: they decide neither its name nor which run goes on."""
@@ -182,11 +198,21 @@ class Study:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is at least 1, got {value}")
-        for name in ("holdout_images", "workers", "pretrain_epochs", "momentum", "weight_decay"):
+        for name in ("holdout_images", "workers", "pretrain_epochs", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
-        if not 0 <= self.lr_final_factor <= 1 or min(self.seeds) < 0:
-            raise ValueError("lr_final_factor is in [0, 1] and seeds are at least 0")
+        for name, most in AT_MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"{name} is at most {most:,}, got {getattr(self, name):g}")
+        if self.class_names is not None and self.dataset != "none":
+            raise ValueError(
+                f"class_names are those of predictions with dataset: none; {self.dataset} has "
+                "names of its own: leave class_names out"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is in [0, 1), got {self.momentum}")
+        if not 0 <= self.lr_final_factor <= 1 or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError("lr_final_factor is in [0, 1] and seeds are at least 0, below 2**63")
         if not 0 <= self.delta < 1:
             raise ValueError(f"delta is in [0, 1), got {self.delta}")
         if not self.lr > 0 or not self.pretrain_lr > 0:
@@ -233,12 +259,17 @@ class Study:
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if values is not None and (len(values) not in (1, 3) or min(values) < 0):
+            if values is None:
+                continue
+            if len(values) not in (1, 3):
+                raise ValueError(f"{name} has one value for each channel, 1 or 3; got {values}")
+            if not 0 <= min(values) <= max(values) <= 1:
                 raise ValueError(
-                    f"{name} has one value a channel, 1 or 3, at least 0; got {values}"
+                    f"{name} is that of pixels in [0, 1], so at least 0 and at most 1; got {values}"
+                    ": divide values of pixels in [0, 255] by 255"
                 )
-        if (self.mean is None) != (self.std is None) or 0 in (self.std or ()):
-            raise ValueError("mean and std are given together, and no std is 0")
+        if (self.mean is None) != (self.std is None) or min(self.std or [1]) < 1e-3:
+            raise ValueError("mean and std are given together, and no std is 0 or below 0.001")
 
     def _check_ablations(self) -> None:
         for name, changes in self.ablations.items():
@@ -376,6 +407,11 @@ class Study:
             reasons["hard_classes"] = "there is only one benchmark"
         return reasons
 
+    def require(self, chapter: str) -> None:
+        """Refuse a chapter that is run by hand and that the study's data do not allow."""
+        if reason := self.unavailable.get(chapter):
+            raise ValueError(f"the chapter {chapter} is not for {self.study}: {reason}")
+
     def group_of(self, class_names: list[str]) -> dict[int, str]:
         """Each class's group by its number; empty if the study names no groups.
 
@@ -415,11 +451,16 @@ class Study:
     @property
     def train_threats(self) -> list[ThreatModel]:
         """The attack behind each transformation logit; one for all without ``transforms``."""
+        try:
+            threat = self.train_threat
+        except ValueError as error:  # in the words of the study file
+            said = re.sub(r"^(steps|step_size|label_source)\b", r"train_\1", str(error))
+            raise ValueError(said) from error
         threats = []
         for changes in self.transforms or [{}]:
             refuse_unknown(set(changes) - set(TRANSFORMED), list(TRANSFORMED))
             try:
-                threats.append(dataclasses.replace(self.train_threat, **changes))
+                threats.append(dataclasses.replace(threat, **changes))
             except ValueError as error:
                 raise ValueError(f"transforms {changes}: {error}") from error
         return threats
@@ -457,13 +498,42 @@ class Study:
         ------
         FileNotFoundError
             If it is at neither place.
+        ValueError
+            If another file is at each of them.
         """
-        for path in (ROOT / Path(given).expanduser(), Path(given)):
-            if path.is_file():
-                return path
+        if path := _located(given):
+            return path
         raise FileNotFoundError(
             f"there is no file {given}: give its path from the project's folder, or the whole path"
         )
+
+    @classmethod
+    def said(cls, given: str) -> str:
+        """A file that the study names, with the place where it was found, in words."""
+        if Path(given).expanduser().is_absolute():
+            return given
+        where = "project's folder" if (ROOT / given).is_file() else "working directory"
+        return f"{given} in the {where}"
+
+    def again(self, what: str = "book") -> str:
+        """The command that makes the study's tables anew, in words for a message."""
+        if self.predictions and self.study.startswith(BROUGHT + "-"):
+            return "run notebooks/bring_your_own.ipynb with these files again"
+        name = self.called
+        if self.study in _TRIALS:
+            return f"run its notebooks again with -p study {name} and the same parameters"
+        return f"run `make {what} STUDY={name}`"
+
+    def to_train(self, method: str, seed: int) -> str:
+        """The command that trains one network, in words for a message."""
+        command = f"papermill notebooks/train.ipynb out.ipynb -p study {self.called}"
+        same = ", with the same parameters" if self.study in _TRIALS else ""
+        return f"{command} -p method {method} -p seed {seed}{same}"
+
+    @property
+    def called(self) -> str:
+        """What commands call the study: its id, or the path of its file if that lies elsewhere."""
+        return shlex.quote(_FILES.get(self.study, self.study))
 
     @property
     def data_root(self) -> Path | None:
@@ -552,8 +622,7 @@ class Study:
             other, there = other if source == "fresh" else there
             read = f", or read the {other} ones: source = {other!r}" if there.is_dir() else ""
             raise FileNotFoundError(
-                f"the study {self.study!r} has no {source} tables in {folder}: "
-                f"run `make book STUDY={self.study}`{read}"
+                f"the study {self.study!r} has no {source} tables in {folder}: {self.again()}{read}"
             )
         return folder
 
@@ -614,6 +683,18 @@ class Study:
                 )
         return settings
 
+    def changed_since(self, method: str, settings: dict) -> list[str]:
+        """The training settings in which a run of the method is not what the study now says."""
+        start = {key: settings.get(key) for key in ("seed", "data", "start")}
+        now = json.loads(json.dumps(self.training_settings(method, **start)))
+        changed = [k for k in now.keys() | settings.keys() if now.get(k) != settings.get(k)]
+        if given := self.checkpoints.get(method):
+            start = settings.get("start")  # by `advbook.studies.runs`
+            start = start.get("weights") if isinstance(start, dict) else start
+            with contextlib.suppress(FileNotFoundError):  # the run has a copy of its own
+                changed += [given] if file_hash(self.file(given)) != start else []
+        return sorted(changed)
+
     def to_dict(self) -> dict:
         """Plain values, as papermill and the pages take them."""
         return dataclasses.asdict(self)
@@ -625,6 +706,22 @@ def digest(settings: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+_FILES: dict[str, str] = {}  # by id, the file that a study was read from, if not in `STUDIES`
+_TRIALS: set[str] = set()  # ids of studies with other values than their files'
+
+
+def _located(given: str | Path) -> Path | None:
+    """The file at a path from the project's root, or else from the working directory."""
+    path = Path(given).expanduser()
+    places = [place for place in (ROOT / path, path) if place.is_file()]
+    if len(places) > 1 and file_hash(places[0]) != file_hash(places[1]):
+        raise ValueError(
+            f"there are two files {given}, which differ, in the project's folder and in the "
+            "working directory: give the whole path of the one that is meant"
+        )
+    return places[0] if places else None
+
+
 def find_study(name: str | Path) -> Path:
     """The file of a study given by its id or by the path of its file.
 
@@ -632,10 +729,16 @@ def find_study(name: str | Path) -> Path:
     ------
     FileNotFoundError
         Listing the studies there are.
+    ValueError
+        For what is neither, and for a path at which two files lie, one from the project's root and
+        one from the working directory.
     """
-    for path in (STUDIES / f"{name}.yaml", ROOT / name, Path(name).expanduser()):
-        if path.is_file():
-            return path
+    if not isinstance(name, str | Path) or not str(name):
+        raise ValueError(f"study is an id or the path of a study file, got {name!r}")
+    if (own := STUDIES / f"{name}.yaml").is_file():
+        return own
+    if path := _located(name):
+        return path
     known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
     raise FileNotFoundError(
         f"no study {str(name)!r}: expected one of {known}, or the path of a study file"
@@ -643,7 +746,18 @@ def find_study(name: str | Path) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key comes twice: the safe loader would take the last one silently."""
+    """YAML in which no key comes twice: the safe loader would take the last one silently.
+
+    Nor does an alias lead to an alias again and again until nothing could print the values.
+    """
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None and _expanded(node, {}) > 100_000:
+            raise yaml.constructor.ConstructorError(
+                problem="its aliases (*name) stand for too much: write the values out"
+            )
+        return node
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -655,6 +769,16 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """How many values a node holds if each alias is written out; one in itself, without end."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        below = itertools.chain(*below) if isinstance(node, yaml.MappingNode) else below
+        sizes[id(node)] = 1 + sum(_expanded(child, sizes) for child in below)
+    return sizes[id(node)]
 
 
 def load_study(name: str | Path, **overrides) -> Study:
@@ -679,12 +803,20 @@ def load_study(name: str | Path, **overrides) -> Study:
         raise ValueError(f"{path} is no UTF-8 text ({error}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except RecursionError:
+        raise ValueError(f"{path} is not a study: its brackets are nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is a list of `key: value` lines, got {type(values).__name__}")
     try:
-        return make_study({**values, **overrides})
+        study = make_study({**values, **overrides})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    _FILES.pop(study.study, None)
+    if path != STUDIES / f"{study.study}.yaml":
+        _FILES[study.study] = str(name)
+    return study
 
 
 def make_study(values: dict) -> Study:
@@ -738,7 +870,7 @@ def _typed(key: dataclasses.Field, value):
         )
         for o in options
     )
-    raise ValueError(f"{key.name} is {expected}, got {value!r}")
+    raise ValueError(f"{key.name} is {expected}, got {reprlib.repr(value)}")
 
 
 def _fits(value, kind) -> bool:

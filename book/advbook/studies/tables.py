@@ -1,6 +1,5 @@
 """The tables of a study: which there are, whether they belong together, and reading them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 from advbook.studies.schema import check_choice
 from advlib import metrics
 from advlib.data import annotations
-from advlib.files import replacing
+from advlib.files import file_hash, read_json, replacing
 from advlib.predictions import check_predictions, read_facts, read_predictions
 
 AUDIT = ("ablations", "ledger", "battery")  # the parts of what `make audit` makes
@@ -157,7 +156,7 @@ def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd
     num_classes = len(read_data(folder)["class_names"])
     for key, (path, facts) in found.items():
         if benchmarks is None or key[0] in benchmarks:
-            table = read_predictions(path)
+            table = metrics.counted(read_predictions(path))
             check_predictions(table, num_classes=num_classes, n_images=facts["n_images"])
             yield key, table, facts
 
@@ -301,7 +300,7 @@ def read_measures(study, source: str) -> pd.DataFrame:
 
 def read_data(folder: Path) -> dict:
     """What the images of a study's tables are: ``data.json``, with title, sizes and class names."""
-    return json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    return read_json(folder / "data.json")
 
 
 def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
@@ -326,14 +325,13 @@ def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
         If one was made from other images, under another threat model or with other training
         settings than the study file's.
     """
-    return _checked(study, folder, table_paths(study, folder), f"`make book STUDY={study.study}`")
+    return _checked(study, folder, table_paths(study, folder), study.again())
 
 
 def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
     """As `study_tables`, for a part (`AUDIT`) of `make audit`: by (name, method, seed)."""
     check_choice("part", part, AUDIT)
-    command = f"`make audit STUDY={study.study}`"
-    return _checked(study, folder, audit_paths(study, folder, part), command)
+    return _checked(study, folder, audit_paths(study, folder, part), study.again("audit"))
 
 
 def samples_table(study, folder: Path) -> tuple[Path, dict]:
@@ -343,9 +341,9 @@ def samples_table(study, folder: Path) -> tuple[Path, dict]:
     """
     if study.predictions:
         raise ValueError(f"{study.study} holds predictions: there is no image to attack")
-    path, command = folder / SAMPLES, f"`make book STUDY={study.study}`"
-    _checked(study, folder, {path: None}, command)
-    data, facts, again = read_data(folder), read_facts(path), f"run {command}"
+    path, again = folder / SAMPLES, study.again()
+    _checked(study, folder, {path: None}, again)
+    data, facts = read_data(folder), read_facts(path)
     of = facts["seed"], sorted(facts["networks"])
     if of != (study.seeds[0], sorted(study.methods)):
         raise ValueError(f"{path} is of other methods or another seed than the study's: {again}")
@@ -355,9 +353,8 @@ def samples_table(study, folder: Path) -> tuple[Path, dict]:
     return path, facts
 
 
-def _checked(study, folder: Path, paths: dict[Path, tuple | None], command: str) -> dict:
+def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -> dict:
     """The facts of the tables at these paths, if all are there and belong to the study."""
-    again = f"run {command}"
     for path in [folder / "data.json", *paths]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {again} to the end")
@@ -379,8 +376,7 @@ def _check_facts(study, folder: Path, path: Path, facts: dict, data: dict, key, 
         raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
     run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
     if not study.predictions and run.is_file():
-        trained = json.loads(run.read_text(encoding="utf-8"))["checkpoint_hash"]
-        if facts["checkpoint_hash"] != trained:
+        if facts["checkpoint_hash"] != read_json(run).get("checkpoint_hash"):
             raise ValueError(f"{path} is of a network trained before this one: {again}")
 
 
@@ -425,7 +421,13 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     n_images = data[split]["images"]
     expected = {"split": split, "data": data[split]["fingerprint"]}
     if study.predictions:
-        expected = {"brought": study.predictions[method]}
+        given = study.predictions[method]
+        try:
+            same = facts.get("checkpoint_hash") == file_hash(study.file(given))
+        except FileNotFoundError:  # tables outlive the file they were made from
+            same = facts.get("brought") == given
+        if not same:
+            return [given]
         n_images = facts["n_images"] if benchmark == "corruptions" else n_images
     elif benchmark == "samples":
         expected["threat"] = study.threat("pgd40_last").to_dict()
@@ -451,14 +453,10 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
         found = facts.get("threats", {})
         odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
         changed += [f"threat model under {name}" for name in odd]
-    settings = facts["settings"]
-    now = study.training_settings(method, settings["seed"], settings["data"], settings["start"])
-    now = json.loads(json.dumps(now))
-    changed += [key for key in now.keys() | settings.keys() if now.get(key) != settings.get(key)]
-    if (
-        method in {*study.trained, *study.ablations}
-        and settings["data"] != data["train"]["fingerprint"]
-    ):
+    settings = facts.get("settings", {})
+    changed += study.changed_since(method, settings)
+    trained = method in {*study.trained, *study.ablations}
+    if trained and settings.get("data") != data["train"]["fingerprint"]:
         changed.append("set of training images")
     return sorted(changed)
 
