@@ -274,7 +274,7 @@ def test_a_study_is_named_by_a_text(name):
 
 
 def test_bad_input_ends_a_command_with_its_sentence():
-    for command in (["jobs.py"], ["-m", "advlib.train", "--method", "adv", "--study"]):
+    for command in (["pipeline/jobs.py"], ["-m", "advbook", "train", "--method", "adv", "--study"]):
         done = subprocess.run(
             [sys.executable, *command, "nosuch"], cwd=ROOT, capture_output=True, text=True
         )

@@ -358,6 +358,7 @@ def test_reading_needs_no_torch():
     running = ["advlib.attacks", "advlib.networks", "advlib.checkpoints", "advlib.distributed"]
     running += ["advlib.labels", "advlib.train", "advbook.studies.runs", "advbook.studies.evaluate"]
     running += [f"advlib.data.{n}" for n in ("batches", "folders", "sets", "vision")]
+    running += ["advlib.objectives", "advlib.steps", "advbook.studies.launch"]
     running += ["advbook.audit.battery", "advbook.widgets"]
     places = ((ROOT, "advlib"), (ROOT / "book", "advbook"), (ROOT, "pipeline"))
     modules = {
