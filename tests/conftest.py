@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from advbook.studies.schema import ROOT, load_study
@@ -22,10 +24,40 @@ CHROMIUM_FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 
-OWN_STUDY = """
+# Names as hostile as a folder or a study file can make them. Pages show them as they are written
+# here, and nothing of them runs: a dialog would tell.
+CLASSES = [
+    "<img src onerror=alert(1)>",
+    "{{ 7 * 7 }} {% raw %}",
+    "*star* _under_ `code`",
+    "[link](javascript:alert(1))",
+    "$5 and $10",
+    "a | b",
+    r"\(x^2\) and \n",
+    'it\'s "said" -- &amp; ...',
+    "# 1. {include} `x`",
+    "NA",
+]
+TITLE = (
+    "My own study: </script><script>alert(1)</script> {{ 7 * 7 }} <b>bold</b> *star* "
+    "[link](javascript:alert(1)) a | b $x$"
+)
+GROUPS = ["Round </script><script>alert(1)</script>", "**Straight** <svg onload=alert(1)>"]
+NOTE = """A *stressed* word, `code` and [the web](https://example.org).
+<script>alert(1)</script> <img src onerror=alert(1)> [link](javascript:alert(1)) {{ 7 * 7 }}
+{download}`secret <../../../my_study.yaml>`
+
+```{include} /etc/hostname
+```
+"""
+
+OWN_STUDY = f"""
 study: mine
-title: My own study
-dataset: digits
+title: {json.dumps(TITLE)}
+note: {json.dumps(NOTE)}
+dataset: folder
+data_dir: ../somebody/photos
+image_size: 8
 model: cifar_resnet8
 train_images: 320
 test_images: 100
@@ -39,8 +71,8 @@ n_resamples: 500
 methods: [pretrained, adv, adv_plus]
 corruption_images: 20
 groups:
-  Round: ["0", "6", "8", "9"]
-  Straight: ["1", "2", "3", "4", "5", "7"]
+  {json.dumps(GROUPS[0])}: {json.dumps(CLASSES[:4])}
+  {json.dumps(GROUPS[1])}: {json.dumps(CLASSES[4:])}
 """
 
 
@@ -72,18 +104,36 @@ def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *options], cwd=folder, env=env, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="session")
-def project(tmp_path_factory):
-    """A copy of the project in which a user's own study file has been run and the book built.
+def save_digits(folder: Path) -> None:
+    """Digits as a tree of images, in class folders and under names that try to break a page."""
+    for split, n in (("train", 320), ("test", 100)):
+        images = stratified_subset(load_dataset("digits", split), n)
+        for i, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
+            path = folder / split / CLASSES[label] / f"<b onclick=alert(1)>{{{{ {i} }}}}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[0].numpy()).save(path)
+
+
+def copy_project(copy: Path) -> None:
+    """A copy of the project with a user's own study, whose file and images lie elsewhere.
 
     Of the published studies with chapters of their own it has the default alone.
     """
-    copy = tmp_path_factory.mktemp("project") / "copy"
     left_out = [".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info"]
     published = {path.parent.name for path in ROOT.glob("results/*/predictions")}
     left_out += published - {"fashion_mnist_quick"}
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
-    (copy / "my_study.yaml").write_text(OWN_STUDY)
+    elsewhere = copy.parent / "somebody"
+    save_digits(elsewhere / "photos")
+    (elsewhere / "my_study.yaml").write_text(OWN_STUDY)
+    (copy / "my_study.yaml").symlink_to(elsewhere / "my_study.yaml")
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """`copy_project`, in which the user's own study has been run and the book built."""
+    copy = tmp_path_factory.mktemp("project") / "copy"
+    copy_project(copy)
     done = snakemake(copy)
     assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
     return copy

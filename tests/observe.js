@@ -109,6 +109,14 @@ window.look = (() => {
       const name = element.getAttribute("aria-label") || element.title || element.textContent.trim();
       return {tag: element.tagName, name: name.slice(0, 60), ring, seen};
     },
+    /* What the page says: its text, also what is folded away, and that of pictures and charts. */
+    words: () => {
+      const copy = document.body.cloneNode(true);
+      all("script, style", copy).forEach((part) => part.remove());
+      const named = all("[alt], [aria-label]", copy);
+      const said = named.map((part) => `${part.getAttribute("alt")} ${part.getAttribute("aria-label")}`);
+      return [copy.textContent, ...said].join(" ").replace(/\s+/g, " ");
+    },
     /* How much there is that can be operated, at most. */
     operable: () => all("a[href], button, input, select, summary, [tabindex]").length,
   };

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ ABLATIONS = {
     "plus_predicted": {"method": "adv_plus", "train_label_source": "predicted"},
     "longer": {"method": "adv", "epochs": 20},
 }
+HOSTILE = "</script>*{{ 7 * 7 }}*|"
 METHODS = ["pretrained", "std", "adv", "adv_plus", "adv_mix", "adv_plus_mix"]
 
 
@@ -303,6 +305,7 @@ def audited(tmp_path):
     values |= {"n_resamples": 100, "corruption_images": 200}
     kept = ("adv_extra_logit", "adv_smoothing", "strong_label")
     values["ablations"] = {name: ABLATIONS[name] for name in kept}
+    values["ablations"]["strong_label"] = ABLATIONS["strong_label"] | {"title": HOSTILE}
     file = tmp_path / "audited.yaml"
     file.write_text(yaml.safe_dump(values, allow_unicode=True))
     made_up_run(load_study(file), {"adv_extra_logit": 0.7})
@@ -367,11 +370,18 @@ def test_the_chapter_on_classes_says_whether_the_gaps_narrow(tmp_path):
     assert robust.count("no clear change") == 3
 
 
+def as_html(notebook) -> str:
+    """What the notebook shows as HTML, its charts among it."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("data", {}).get("text/html", "") for output in outputs)
+
+
 def test_the_chapter_shows_each_run_against_its_control(audited, tmp_path):
     options = ["-p", "study", str(audited), "-p", "output", str(tmp_path / "out")]
     notebook = execute("ablations", tmp_path, *options)
     page = shown(notebook, "tab-ablation-differences")
     row = next(line for line in page.splitlines() if "Adv extra logit − Adv |" in line)
+    assert "&#60;/script&#62;&#42;&#123;&#123; 7" in page and HOSTILE not in as_html(notebook)
     assert row.startswith("| extra logit and what the attack climbs |") and "**30.00 [" in row
     assert "±" in shown(notebook, "tab-ablation-seeds")
     rows = pd.read_csv(tmp_path / "out/ablations.csv")
@@ -403,7 +413,7 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
     values = {"study": "few", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
     values |= {"pretrain_epochs": 1, "methods": ["std", "adv_plus"], "corruptions": "none"}
     values |= {"n_resamples": 20, "ledger_images": 100}
-    titles = {"adv_two": "Adv, two", "plus_two": "Adv⁺, two"}
+    titles = {"adv_two": "Adv, two", "plus_two": HOSTILE}
     values["ablations"] = {k: ABLATIONS[k] | {"title": title} for k, title in titles.items()}
     file = tmp_path / "few.yaml"
     file.write_text(yaml.safe_dump(values, allow_unicode=True))
@@ -413,7 +423,7 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
     notebook = execute("ledger", tmp_path, *options)
     page = shown(notebook, "tab-nearest")
     assert "attacked: Adv<" in page and "attacked: Adv⁺<" in page and "None" not in page
-    assert "Adv⁺, two beside Adv, two" in page
+    assert f"{escape(HOSTILE)} beside Adv, two" in page and HOSTILE not in as_html(notebook)
     figures = {
         cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): str(cell.outputs)
         for cell in notebook.cells

@@ -113,6 +113,22 @@ def test_paths_of_this_machine_become_relative(executed):
     assert cells[2].source == "output = 'runs/toy'"
 
 
+def test_a_file_from_elsewhere_is_shown_by_its_name(executed):
+    def given(notebook):
+        notebook.metadata["papermill"] = {
+            "input_path": "notebooks/a.ipynb",
+            "parameters": {"study": "/srv/some body/mine.yaml", "note": "a\n::::\n# b"},
+        }
+        notebook.cells[2].source = "study = '/srv/some body/mine.yaml'"
+        notebook.cells[1].source = f"file = '{Path.home()}/x/y.csv'"
+
+    rewrite(executed, given)
+    cells, _ = placed(executed)
+    assert [cell.source for cell in cells[1:3]] == ["file = '~/x/y.csv'", "study = 'mine.yaml'"]
+    assert "-p study mine.yaml" in cells[0].source and "some body" not in cells[0].source
+    assert "\n# b" not in cells[0].source  # the note would have ended the block with the command
+
+
 def test_random_ids_are_numbered(executed):
     chart, table = f"altair-viz-{'0a' * 16}", "T_b4d1d"
     shown = f'<table id="{table}"><td id="{table}_row0"></table><div id="{chart}">#{chart} {{}}'

@@ -203,6 +203,14 @@ def test_a_bad_study_file_stops_before_any_work(edited):
     assert "unknown parameter 'epoch': did you mean 'epochs'" in done.stdout + done.stderr
 
 
+def test_a_key_that_is_code_is_refused_before_papermill_pastes_it(edited):
+    study = "study: mine\ndataset: none\npredictions: some.csv\n"
+    (edited / "my_study.yaml").write_text(study + "\"open('ran', 'w'); x\": 1\n")
+    done = snakemake(edited)
+    assert done.returncode != 0 and not (edited / "ran").exists()
+    assert "unknown parameter \"open('ran', 'w'); x\"" in done.stdout + done.stderr
+
+
 def test_methods_are_known_to_the_charts():
     from advbook.charts.base import METHOD_COLOURS
 

@@ -225,7 +225,7 @@ def test_missing_samples_leave_the_other_chapters(study):
     assert pages.gallery_source(study, "fresh", running=True) == "fresh"
     said = {"study": study, "name": "digits", "source": "fresh", "audit": {}}
     assert "looks like: no samples are published" in pages._summary(**said, pictures=False)
-    assert study.note and f"\n\n{study.note}\n" in pages._summary(**said, pictures=False)
+    assert study.note and f"\n<p>{study.note}</p>\n" in pages._summary(**said, pictures=False)
     assert "what an attack looks like" not in pages._summary(**said, pictures=True)
 
 

@@ -15,9 +15,11 @@ from collections import Counter
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import pytest
+
+from conftest import CLASSES, GROUPS, TITLE
 
 ROOT = Path(__file__).resolve().parent.parent
 NARROW, WIDE = {"width": 400, "height": 800}, {"width": 1200, "height": 900}
@@ -72,7 +74,8 @@ def visits(built_book, pages, browser):
 
 def visit(page, address, charts):
     """Look at a page narrow and dark, then wide and light, and use its controls."""
-    seen = {"requests": [], "errors": [], "failed": []}
+    seen = {"requests": [], "errors": [], "failed": [], "dialogs": []}
+    page.on("dialog", lambda dialog: (seen["dialogs"].append(dialog.message), dialog.dismiss()))
     page.on("request", lambda request: seen["requests"].append(request.url))
     page.on("requestfailed", lambda request: seen["failed"].append(request.url))
     page.on("pageerror", lambda error: seen["errors"].append(str(error)))
@@ -81,6 +84,7 @@ def visit(page, address, charts):
     drawn_or_late(page)
     page.wait_for_timeout(100)
     seen["narrow"] = page.evaluate("look.page()")
+    seen["words"] = page.evaluate("look.words()")
     page.evaluate(f"document.querySelectorAll('{REPEATED}').forEach((part) => part.remove())")
     seen["axe"] = violations(page, {"type": "rule", "values": RULES_IN_THE_DARK}, ["svg.marks"])
 
@@ -319,6 +323,97 @@ def test_pages_are_light(visits, built_book):
     assert max(weights.values()) > 10_000  # the pages themselves were counted
     assert {name: size for name, size in weights.items() if size > PAGE_LIMIT} == {}
     assert sum(path.stat().st_size for path, n in users.items() if n > 1) < SHARED_LIMIT
+
+
+# ---------------------------------------------------------------- text from outside
+
+
+def test_nothing_that_a_name_says_is_run(visits):
+    check(visits, lambda s: s["dialogs"])
+
+
+def plain(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def own_pages(visits):
+    """What was seen on the pages of the study whose names are hostile (conftest.py)."""
+    own = {Path(name).stem: seen for name, seen in visits.items() if "/mine/" in name}
+    if not own:
+        pytest.skip("the book was built without that study")
+    return own
+
+
+def test_names_read_as_they_were_typed(own_pages):
+    titles = [page for page, seen in own_pages.items() if plain(TITLE) not in seen["words"]]
+    assert not titles
+    for page in ("gallery", "class_explorer", "classwise_error", "corruptions"):
+        absent = [name for name in CLASSES if plain(name) not in own_pages[page]["words"]]
+        assert not absent, page
+    absent = [name for name in GROUPS if plain(name) not in own_pages["groups"]["words"]]
+    assert not absent
+    assert "<b onclick=alert(1)>{{" in own_pages["gallery"]["words"]
+
+
+def test_a_note_holds_markdown_and_nothing_that_acts(own_pages, open_page):
+    page = open_page("book/generated/mine/index.html")
+    note = page.locator("p:has(em:text-is('stressed'))")
+    assert note.locator("code:text-is('code')").count() == 1
+    links = note.locator("a").evaluate_all("(all) => all.map((a) => a.getAttribute('href'))")
+    assert links == ["https://example.org"]
+    assert "<script>alert(1)</script> <img src onerror=alert(1)>" in plain(note.inner_text())
+    assert "{include} /etc/hostname" in own_pages["index"]["words"]
+
+
+def test_the_search_shows_titles_as_they_were_typed(own_pages, built_book, open_page):
+    page = open_page("search.html")
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    for query in ("my own study", "average"):
+        page.goto(f"{(built_book / 'search.html').as_uri()}?{urlencode({'q': query})}")
+        page.wait_for_selector("#search-results li a")
+        page.wait_for_timeout(300)
+        found = page.locator("#search-results").inner_text()
+        assert plain(TITLE).lower() in plain(found).lower()
+    assert not dialogs
+
+
+def test_a_link_to_a_class_and_its_tooltip_show_the_name(own_pages, built_book, open_page):
+    page = open_page("book/generated/mine/class_explorer.html")
+    address = (built_book / "book/generated/mine/class_explorer.html").as_uri()
+    for name in CLASSES:
+        page.goto(f"{address}?{urlencode({'class': name})}")
+        drawn_or_late(page)
+        page.wait_for_function(
+            "(name) => [...document.querySelectorAll('svg.marks .role-title text')]"
+            ".some((title) => title.textContent === name)",
+            arg=name,
+            timeout=5_000,
+        )
+    page.goto((built_book / "book/generated/mine/classwise_error.html").as_uri())
+    drawn_or_late(page)
+    page.locator("svg.marks .role-mark.mark-symbol > path").first.hover(force=True)
+    tip = page.locator("#vg-tooltip-element").text_content(timeout=5_000)
+    assert any(name in tip for name in CLASSES)
+
+
+def test_the_source_of_a_chart_is_shown_as_text(own_pages, open_page):
+    page = open_page("book/generated/mine/classwise_error.html")
+    page.locator(".vega-embed summary").first.click()
+    with page.expect_popup() as opened:
+        page.locator(".vega-actions a:text-is('View Source')").first.click()
+    source = opened.value
+    source.wait_for_load_state()
+    assert CLASSES[0] in source.locator("body").inner_text()
+    assert source.locator("img").count() == 0
+
+
+def test_pages_hold_no_path_of_this_machine(own_pages, built_book):
+    """The study's file and images lie beside the project, in somebody's folder."""
+    outside = str(built_book.parents[2])
+    files = [p for p in built_book.rglob("*") if p.suffix in (".html", ".ipynb", ".js", ".md")]
+    assert [str(path) for path in files if outside in path.read_text(encoding="utf-8")] == []
 
 
 # ---------------------------------------------------------------- single pages

@@ -31,6 +31,7 @@ if (window.vegaEmbed) {
     const described = caption ? {description: caption, ...spec} : spec;
     const drawn = await embed(element, described, {...options, ...fixed});
     element.querySelector("summary")?.setAttribute("aria-label", "Save this chart, or its source");
+    showSource(element, described);
     element.addEventListener("keydown", pressed);
     const chart = element.querySelector(".chart-wrapper");
     new MutationObserver(() => tend(chart)).observe(chart, {subtree: true, attributeFilter: ["role"]});
@@ -40,6 +41,18 @@ if (window.vegaEmbed) {
     openClassSearch(element, drawn.view);
     return drawn;
   };
+}
+
+/* vega-embed would write a chart's source into a page as HTML, names and all. */
+function showSource(element, spec) {
+  const entries = [...element.querySelectorAll(".vega-actions a")];
+  const theirs = entries.find((entry) => entry.textContent === "View Source");
+  if (!theirs) return;
+  const ours = theirs.cloneNode(true); /* without what it does when clicked */
+  const source = new Blob([JSON.stringify(spec, null, 2)], {type: "application/json"});
+  ours.href = URL.createObjectURL(source);
+  ours.target = "_blank";
+  theirs.replaceWith(ours);
 }
 
 /* The class explorer: its search suggests the names, and shows the class that the address names,

@@ -7,6 +7,7 @@ import pandas as pd
 
 from advbook.studies.seeds import over_seeds, t_interval, with_spread
 from advbook.studies.tables import in_per_cent, per_cent, read_study
+from advbook.text import all_as_typed, as_typed
 from advlib import metrics
 from advlib.recipes import RECIPES
 
@@ -412,7 +413,7 @@ def findings(
     study : advbook.studies.schema.Study
     found, summary, sweep, yardstick : DataFrame
     """
-    names = study.names | study.ablation_names
+    names = all_as_typed(study.names | study.ablation_names)
     lines = [attack_or_label(study, found, *key) for key in WITHIN]
     lines = [f"{line}." for line in lines if line]
     clear = found[(found.low > 0) | (found.high < 0)]
@@ -431,8 +432,8 @@ def findings(
         error = summary[(summary.benchmark == "pgd40") & (summary.statistic == "error")]
         error = error.set_index("run").value[part.run]
         told.append(
-            f"{family} between {per_cent(error.min())} and {per_cent(error.max())} % for δ from "
-            f"{part.delta.min():g} to {part.delta.max():g}"
+            f"{as_typed(family)} between {per_cent(error.min())} and {per_cent(error.max())} % for "
+            f"δ from {part.delta.min():g} to {part.delta.max():g}"
         )
     if told:
         lines.append(f"PGD-40 error by the weight of the label: {'; '.join(told)}.")

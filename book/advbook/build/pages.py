@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from advbook.build.place import GENERATED, expand_toc, place_study
-from advbook.claims.front import given_name, titled
+from advbook.claims.front import given_name, shown_path, titled
 from advbook.commands import plainly
 from advbook.studies.schema import HOW, ROOT, STUDIES, Study, find_study, load_study
 from advbook.studies.tables import (
@@ -21,6 +21,7 @@ from advbook.studies.tables import (
     study_tables,
     table_paths,
 )
+from advbook.text import as_code, as_typed, note_html, one_line
 from advlib.recipes import RECIPES
 
 DEFAULT = "fashion_mnist_quick"
@@ -52,7 +53,10 @@ NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to b
 
 
 def from_root(path: Path) -> str:
-    """A path as pages and commands give it: from the project's root where it lies inside."""
+    """A path as the pipeline gives it: from the project's root where it lies inside.
+
+    Pages show `advbook.claims.front.shown_path`.
+    """
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
@@ -154,7 +158,7 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str, str | None]]:
         found[study.study] = (study, from_root(file), source)
     titles = {}
     for study, file, _ in found.values():
-        if (other := titles.setdefault(study.title, file)) != file:
+        if (other := titles.setdefault(one_line(study.title), file)) != file:
             raise ValueError(
                 f"{other} and {file} have the same title, {study.title!r}: change the title in one "
                 "of them, since pages tell studies apart by it."
@@ -253,7 +257,7 @@ def place_pages(
 
 def _source_text(study: Study, name: str, source: str | None, audited: bool) -> str:
     return _source_sentence(name, source, audited) + (
-        f" **The images are a copy of the official ones: {study.title}** "
+        f" **The images are a copy of the official ones: {as_typed(study.title)}** "
         "({term}`what that means <JPEG copy>`)."
         if study.title.endswith("copy)")
         else ""
@@ -261,7 +265,7 @@ def _source_text(study: Study, name: str, source: str | None, audited: bool) -> 
 
 
 def _source_sentence(name: str, source: str | None, audited: bool) -> str:
-    command = f"`make book STUDY={name}`"
+    command = as_code(f"make book STUDY={name}")
     if source == "fresh":
         return f"A fresh run of this study on the machine that built this book ({command})."
     if source == "committed":
@@ -304,7 +308,8 @@ def _tables(study: Study, read: dict[str, list[Path]]) -> str:
     if not groups:
         return ""
     rows = [
-        f"| {'' if group == '.' else group} | {' · '.join(groups[group])} |" for group in groups
+        f"| {'' if group == '.' else as_typed(group)} | {' · '.join(groups[group])} |"
+        for group in groups
     ]
     return "\n".join(
         [
@@ -325,12 +330,13 @@ def _tables(study: Study, read: dict[str, list[Path]]) -> str:
 def _made_by(study: Study, file: str, chapter: str) -> str:
     """What makes the tables that a chapter reads, command by command, as Markdown."""
     which = f"{{ref}}`the tables that it reads <{study.study}-sec-tables>`"
+    path = shlex.quote(shown_path(file))
     if study.predictions:
-        command = f"papermill notebooks/bring_your_own.ipynb out.ipynb -f {shlex.quote(file)}"
+        command = f"papermill notebooks/bring_your_own.ipynb out.ipynb -f {path}"
         return f"This makes {which}:\n\n```bash\n{command}\n```"
 
     def run(notebook, *options):
-        command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p study {shlex.quote(file)}"
+        command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p study {path}"
         return " ".join([command, *options])
 
     def each(names, seeds, *lines):
@@ -357,17 +363,18 @@ def _made_by(study: Study, file: str, chapter: str) -> str:
         corrupted = "corruptions" in benchmarks and study.corruptions != "none"
         lines += [run("evaluate_corruptions")] if corrupted else []
         lines += [run("evaluate_samples")] if chapter == "gallery" else []
-    name = shlex.quote(given_name(study, file))
-    command = f"make {'audit' if chapter in AUDIT else 'book'} STUDY={name}"
+    command = as_code(
+        f"make {'audit' if chapter in AUDIT else 'book'} STUDY={given_name(study, file)}"
+    )
     text = "\n".join(lines)
     return (
-        f"`{command}` makes {which} and this book. One by one, with torch (`.venv`):\n\n"
+        f"{command} makes {which} and this book. One by one, with torch (`.venv`):\n\n"
         f"```bash\n{text}\n```"
     )
 
 
 def _audit_text(name: str, source: str, others: str | None) -> str:
-    command = f"`make audit STUDY={name}`"
+    command = as_code(f"make audit STUDY={name}")
     if source == "fresh":
         return f"A fresh audit on the machine that built this book ({command})."
     text = f"Committed tables of an audit that was not run on this machine; {command} runs it."
@@ -381,29 +388,29 @@ def _audit_text(name: str, source: str, others: str | None) -> str:
 
 def _summary(study: Study, name: str, source: str | None, audit: dict, pictures: bool) -> str:
     """The study's settings and its cost, as Markdown; `pictures`: its gallery is not missing."""
-    names = ", ".join(study.names.values())
+    names = ", ".join(map(as_typed, study.names.values()))
     absent = [f"* {CHAPTERS[part]}: {reason}" for part, reason in study.unavailable.items()]
     if not pictures and "gallery" not in study.unavailable:
         absent.append(
-            f"* {CHAPTERS['gallery']}: no samples are published; `make book STUDY={name}` "
-            "makes them, with a run of your own"
+            f"* {CHAPTERS['gallery']}: no samples are published; "
+            f"{as_code(f'make book STUDY={name}')} makes them, with a run of your own"
         )
     absent += [
-        f"* {CHAPTERS[part]}: not run; `make audit STUDY={name}` runs it"
+        f"* {CHAPTERS[part]}: not run; {as_code(f'make audit STUDY={name}')} runs it"
         for part, known in audit.items()
         if known is None
     ]
     absent = "\n\n**Chapters that are not here**\n\n" + "\n".join(absent) if absent else ""
     if study.predictions:
-        files = ", ".join(Path(path).name for path in study.predictions.values())
+        files = ", ".join(as_typed(Path(path).name) for path in study.predictions.values())
         conditions = [study.condition(benchmark) for benchmark in study.benchmarks]
         rows = {"Models": names, "Predictions": files, "Benchmarks": ", ".join(conditions)}
         return _opening(study, rows) + absent
     images = {key: f"{n:,}" if (n := getattr(study, f"{key}_images")) else "all" for key in SPLITS}
     rows = {
         "Data": f"{study.dataset}, {images['train']} training and {images['test']} test images",
-        "{term}`Network <network name>`": f"{study.model}"
-        + (f", pretrained weights {study.weights}" if study.weights else "")
+        "{term}`Network <network name>`": as_typed(study.model)
+        + (f", pretrained weights {_weights_shown(study)}" if study.weights else "")
         + (
             f", {study.pretrain_epochs} clean epochs first, learning rate {study.pretrain_lr:g}"
             if study.pretrain_epochs
@@ -431,7 +438,8 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
         rows["Data"] = f"{study.dataset}, {images['holdout' if held_out else 'test']} " + (
             "training images" if held_out else "test images"
         )
-        rows["Weights"] = ", ".join(Path(path).name for path in study.checkpoints.values())
+        files = [as_typed(Path(path).name) for path in study.checkpoints.values()]
+        rows["Weights"] = ", ".join(files)
     rows |= {f"Attack {attack}": study.condition(attack) for attack in study.attacks}
     if study.corruptions != "none":
         rows["Corruptions"] = f"15 at 5 severities, {study.corruptions}, of " + (
@@ -452,7 +460,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
         "shorter, without gradients of the weights ({doc}`What it costs <../cost>`). "
         f"{attacked} of the {len(study.methods)} methods here are adversarial, each with {seeds}. "
         "PGD-40 takes at most 41 passes a test image and method. "
-        f"`make plan STUDY={name}` predicts the time on your machine."
+        f"{as_code(f'make plan STUDY={name}')} predicts the time on your machine."
     )
     if source is None and study.dataset == "imagenet":
         text += (
@@ -478,9 +486,15 @@ def _opening(study: Study, rows: dict[str, str]) -> str:
             "| setting | value |",
             "|---|---|",
             *lines,
-            *(["", study.note] if study.note else []),
+            *(["", "````{raw} html", note_html(study.note), "````"] if study.note else []),
         ]
     )
+
+
+def _weights_shown(study: Study) -> str:
+    """What the pretrained weights are: their name, or the path of their file."""
+    path = Path(study.weights)
+    return as_typed(shown_path(path) if path.suffix else path)
 
 
 def write_toc(studies: list[str]) -> None:

@@ -21,6 +21,7 @@ import nbformat
 import pandas as pd
 import yaml
 
+from advbook.text import as_typed
 from advlib import __version__
 from advlib.predictions import images_read, results_date
 
@@ -108,7 +109,8 @@ def place_notebook(
     _check_complete(notebook, executed)
     own_title = _own_title(notebook, executed)
     title = title or own_title
-    words = {"study_title": study_title or "", "seeds": _seeds_in_words(seeds)}
+    study_title = as_typed(study_title or "")
+    words = {"study_title": study_title, "seeds": _seeds_in_words(seeds)}
     read = list(read)
     if re.search(r"\{\{ *images *\}\}", executed.read_text(encoding="utf-8")):
         words["images"] = images_read(read)
@@ -131,7 +133,8 @@ def place_notebook(
     body = notebook.cells[0].source.strip().partition("\n")[2]
     date = results_date(read)
     box = f"{_provenance(source, links, date)}\n\n{_run_yourself(notebook, made_by)}"
-    marked = [cell for cell in notebook.cells if PROVENANCE in cell.source]
+    texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    marked = [cell for cell in texts if PROVENANCE in cell.source]
     for cell in marked:
         cell.source = cell.source.replace(PROVENANCE, box)
     notebook.cells[0].source = "\n\n".join([f"# {full_title}", *([] if marked else [box]), body])
@@ -203,19 +206,19 @@ def place_study(
         place_notebook(path, folder / path.name, tables=found, **own)
     for path in map(Path, appendix):
         own = common | {"study_id": f"{study_id}-{path.stem}", "read": every}
-        title = f"{_own_title(_read(path), path)} ({path.stem})"
+        title = f"{_own_title(_read(path), path)} ({as_typed(path.stem)})"
         place_notebook(path, folder / "appendix" / path.name, title=title, **own)
 
     contents = "```{tableofcontents}\n```\n" if chapters or appendix else ""
     index = folder / "index.md"
     index.parent.mkdir(parents=True, exist_ok=True)
     box = _provenance(source, date=results_date(every))
-    text = f"# {study_title}\n\n{box}\n\n{summary}\n\n{contents}\n{files}\n"
+    text = f"# {as_typed(study_title)}\n\n{box}\n\n{summary}\n\n{contents}\n{files}\n"
     index.write_text(text, encoding="utf-8")
     if appendix:
         (folder / "appendix" / "index.md").write_text(
-            f"# Appendix: {study_title}\n\nThe notebooks that made this study's tables, as they "
-            f"ran.\n\n{contents}",
+            f"# Appendix: {as_typed(study_title)}\n\nThe notebooks that made this study's tables, "
+            f"as they ran.\n\n{contents}",
             encoding="utf-8",
         )
     return index
@@ -310,10 +313,18 @@ def _toc_title(path: Path) -> str:
 def _read(path: Path) -> nbformat.NotebookNode:
     """The notebook, as any run on the same tables leaves it.
 
-    Paths of this machine that lie in the project become relative to it; the random ids of Altair's
-    charts, pandas' tables and papermill's cell are numbered, and addresses in memory are dropped.
+    Paths of this machine that lie in the project become relative to it, of those that papermill was
+    given from elsewhere the name is left, and a home is "~"; the random ids of Altair's charts,
+    pandas' tables and papermill's cell are numbered, and addresses in memory are dropped.
     """
-    text = path.read_text(encoding="utf-8").replace(f"{BOOK.parent}/", "")
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(text)["metadata"].get("papermill", {}).get("parameters", {})
+    given = json.dumps(record, ensure_ascii=False)
+    folders = [f"{BOOK.parent}/", *re.findall(r'"((?:/[^/"\\]+)+/)[^/"\\]+', given)]
+    for folder in dict.fromkeys(folders):
+        text = text.replace(folder, "")
+    if (home := str(Path.home())) != "/":
+        text = re.sub(rf"(?<![\w./-]){re.escape(home)}/", "~/", text)
     charts = re.findall(r"altair-viz-[0-9a-f]{32}", text)
     tables = re.findall(r'<table id=\\"(T_[0-9a-f]{5})\b', text)
     for number, name in enumerate(dict.fromkeys([*charts, *tables]), 1):
@@ -462,7 +473,8 @@ def _run_yourself(notebook: nbformat.NotebookNode, made_by: str) -> str:
         return ""
     words = ["papermill", record["input_path"], "out.ipynb"]
     for name, value in record.get("parameters", {}).items():
-        plain = isinstance(value, str | int | float)
+        # In one line, or the text would end the block that it stands in.
+        plain = isinstance(value, str | int | float) and len(str(value).splitlines()) < 2
         words += ["-p", name, str(value)] if plain else ["-y", json.dumps({name: value})]
     command = shlex.join(words)
     return "\n".join(
@@ -486,7 +498,7 @@ def _place_table(table: Path, folder: Path) -> str:
     """Copy a CSV and write it as LaTeX beside it; return their links."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(table, folder / table.name)
-    frame = pd.read_csv(table)
+    frame = pd.read_csv(table, keep_default_na=False, na_values=[""])  # a class may be called NA
     latex = frame.to_latex(index=False, na_rep="", escape=True, longtable=len(frame) > 40)
     (folder / f"{table.stem}.tex").write_text(latex, encoding="utf-8")
     return (

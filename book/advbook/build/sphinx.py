@@ -6,6 +6,7 @@
   the others are figures, as myst-nb makes them.
 * The style sheet and the script of ``book/_static`` are copied at every build, also where Sphinx
   finds no page to write.
+* Titles are text: the theme's templates and the script of the search would take some for HTML.
 * Tables say what their headers head, which neither pandas nor docutils does.
 * Every page ends with the project's version and the date of the newest table in the book.
 * autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
@@ -24,9 +25,11 @@ from pathlib import Path
 import scipy.stats  # noqa: F401 (here, since it fails to import once torch is mocked)
 import vl_convert
 from docutils import nodes
+from docutils.writers._html_base import HTMLTranslator
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.ext.autodoc.mock import _make_subclass, _MockObject
+from sphinx.search import IndexBuilder
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
@@ -95,7 +98,7 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
     raw = "".join(node.astext() for node in doctree.findall(nodes.raw))
     if "vegaEmbed" not in raw:
         return
-    asked = dict(re.findall(r'maybeLoadScript\("([\w-]+)", "([\d.]+)"\)', raw))
+    asked = dict(re.findall(r'maybeLoadScript\("(vega(?:-lite|-embed)?)", "([\d.]+)"\)', raw))
     bundled = {
         "vega": vl_convert.get_vega_version(),
         "vega-lite": vl_convert.get_vegalite_versions()[-1],
@@ -135,7 +138,8 @@ def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, do
         return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
 
     body = re.sub(r"<table\b.*?</table>", mark_words, context["body"], flags=re.DOTALL)
-    body = re.sub(r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.])", "\\1\N{MINUS SIGN}", body)
+    number = r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.,]+(?:[\s<%]|&nbsp;|e-?\d))"
+    body = re.sub(number, "\\1\N{MINUS SIGN}", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
 
@@ -187,6 +191,28 @@ def stamp(app: Sphinx, pagename: str, templatename: str, context: dict, doctree)
     )
 
 
+@functools.cache
+def escape_titles() -> None:
+    """Titles of sections go into the search's index as HTML, as those of pages do."""
+    feed = IndexBuilder.feed
+
+    def escaped(index, docname, *rest):
+        feed(index, docname, *rest)
+        titles = index._all_titles[docname]
+        index._all_titles[docname] = [
+            (title.translate(HTMLTranslator.special_characters), anchor) for title, anchor in titles
+        ]
+
+    IndexBuilder.feed = escaped
+
+
+def escape_context(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """The texts that the theme leaves for its templates, which put them into pages as HTML."""
+    for key in ("pagetitle", "root_title", "page_description"):
+        if key in context:
+            context[key] = html.escape(context[key])
+
+
 def _mocked_union(left, right):
     """``left | right`` in an annotation where one of them is a mocked type: its text."""
 
@@ -198,6 +224,7 @@ def _mocked_union(left, right):
 
 def setup(app: Sphinx) -> dict:
     """Register the parts above."""
+    escape_titles()
     _MockObject.__or__ = _mocked_union
     _MockObject.__ror__ = lambda right, left: _mocked_union(left, right)
     app.add_enumerable_node(
@@ -215,4 +242,5 @@ def setup(app: Sphinx) -> dict:
     app.connect("html-page-context", load_vega)
     app.connect("html-page-context", stamp)
     app.connect("html-page-context", mend_markup)
+    app.connect("html-page-context", escape_context, priority=900)  # after the theme
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,13 +1,18 @@
 """From tables to Altair charts: one family, one colour a method, readable by the colour-blind."""
 
 import itertools
+import json
 import os
 
 import altair as alt
 import pandas as pd
 
+from advbook.text import InScript
+
 if os.environ.get("ADVLIB_LAB"):  # set by `make lab`: charts in JupyterLab without a network
     alt.renderers.enable("jupyter", offline=True)
+else:
+    alt.renderers.enable("default", json_kwds={"cls": InScript})
 
 alt.data_transformers.disable_max_rows()  # 1,000 classes of several methods are one chart
 
@@ -219,7 +224,7 @@ def sorted_class_error(table: pd.DataFrame) -> alt.Chart:
     points = base.mark_circle(size=40 if few else 8)
     marked = base.mark_point(size=160, strokeWidth=2.5, filled=False).transform_filter(found)
     # One label a class: those of all methods would cover each other.
-    first = f"datum.method == '{table.method.iloc[0]}'"
+    first = f"datum.method == {json.dumps(table.method.iloc[0])}"
     labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N")
     labels = labels.transform_filter(f"{found} && {first}")
     benchmarks = table.benchmark.unique().tolist()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from advbook.claims.verdict import EXCLUDED, OF_ONE_SEED, counted, in_points
 from advbook.studies.schema import ROOT, STUDIES, Study, load_study
 from advbook.studies.seeds import over_seeds, with_spread
 from advbook.studies.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
+from advbook.text import as_typed, one_line
 from advlib.predictions import read_facts
 
 HEADLINE = {"clean": "Clean", "corruptions": "mCE", "pgd40": "PGD-40"}
@@ -57,10 +59,27 @@ def book_studies(book: Mapping[str, Mapping]) -> dict[str, tuple[Study, dict]]:
     return found
 
 
+def links(studies: Mapping[str, tuple[Study, dict]]) -> dict[str, str]:
+    """id -> its title, in Markdown a link to the study's first page."""
+    return {
+        name: f"[{as_typed(study.title)}]({name}/index.md)" for name, (study, _) in studies.items()
+    }
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as pages give it: from the project's folder, or the name alone of what lies elsewhere.
+
+    Whose home that is belongs on no page.
+    """
+    whole = (ROOT / Path(path).expanduser()).resolve()
+    return one_line(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole.name)
+
+
 def given_name(study: Study, file: Path | str) -> str:
-    """What commands call a study: its id, or the path of its file if it lies elsewhere."""
+    """What commands on pages call a study: its id, or its file (`shown_path`) if that has none."""
     own = STUDIES / f"{study.study}.yaml"
-    return study.study if own.resolve() == (ROOT / file).resolve() else str(file)
+    known = own.resolve() == (ROOT / file).resolve()
+    return study.study if known else shlex.quote(shown_path(file))
 
 
 def read_result(path: Path) -> pd.DataFrame:
@@ -75,11 +94,11 @@ def read_result(path: Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{path} is missing: `make read` or `make book` runs the chapter that writes it"
         )
-    return pd.read_csv(path)
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
 
 
 def headline(study: Study, errors: pd.DataFrame) -> pd.DataFrame:
-    """Errors of each method as text: of the first seed with intervals, and over the seeds.
+    """Errors of each method in Markdown: of the first seed with intervals, and over the seeds.
 
     Parameters
     ----------
@@ -106,7 +125,8 @@ def headline(study: Study, errors: pd.DataFrame) -> pd.DataFrame:
     for method, name in study.names.items():
         for part in parts:
             own = part[part.method == method].set_index("benchmark")
-            row = {"study": study.title, "method": name, "seeds": own.seeds.iloc[0]}
+            row = {"study": as_typed(study.title), "method": as_typed(name)}
+            row |= {"seeds": own.seeds.iloc[0]}
             rows.append(row | {HEADLINE[key]: own.cell.get(key, "–") for key in known})
     return pd.DataFrame(rows)
 
@@ -241,7 +261,7 @@ def answer(
             c: _moved(rows[(rows.study == name) & (rows.claim == c)], verdict[name, c], all(sizes))
             for c in claims.HEADLINES
         }
-        title = f"[{studies[name].title}]({name}/index.md)"
+        title = f"[{as_typed(studies[name].title)}]({name}/index.md)"
         figures.append({"study": title, **ours})
     table = pd.DataFrame(figures).rename(columns=claims.HEADLINES)
     widened = {s: verdict[s, "widens_clean"] for s in asked.index}
@@ -266,7 +286,7 @@ def _other_reading(comparisons, judged, studies: Mapping[str, Study], variant: s
         for row, found in zip(own.itertuples(), known, strict=True):
             if found not in (claims.OPEN, claims.CEILING):
                 one = ", one seed" * (not row.n_seeds > 1)
-                where = f"on {studies[row.study].title} ({in_points(row)} points{one})"
+                where = f"on {as_typed(studies[row.study].title)} ({in_points(row)} points{one})"
                 moved["falls" if found in _AS_CLAIMED else "rises"].append(where)
         said = [f"{verb} {' and '.join(where)}" for verb, where in moved.items() if where]
         n_open, n_edge = known.count(claims.OPEN), known.count(claims.CEILING)
@@ -330,12 +350,13 @@ def _unequal(study: Study, errors: pd.DataFrame) -> str:
     wide = clean.pivot(index="class_name", columns="method", values="error")
     change = (wide["Adv"] - wide["Std"]).sort_values(ascending=False)
     most, least = (
-        f"{name} goes from {per_cent(wide.Std[name])} to {per_cent(wide.Adv[name])} %"
+        f"{as_typed(name)} goes from {per_cent(wide.Std[name])} to {per_cent(wide.Adv[name])} %"
         for name in change.index[[0, -1]]
     )
     n = clean.set_index("class_name").n_images[change.index[[0, -1]]]
     images = f"{n.min():,}" if n.nunique() == 1 else f"{n.min():,} to {n.max():,}"
-    return f"on {study.title} {most}, {least} (seed {study.seeds[0]}, {images} images a class)"
+    where = f"(seed {study.seeds[0]}, {images} images a class)"
+    return f"on {as_typed(study.title)} {most}, {least} {where}"
 
 
 def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
@@ -348,7 +369,8 @@ def counts(judged: pd.DataFrame, studies: Mapping[str, Study]) -> list[str]:
         failed = [claims.CLAIMS[c].title for c in own.claim[own.verdict == claims.FAILS]]
         which = f" What does not hold: {'; '.join(failed)}." if failed else ""
         lines.append(
-            f"**{study.title}**: of {len(claims.CLAIMS)} claims, {counted(own.verdict)}." + which
+            f"**{as_typed(study.title)}**: of {len(claims.CLAIMS)} claims, {counted(own.verdict)}."
+            + which
         )
     return lines
 

@@ -25,6 +25,7 @@ from advbook.claims.claims import (
 )
 from advbook.studies.seeds import t_interval
 from advbook.studies.tables import in_per_cent, per_cent
+from advbook.text import all_as_typed, as_typed
 from advlib import metrics
 from advlib.recipes import RECIPES
 
@@ -53,7 +54,7 @@ def measured_words(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
     rows : DataFrame
         Those of `compare` for one study, variant and claim.
     names : mapping
-        The methods' names by id.
+        The methods' names by id, in Markdown.
     """
     if rows["absent"].any():
         return "–"
@@ -138,12 +139,12 @@ def overview(
             if found != ABSENT:
                 one = ", one seed" if (part.n_seeds == 1).any() and "one" not in found else ""
                 lines = [f"**[{found}]({study_id}/{claim.chapter}.ipynb)**{one}"]
-                lines.append(measured_words(part, study.names | study.ablation_names))
+                lines.append(measured_words(part, all_as_typed(study.names | study.ablation_names)))
             if (share := share_words(part, found)) != "–":
                 lines.append(f"share {share}" + ", *100 % excluded*" * size_excluded(part))
             if more := beside.get((study_id, name)):
                 lines.append(more)
-            row[study.title] = "<br>".join(lines)
+            row[as_typed(study.title)] = "<br>".join(lines)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -166,7 +167,7 @@ def over_training_seeds(comparisons: pd.DataFrame, studies: Mapping) -> pd.DataF
         title = CLAIMS[row.claim].title
         if row.variant != next(iter(VARIANTS)):
             title += f" ({row.variant})"
-        found.setdefault(title, {})[studies[row.study].title] = words
+        found.setdefault(title, {})[as_typed(studies[row.study].title)] = words
     table = pd.DataFrame.from_dict(found, orient="index").fillna("–")
     return table.rename_axis("the paper's claim").reset_index()
 
@@ -189,7 +190,7 @@ def undecided(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping)
             continue
         told |= {(row.study, row.variant), (row.study, row.claim, why)}
         asked = reasons.setdefault((row.verdict, row.variant, why), {})
-        asked.setdefault(studies[row.study].title, []).append(title)
+        asked.setdefault(as_typed(studies[row.study].title), []).append(title)
     lines = []
     for (verdict, variant, why), asked in reasons.items():
         alike = {}  # the claims -> the studies in which this is so of all of them
@@ -344,7 +345,9 @@ def conclusion(comparisons: pd.DataFrame, judged: pd.DataFrame, studies: Mapping
             and _side(known[name]) != _side(by_claim[default, name, study_id])
         ]
         if (known != ABSENT).any():
-            lines.append(f"* otherwise with {mixed}, {study.title}: {'; '.join(moved) or 'none'}.")
+            lines.append(
+                f"* otherwise with {mixed}, {as_typed(study.title)}: {'; '.join(moved) or 'none'}."
+            )
     return lines
 
 
@@ -352,7 +355,7 @@ def _named(where: tuple[str, ...], studies: Mapping) -> str:
     return (
         "every study"
         if len(where) == len(studies) > 1
-        else ", ".join(studies[s].title for s in where)
+        else ", ".join(as_typed(studies[s].title) for s in where)
     )
 
 
@@ -375,7 +378,7 @@ def _each(parts: Mapping[str, str], studies: Mapping) -> str:
     """One part a study, with its title and on a line of its own if there are several."""
     if len(studies) == 1 or not parts:
         return f" {next(iter(parts.values()), 'not measured here')}."
-    return "".join(f"\n  * {studies[s].title}: {words}." for s, words in parts.items())
+    return "".join(f"\n  * {as_typed(studies[s].title)}: {words}." for s, words in parts.items())
 
 
 def _lower(title: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from advbook.text import one_line
 from advlib.files import file_hash
 from advlib.recipes import RECIPES, Training
 from advlib.threat import PROTOCOLS, ThreatModel, identity, parse_number
@@ -163,7 +164,8 @@ class Study:
         defaults |= {"corruptions": "none" if self.predictions else "generated"}
         defaults |= {"n_resamples": 1_000 if self.predictions else 10_000}
         for name, default in defaults.items():
-            if getattr(self, name) in (None, ""):
+            value = getattr(self, name)
+            if value in (None, "") or (name == "title" and not one_line(value)):
                 object.__setattr__(self, name, default)
         named = re.fullmatch(r"[A-Za-z0-9_-]+", self.study) and re.search("[A-Za-z]", self.study)
         if not named or self.study in TAKEN:
@@ -235,6 +237,12 @@ class Study:
                     "a study of predictions holds nothing else: leave checkpoints and methods out"
                 )
             check_choice("dataset", self.dataset, ("imagenet", "none"))
+            for name in self.attacks:
+                if not _may_name(name):
+                    raise ValueError(
+                        "the name of an attack is of letters, digits, '.', '-' and '_', with a "
+                        f"letter, and that of no column of a table; got {name!r}"
+                    )
             if self.seeds != [0]:
                 raise ValueError("predictions have no training seed: leave seeds out")
             return
@@ -298,15 +306,15 @@ class Study:
                     )
         titles = [*self.names.values(), *self.ablation_names.values()]
         for title in titles:
-            if not isinstance(title, str) or not title or titles.count(title) > 1:
-                raise ValueError(
-                    "the title of an ablation is a text that no other network of the study has, "
-                    f"got {title!r}"
-                )
+            if not isinstance(title, str):
+                raise ValueError(f"the title of an ablation is a text, got {title!r}")
+        _check_distinct("the names and titles of networks", titles)
         if self.ablations and not self.trained:
             raise ValueError("ablations are trained: a study of brought models has none")
 
     def _check_groups(self) -> None:
+        _check_distinct("class_names", self.class_names or [])
+        _check_distinct("the names of groups", self.groups)
         named = [name for names in self.groups.values() for name in names]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"groups: {', '.join(twice)} in more than one place; once each")
@@ -847,6 +855,19 @@ def _may_name(name: str) -> bool:
     """Whether tables and commands can tell a network by this name: a number is none."""
     valid = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and re.search("[A-Za-z]", name)
     return bool(valid) and name not in COLUMNS
+
+
+def _check_distinct(what: str, names) -> None:
+    """Refuse an empty name, and two that read alike: pages and charts tell things apart by name."""
+    shown = [one_line(name) for name in names]
+    if "" in shown:
+        raise ValueError(f"{what}: number {shown.index('') + 1} of {len(shown)} is empty; name it")
+    for i, name in enumerate(shown):
+        if name in shown[:i]:
+            raise ValueError(
+                f"{what}: numbers {shown.index(name) + 1} and {i + 1} are both {name!r}; charts "
+                "would show them as one, so add what tells them apart"
+            )
 
 
 def check_choice(name: str, value, allowed: tuple) -> None:

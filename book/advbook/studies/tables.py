@@ -60,6 +60,27 @@ def in_per_cent(row, digits: int = 2) -> str:
     return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
+def styled(frame: pd.DataFrame, index: bool = False, **form):
+    """A table as pages show it, whose cells and headers read as they were typed.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    index : bool
+        Whether the row names are shown.
+    **form
+        Of pandas' ``Styler.format``.
+
+    Returns
+    -------
+    pandas Styler
+    """
+    shown = frame.style.format(escape="html", **form)
+    for axis in ("index", "columns"):
+        shown.format_index(escape="html", axis=axis).format_index_names(escape="html", axis=axis)
+    return shown if index else shown.hide(axis="index")
+
+
 def in_words(frame: pd.DataFrame):
     """A table of words as pages show it: left-aligned, where numbers are right-aligned.
 
@@ -68,7 +89,7 @@ def in_words(frame: pd.DataFrame):
     pandas Styler
     """
     left = {"selector": "th, td", "props": "text-align: left"}
-    return frame.style.set_table_styles([left]).hide(axis="index")
+    return styled(frame).set_table_styles([left])
 
 
 def images_of(known: Mapping) -> str:
