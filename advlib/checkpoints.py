@@ -1,15 +1,17 @@
 """Checkpoints: weights and training state in one file, which one rename puts in place."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from advlib.files import replacing
-from advlib.networks.build import load_weights
+from advlib import distributed
+from advlib.files import replacing, set_aside
+from advlib.networks.build import load_weights, not_finite
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -22,12 +24,14 @@ def save_checkpoint(
     log: list,
     settings: dict,
     how: dict | None = None,
+    others: list[dict] | None = None,
 ) -> None:
     """Weights, momentum, position and log in one file, in place by one rename.
 
     `modules` are the network ("model") and what else has a state: the method, averaged weights.
     `settings` decide the weights; `how` they were computed (number of processes and the like) is
-    recorded beside them.
+    recorded beside them. `others` are the buffers of each process after the first, whose batch norm
+    is its own. A digest of it all is in the file.
 
     Raises
     ------
@@ -42,43 +46,88 @@ def save_checkpoint(
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i:04d}"] = momentum
+        for rank, buffers in enumerate(others or [], 1):
+            tensors |= {f"rank{rank}.{k}": v for k, v in buffers.items()}
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
-    if not all(torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point()):
-        raise FloatingPointError(f"a weight is no longer finite after step {done}; kept {path}")
+    if odd := not_finite(tensors):
+        kept = f"; the checkpoint of before is kept in {path.parent}" if path.is_file() else ""
+        raise FloatingPointError(
+            f"{odd[0].removeprefix('model.')} holds values that are not finite after step {done}"
+            f"{kept}"
+        )
     facts = {"done": done, "log": log, "settings": settings, "how": how or {}}
+    facts["digest"] = _digest(facts, tensors)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"advlib": json.dumps(facts)})
 
 
-def checkpoint_facts(path: Path) -> dict:
-    """What a checkpoint says beside its weights: ``done``, ``log``, ``settings`` and ``how``."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["advlib"])
+def _digest(facts: dict, tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of what a checkpoint says and holds, apart from the digest itself."""
+    found = hashlib.sha256(json.dumps(facts).encode())
+    for name, values in sorted(tensors.items()):
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def read_checkpoint(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The facts and the tensors of a checkpoint, if its digest holds.
+
+    Those of older versions have none.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["advlib"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        digest = facts.pop("digest", None)
+        whole = {"done", "log", "settings", "how"} <= facts.keys()
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not whole or digest not in (None, _digest(facts, tensors)):
+        raise ValueError("the digest of its tensors does not hold")
+    return facts, tensors
 
 
 def load_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizer, settings: dict
 ) -> tuple[int, list]:
-    """Put a checkpoint's state in place; returns the steps done and the log so far."""
+    """Put a checkpoint's state in place; returns the steps done and the log so far.
+
+    A damaged one is set aside, and training starts anew.
+    """
     if not path.is_file():
         return 0, []
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["advlib"])
-        if facts["settings"] != json.loads(json.dumps(settings)):
-            raise RuntimeError(
-                f"{path.parent} holds a run with other settings: choose another folder or remove it"
-            )
+    try:
+        facts, tensors = read_checkpoint(path)
+    except ValueError as error:
+        set_aside(path, error)
+        return 0, []
+    if facts["settings"] != json.loads(json.dumps(settings)):
+        raise RuntimeError(
+            f"{path.parent} holds a run with other settings: choose another folder or remove it"
+        )
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    for name, module in modules.items():
+        if name == "model":
+            load_weights(module, path, part("model."))
+        elif state := part(f"{name}."):  # a finished run holds the network alone
+            module.load_state_dict(state)
+    own = part(f"rank{distributed.rank()}.")
+    if facts["how"].get("devices") == distributed.world_size():
         for name, module in modules.items():
-            found = [k for k in file.keys() if k.startswith(f"{name}.")]
-            if found:  # a finished run holds the network alone
-                state = {k.removeprefix(f"{name}."): file.get_tensor(k) for k in found}
-                if name == "model":
-                    load_weights(module, path, state)
-                else:
-                    module.load_state_dict(state)
-        momenta = {k: file.get_tensor(k) for k in file.keys() if k.startswith("momentum.")}
+            for key, buffer in module.named_buffers():
+                buffer.copy_(own.get(f"{name}.{key}", buffer))
+    momenta = part("momentum.")
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if (momentum := momenta.get(f"momentum.{i:04d}")) is not None:
+        if (momentum := momenta.get(f"{i:04d}")) is not None:
             like = torch.empty_like(parameter)
             optimizer.state[parameter]["momentum_buffer"] = like.copy_(momentum)
     return facts["done"], facts["log"]

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all, and what the machine allows."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,14 +15,46 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A partial file that takes the place of `path` when the block ends without an error.
 
     Until then `path` is as it was, also after a kill or a loss of power.
+
+    Raises
+    ------
+    OSError
+        With the folder, if it cannot be written to: it is full, or read-only.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # it takes up the little that is left
+        said = next((said for said in _NO_ROOM if said in str(error)), None)
+        if said is None:
+            raise
+        raise OSError(
+            f"{path.name} cannot be written to {path.parent} ({said}), and what was there is kept: "
+            "make room or allow writing there, or choose another folder (for runs by the "
+            "environment variable ADVLIB_RUNS)"
+        ) from error
+
+
+_NO_ROOM = [
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+]
+
+
+def set_aside(path: Path, why: object) -> None:
+    """Rename a damaged file to ``….damaged``, so that it is made anew, and say so."""
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    warnings.warn(
+        f"{path} is damaged ({why}): set aside as {aside.name}, and made anew", stacklevel=3
+    )
 
 
 AGAIN = "restore it (`git checkout`), or delete it and run its study again"

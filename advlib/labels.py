@@ -95,6 +95,38 @@ def label_augmentation_loss(
     return F.cross_entropy(logits.float(), targets, reduction=reduction)
 
 
+def model_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a model gives for images, if it is logits (N, K).
+
+    Raises
+    ------
+    TypeError
+        For other outputs, such as a tuple or a dict, and for a model of another precision.
+    """
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        held = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+        found = str(x.dtype).removeprefix("torch.")
+        if held <= {found} or "type" not in str(error):
+            raise
+        raise TypeError(
+            f"the model's weights are {', '.join(sorted(held))}, the images {found}: make both "
+            "float32 (model.float(), x.float())"
+        ) from error
+    if torch.is_tensor(logits) and logits.is_floating_point() and logits.ndim == 2:
+        return logits
+    found = type(logits).__name__
+    if torch.is_tensor(logits):
+        found = f"{str(logits.dtype).removeprefix('torch.')} of shape {tuple(logits.shape)}"
+    elif isinstance(logits, dict):
+        found += f" of {', '.join(map(str, logits))}"
+    raise TypeError(
+        f"the model gives {found}; expected its logits, a float tensor (N, K): wrap it in a module "
+        "whose forward returns them"
+    )
+
+
 def class_logits(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
     """The first K of K+M logits, (N, K): every prediction and every error uses these alone."""
     if logits.shape[1] < num_classes:

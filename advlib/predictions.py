@@ -1,16 +1,18 @@
 """The prediction table: one row per image and condition, the only source of every error figure."""
 
+import contextlib
 import csv
 import datetime
 import functools
 import gzip
+import hashlib
 import importlib.metadata
 import io
 import json
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from advlib.files import AGAIN, read_json, replacing
+from advlib.files import AGAIN, read_json, replacing, set_aside
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
@@ -56,7 +58,7 @@ def predict(
     ----------
     models : dict of str to nn.Module
         Images in [0, 1] to K or K+M logits; the first K are classes.
-    dataset : advlib.data.sets.Images
+    dataset : advlib.data.sets.Images, or a sequence of (x, y) or (x, y, file_name)
     num_classes : int
         K.
     batch_size, workers : int
@@ -71,11 +73,19 @@ def predict(
     -------
     dict
         A prediction table under each model's key.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a data set without images and labels, or a model that gives no logits.
+    FloatingPointError
+        With the names of model and images, where logits are no numbers.
     """
     import torch
 
+    from advlib.data.batches import item_names
     from advlib.data.sets import evaluation_batches
-    from advlib.labels import class_logits
+    from advlib.labels import class_logits, model_logits
     from advlib.networks.build import autocast, default_device
 
     device = torch.device(device or default_device())
@@ -90,14 +100,22 @@ def predict(
         labels.append(y)
         for name, model in models.items():
             with torch.no_grad(), autocast(device, torch.float32):
-                probabilities = class_logits(model(x), num_classes).float().softmax(1)
+                logits = class_logits(model_logits(model, x), num_classes)
+                probabilities = logits.float().softmax(1)
             outcomes[name].append(probabilities.max(1))  # stays on the device: nothing waits
         if progress:
             progress(len(y))
-    names, y = [dataset.file_names[i] for i in chosen], torch.cat(labels).cpu().numpy()
+    names, y = item_names(dataset, chosen), torch.cat(labels).cpu().numpy()
     tables = {}
     for name, parts in outcomes.items():
         probability, predicted = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+        if len(odd := np.flatnonzero(~np.isfinite(probability))):
+            of = " ".join(map(str, name)) if isinstance(name, tuple) else name
+            raise FloatingPointError(
+                f"the network {of!r} gives logits that are no numbers for {len(odd)} of "
+                f"{len(names)} images, first {names[odd[0]]!r}: look for weights or pixels that "
+                "are no numbers"
+            )
         values = (names, y, predicted, probability)
         tables[name] = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
     return tables
@@ -363,19 +381,22 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
             table = _join_imagenet(table)
             return check_predictions(table, num_classes=1000, n_images=50_000)
         return check_predictions(table)
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # OSError: also damaged Parquet
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        said = str(error)
+        raise ValueError(said if str(path) in said else f"{path}: {said}") from error
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    schema = pq.read_schema(path)
+    with _whole(path) as file:
+        schema = file.schema_arrow
     _check_once(schema.names)
     text = [
         f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
     ]
-    file = pq.ParquetFile(path, read_dictionary=text)
     columns = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in schema.names]
-    arrow = file.read(columns=columns)
+    with _whole(path, read_dictionary=text) as file:
+        arrow = file.read(columns=columns)
+        arrow.validate(full=True)
     for i, field in enumerate(arrow.schema):
         if pa.types.is_integer(field.type) and field.name not in TEXT:
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
@@ -539,12 +560,71 @@ def write_predictions(
     # One page a column, so that what conditions have in common is stored once; and no Arrow schema,
     # which would hold the facts a second time.
     how = {"data_page_size": 1 << 30, "max_rows_per_page": len(table), "store_schema": False}
+    return write_parquet(arrow, path, facts, compression_level=19, **how)
+
+
+def write_parquet(
+    table: pa.Table | pd.DataFrame, path: str | Path, facts: dict | None = None, **how
+) -> Path:
+    """Write a table whose damage is noticed (`read_table`), whole or not at all.
+
+    Each page has a checksum; of the rest, the columns, the facts and the number of rows, there is a
+    digest. `how` is passed on to pyarrow.
+    """
+    if isinstance(table, pd.DataFrame):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    how = {"compression": "zstd", "write_page_checksum": True} | how
+    notes = {} if facts is None else {"advlib": json.dumps(facts)}
+
+    def write(where, rows):
+        with pq.ParquetWriter(where, table.schema, **how) as file:
+            file.write_table(rows)
+            file.add_key_value_metadata(notes)
+
+    draft = io.BytesIO()  # without rows, to learn how Parquet calls these columns
+    write(draft, table.slice(0, 0))
+    notes[_DIGEST.decode()] = _digest(pq.read_metadata(draft), len(table))
     with replacing(path) as partial:
-        how |= {"compression": "zstd", "compression_level": 19}
-        with pq.ParquetWriter(partial, arrow.schema, **how) as file:
-            file.write_table(arrow)
-            file.add_key_value_metadata({"advlib": json.dumps(facts)})
-    return path
+        write(partial, table)
+    return Path(path)
+
+
+_DIGEST = b"advlib-digest"
+
+
+def _digest(metadata: pq.FileMetaData, n_rows: int) -> str:
+    columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+    columns = [(c.path, c.physical_type, c.logical_type.type) for c in columns]
+    notes = sorted((k, v) for k, v in (metadata.metadata or {}).items() if k != _DIGEST)
+    return hashlib.sha256(repr((n_rows, columns, notes)).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _whole(path: str | Path, **how) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file, if it is as it was written; pages are checked as they are read."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, **how) as file:
+            digest = (file.metadata.metadata or {}).get(_DIGEST)
+            if digest not in (None, _digest(file.metadata, file.metadata.num_rows).encode()):
+                raise ValueError("columns, facts or rows are not those that it was written with")
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise OSError(f"{path} cannot be read as a table ({said}): {AGAIN}") from error
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of a table of `write_parquet`.
+
+    Raises
+    ------
+    OSError
+        If the file is missing or damaged, with its path and what to do.
+    """
+    with _whole(path) as file:
+        return file.read(columns=columns).to_pandas()
 
 
 def read_facts(path: str | Path) -> dict:
@@ -553,10 +633,11 @@ def read_facts(path: str | Path) -> dict:
     Raises FileNotFoundError where there is no file, OSError where it is damaged, and ValueError
     where it is a table without facts, such as measured pixels.
     """
+    with _whole(path) as file:
+        stored = (file.metadata.metadata or {}).get(b"advlib")
     try:
-        stored = (pq.read_schema(path).metadata or {}).get(b"advlib")
         facts = None if stored is None else json.loads(stored)
-    except ValueError as error:  # also pyarrow's
+    except ValueError as error:
         raise OSError(f"{path} cannot be read as a table ({error}): {AGAIN}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{path} does not say how it was made, as tables of this project do")
@@ -629,6 +710,12 @@ def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) ->
     return [range(start, min(start + part, gap.stop)) for gap in gaps for start in gap[::part]]
 
 
+def check_parts(folder: Path, names: Sequence[str]) -> None:
+    """Set finished parts aside that are damaged, or do not hold these images in this order."""
+    for positions, path in _parts(folder):
+        kept_rows(path, names[positions.start : positions.stop])
+
+
 def keep_part(folder: Path, positions: range, make: Callable[[range], pd.DataFrame]) -> None:
     """Make the rows of these positions and keep them, unless an earlier run did."""
     path = folder / f"{positions.start:08d}-{positions.stop:08d}.parquet"
@@ -640,7 +727,7 @@ def read_parts(folder: Path) -> pd.DataFrame:
     tables, end = [], 0
     for positions, path in _parts(folder):
         if positions.stop > end:
-            table = pd.read_parquet(path)
+            table = read_table(path)
             # The images in their order, once or again and again.
             table = table[np.arange(len(table)) % len(positions) >= end - positions.start]
             tables.append(table)
@@ -657,9 +744,28 @@ def _parts(folder: Path) -> list[tuple[range, Path]]:
     return sorted(found, key=lambda item: (item[0].start, item[0].stop))
 
 
-def kept(path: Path, make: Callable[[], pd.DataFrame]) -> None:
-    """Write the rows that `make` returns, whole or not at all, unless an earlier run did."""
+def kept(
+    path: Path, make: Callable[[], pd.DataFrame], names: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The rows that an earlier run kept (`kept_rows`), or those that `make` returns, now kept."""
+    found = kept_rows(path, names)
+    return read_table(write_parquet(make(), path)) if found is None else found
+
+
+def kept_rows(path: Path, names: Sequence[str] | None = None) -> pd.DataFrame | None:
+    """The rows in a file of `kept`, or None; a file that is damaged is set aside.
+
+    So is one that does not hold the images of these names in their order, once or again and again.
+    """
     if not path.is_file():
-        table = make()
-        with replacing(path) as partial:
-            table.to_parquet(partial, index=False)
+        return None
+    try:
+        table = read_table(path)
+        if names is not None:
+            times, rest = divmod(len(table), max(1, len(names)))
+            if rest or not times or list(table.file_name) != list(names) * times:
+                raise OSError("its rows are not those of the images, in their order")
+        return table
+    except (OSError, AttributeError) as error:
+        set_aside(path, error.__cause__ or error)
+        return None

@@ -89,16 +89,17 @@ def fit(
     Several processes (`advlib.distributed`) work on one batch. The images of a step, their
     augmentation and the starts of their attacks are those of one process; each process takes its
     part, and gradients are averaged. Loss and error in the log are means over all images. Batch
-    norm is each process's own: it looks at its part of the batch alone, and the running statistics
-    that are saved are the first process's.
+    norm is each process's own: it looks at its part of the batch alone, and the trained network has
+    the running statistics of the first process.
 
     ``accumulate`` computes a process's part in so many equal pieces, one after the other, which
     needs less memory: the gradient is the mean of theirs. That is the gradient of the whole but for
     batch norm, which looks at one piece, and whose running statistics move once a piece.
 
-    On one process, the same machine and versions, a run that was interrupted ends with the same
-    weights as one that was not, bit for bit. It may go on with another number of processes or
-    pieces: from the same position, to other bits.
+    On the same number of processes, machine and versions, a run that was interrupted ends with the
+    same weights as one that was not, bit for bit. It may go on with another number of processes or
+    pieces: from the same position, to other bits. A damaged checkpoint is set aside, with a
+    warning, and training starts anew.
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,8 @@ def _train(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
     )
-    done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
+    with distributed.in_turns():  # the first one sets a damaged file aside
+        done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
     if len(set(found := distributed.from_all(done))) > 1:
         raise RuntimeError(
             f"the processes found checkpoints of different steps in {folder} ({found}): put the "
@@ -205,9 +207,9 @@ def _train(
                 )
                 outcomes, window, window_from = [], time.monotonic(), done
                 # Only at a log row, so that no part of an open window is lost with the process.
-                if end_of_epoch or time.monotonic() - saved > checkpoint_seconds:
-                    if rank == 0:
-                        _save(folder, state, optimizer, done, total, log, settings, how)
+                due = end_of_epoch or time.monotonic() - saved > checkpoint_seconds
+                if distributed.from_first(lambda due=due: due):
+                    _save(folder, state, optimizer, done, total, log, settings, how)
                     saved = time.monotonic()
             if on_step:
                 on_step(done)
@@ -222,13 +224,18 @@ def _save(folder, state, optimizer, done, total, log, settings, how) -> None:
     A finished run's file holds the weights alone, the averaged ones if there are some, and so is
     small enough to be published.
     """
-    with replacing(folder / "log.csv") as path:
-        pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
+    others = None
     if done == total:
         if "average" in state:
             state["model"].load_state_dict(state["average"].module.state_dict())
         state, optimizer = {"model": state["model"]}, None
-    save_checkpoint(folder / CHECKPOINT, state, optimizer, done, log, settings, how)
+    else:
+        buffers = {f"{n}.{k}": v.cpu() for n, m in state.items() for k, v in m.named_buffers()}
+        others = distributed.from_all(buffers)[1:]
+    if distributed.rank() == 0:
+        with replacing(folder / "log.csv") as path:
+            pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
+        save_checkpoint(folder / CHECKPOINT, state, optimizer, done, log, settings, how, others)
 
 
 @contextlib.contextmanager
@@ -300,7 +307,8 @@ def _log_row(outcomes, done, steps_per_epoch, lr, folder) -> dict:
     loss, error = distributed.mean(torch.stack(outcomes).mean(0)).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} by step {done}: lower the learning rate, or set dtype to float32. "
+            f"the loss is {loss} by step {done}: lower the learning rate, or set dtype to float32; "
+            "if it is so at any rate, look for images at which the network has no finite gradient. "
             f"The last good checkpoint is kept in {folder}"
         )
     return {"epoch": done / steps_per_epoch, "step": done, "lr": lr, "loss": loss, "error": error}

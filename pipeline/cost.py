@@ -10,6 +10,7 @@ import pandas as pd
 
 from advbook.studies.schema import ROOT, Study, load_study
 from advlib.files import replacing
+from advlib.predictions import read_table
 from advlib.recipes import RECIPES
 
 DEFAULT = "fashion_mnist_quick"  # its committed tables stand in for what a study has not shown yet
@@ -65,7 +66,7 @@ def default_iterates() -> dict[str, float]:
     found = {"standard": [], "adversarial": []}
     for method in study.methods:
         path = study.published / "predictions/pgd40" / f"{method}-seed0.parquet"
-        table = pd.read_parquet(path, columns=["linf", "steps_used"])
+        table = read_table(path, columns=["linf", "steps_used"])
         found[training_kind(method)].append(iterates(table, study.threat("pgd40").steps))
     return {kind: sum(values) / len(values) for kind, values in found.items()}
 
@@ -84,7 +85,7 @@ def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tupl
     name = Path("predictions") / attack / f"{method}-seed{seed}.parquet"
     for folder in (study.runs, study.published):
         if (folder / name).is_file():
-            table = pd.read_parquet(folder / name, columns=["linf", "steps_used"])
+            table = read_table(folder / name, columns=["linf", "steps_used"])
             return iterates(table, threat.steps), f"steps of {folder.name}'s own table"
     assumed = default_iterates()[training_kind(method)] * most / 40
     return min(most, max(assumed, 1)), f"assumed: {training_kind(method)} training, as {DEFAULT}"

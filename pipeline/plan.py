@@ -23,6 +23,7 @@ import yaml
 
 from advbook.studies.schema import ROOT, Study, find_study, load_study
 from advlib.files import usable_cores
+from advlib.predictions import read_table
 from advlib.recipes import RECIPES
 from pipeline.cost import (
     CONDITIONS,
@@ -263,7 +264,7 @@ def _notebooks() -> list[tuple]:
 def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
     import torch
 
-    from advlib.attacks.pgd import evaluate_attack
+    from advlib.attacks.pgd import default_batch_size, evaluate_attack
     from advlib.data.sets import DATASETS, Images
     from advlib.labels import widen_head
     from advlib.networks.build import build_model, default_device, study_preprocessing
@@ -327,7 +328,7 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
             data,
             ThreatModel(eps=1e-6, steps=steps),
             num_classes=num_classes,
-            batch_size=min(n, at_once),
+            batch_size=min(n, study.eval_batch_size or default_batch_size(data, device)),
             dtype=study.dtype,
         )
         spent = _seconds(attack, seconds) / n - 2 * pass_forward
@@ -521,7 +522,7 @@ class _Costs:
         quick = load_study(DEFAULT).published / "predictions" / benchmark
         files = list(quick.glob("*.parquet"))
         size = sum(path.stat().st_size for path in files)
-        count = sum(len(pd.read_parquet(path, columns=["label"])) for path in files)
+        count = sum(len(read_table(path, columns=["label"])) for path in files)
         return 4 * rows * size / count / 1e9
 
     def fetch(self, row):

@@ -1,15 +1,21 @@
 import copy
 import dataclasses
+import os
+import signal
+import warnings
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from advlib.attacks import pgd as attacks
-from advlib.attacks.pgd import evaluate_attack, pgd_attack, probe_batch_size
+from advlib.attacks.pgd import default_batch_size, evaluate_attack, pgd_attack
 from advlib.labels import class_logits
 from advlib.networks.build import Normalize, build_model
+from advlib.predictions import predict
 from advlib.threat import ThreatModel
 
 
@@ -331,40 +337,157 @@ def test_progress_counts_every_image_once(network, success, label_source, n_rest
     assert sum(counted) == 30 and min(counted) >= 0
 
 
-class Timed(nn.Module):
-    """A network that moves a false clock by some seconds an image, and may run out of memory."""
+class PerImage(nn.Module):
+    """Divides each image by its own deviation, whose gradient at a constant image is infinite."""
 
-    def __init__(self, seconds, most=10**9):
+    def __init__(self):
         super().__init__()
-        self.seconds, self.most, self.now, self.sizes = seconds, most, 0.0, []
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
 
     def forward(self, x):
-        if len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        self.sizes.append(len(x))
-        self.now += len(x) * self.seconds.get(len(x), 1.0)
-        return x.flatten(1)
+        change = x - x.mean((1, 2, 3), keepdim=True)
+        return self.net(change / (change.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3))
+
+
+@pytest.mark.parametrize("success", ["any", "last"])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("label", [0, 1, 2, 3])
+def test_an_image_without_a_finite_gradient_is_neither_robust_nor_broken(norm, success, label):
+    """Unless it is wrong from the start, which an attack need not show."""
+    model, x = PerImage().eval(), torch.rand(9, 3, 4, 4)
+    x[5] = 0.5
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    right, y[5] = int(y[5]) == label, label
+    options = {"norm": norm, "eps": 0.05, "steps": 3, "random_start": False}
+    threat = ThreatModel(success=success, **options)
+    own = {"num_classes": 4, "batch_size": 4, "dtype": "float32", "device": "cpu"}
+    if right or success == "last":
+        said = "no finite gradient for 1 of . images .'image-5'.*neither robust nor broken.*look in"
+        with pytest.raises(FloatingPointError, match=said):
+            evaluate_attack(model, items(x, y), threat, **own)
+    else:
+        table = evaluate_attack(model, items(x, y), threat, **own)
+        assert table.predicted_class[5] != label and table.linf[5] == 0
+    with pytest.raises(FloatingPointError, match=r"no finite gradient for 1 of 9 images \(5\)"):
+        pgd_attack(model, x, y, threat)
+    others = torch.arange(9) != 5
+    assert pgd_attack(model, x[others], y[others], threat).isfinite().all()
+
+
+def test_logits_that_are_no_numbers_are_said_before_the_attack(network):
+    class Rare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network[0]
+
+        def forward(self, x):
+            return self.net(x) / (x.flatten(1).amax(1, keepdim=True) < 2 / 3)
+
+    x, y = network[1][:8] * 0.6, network[2][:8]
+    x[6, 0, 0, 0] = 0.9
+    with pytest.raises(FloatingPointError, match="no finite logits for 1 of 8 images .'image-6'"):
+        evaluate_attack(Rare(), items(x, y), ThreatModel(), num_classes=10)
+    with pytest.raises(
+        FloatingPointError, match="network 'm' .* no numbers for 1 of 8 .*'image-6'"
+    ):
+        predict({"m": Rare()}, items(x, y), num_classes=10)
+
+
+class Gives(nn.Module):
+    """A model that does something with the logits of another."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval(), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
 
 
 @pytest.mark.parametrize(
-    "seconds, most, n_images, expected",
+    "change, said",
     [
-        ({64: 0.95}, 10**9, 10**6, 128),  # not worth other roundings
-        ({64: 0.8}, 10**9, 10**6, 64),
-        ({32: 0.7, 64: 0.8}, 10**9, 10**6, 32),
-        ({256: 0.5}, 200, 10**6, 128),  # faster, but does not fit
-        ({}, 40, 10**6, 32),
-        ({64: 0.1}, 10**9, 1000, 128),  # the attack is over before the probe would be
+        (lambda logits: (logits, None), "the model gives tuple; expected its logits"),
+        (lambda logits: {"logits": logits}, "the model gives dict of logits; expected"),
+        (lambda logits: logits[:, :, None], r"gives float32 of shape \(4, 5, 1\); expected"),
+        (lambda logits: logits.argmax(1), r"gives int64 of shape \(4,\); expected"),
     ],
 )
-def test_the_batch_size_is_the_fastest_that_fits(monkeypatch, seconds, most, n_images, expected):
-    model = Timed(seconds, most)
-    monkeypatch.setattr(attacks.time, "perf_counter", lambda: model.now)
-    pairs = [(torch.rand(1, 2, 2), 0)]
-    threat = ThreatModel(steps=40, model_mode="train")  # not folded: it counts its images
-    found = probe_batch_size(model, pairs, threat, n_images=n_images, dtype="float32", device="cpu")
-    assert found == expected
-    assert bool(model.sizes) == (n_images > 1000)
+def test_a_model_gives_logits(change, said):
+    x, y, threat = torch.rand(4, 3, 4, 4), torch.arange(4), ThreatModel(steps=2)
+    for check in (lambda: pgd_attack(Gives(change), x, y, threat, num_classes=5),
+                  lambda: evaluate_attack(Gives(change), items(x, y), threat, num_classes=5),
+                  lambda: predict({"": Gives(change)}, items(x, y), num_classes=5)):  # fmt: skip
+        with pytest.raises(TypeError, match=said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is not folded either
+            check()
+
+
+def test_an_attack_says_what_it_takes():
+    net = Gives(lambda logits: logits)
+    x, y, threat = torch.rand(4, 3, 4, 4), torch.arange(4), ThreatModel(steps=2, random_start=False)
+    expected = pgd_attack(net, x, y, threat)
+    for labels in (y.int(), y.numpy(), y.tolist(), y.to(torch.uint8)):
+        assert torch.equal(pgd_attack(net, x, labels, threat), expected)
+    for images, labels in ((x, y[:, None]), (x, y.float()), (x[:0], y[:0]), (x, y[:3])):
+        with pytest.raises(ValueError, match="one image or more, .* one whole number for each"):
+            pgd_attack(net, images, labels, threat)
+    for cast in (torch.float16, torch.bfloat16):
+        said = f"weights are {str(cast)[6:]}, the images float32: make both float32"
+        with pytest.raises(TypeError, match=said):
+            pgd_attack(copy.deepcopy(net).to(cast), x.to(cast), y, threat)
+    with pytest.raises(TypeError, match="weights are float32, the images float64"):
+        pgd_attack(net, x.double(), y, threat)
+    for attack in (torch.inference_mode()(pgd_attack), pgd_attack):
+        model = net if attack is not pgd_attack else Gives(torch.Tensor.detach)
+        with pytest.raises(ValueError, match="no gradient: .*inference_mode"):
+            attack(model, x, y, threat)
+
+
+@pytest.mark.parametrize(
+    "dataset, said",
+    [
+        ([], "no images in the data set"),
+        (DataLoader([(torch.rand(3, 4, 4), 0)]), "got DataLoader: .* pass loader.dataset"),
+        ([{"image": torch.rand(3, 4, 4), "label": 0}], "an item of the data set is dict; expected"),
+        ([(Image.new("RGB", (4, 4)), 0)], "is tuple of Image, int; expected .*ToTensor"),
+        ([(torch.rand(1, 3, 4, 4), 0)], r"got an image \(1, 3, 4, 4\) and the label 0"),
+        ([(torch.rand(3, 4, 4), 0.5)], "the label 0.5"),
+    ],
+)
+def test_a_data_set_holds_images_and_labels(dataset, said):
+    model = Gives(lambda logits: logits)
+    for use in (lambda: evaluate_attack(model, dataset, ThreatModel(), num_classes=5),
+                lambda: predict({"": model}, dataset, num_classes=5)):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=said):
+            use()
+
+
+class Ends(Dataset):
+    """A data set whose worker dies, as by a bus error where shared memory is short."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGBUS)
+        return torch.zeros(3, 4, 4), 0
+
+
+def test_where_shared_memory_is_short_the_error_says_the_way_out():
+    model = Gives(lambda logits: logits)
+    with pytest.raises(RuntimeError, match="/dev/shm or the memory is full: set workers to 0"):
+        predict({"": model}, Ends(), num_classes=5, workers=1)
+    assert len(predict({"": model}, Ends(), num_classes=5)[""]) == 3
+
+
+def test_how_many_images_are_attacked_at_once_does_not_depend_on_the_day():
+    small, large = [(torch.rand(1, 8, 8), 0)], [(torch.rand(1, 65, 65), 0)]
+    sizes = [default_batch_size(data, kind) for data in (small, large) for kind in ("cpu", "cuda")]
+    assert sizes == [128, 512, 128, 128]
 
 
 def test_in_train_mode_any_iterate_breaks_what_the_last_one_breaks(network):

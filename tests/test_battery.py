@@ -504,9 +504,9 @@ def test_what_is_kept_is_made_anew_only_where_it_would_differ(trained, monkeypat
         battery_predictions(study, "std", 0, strength="quick")
         return {path.stem.split("-")[0] for path in made}
 
-    def keep(path, make):
+    def keep(path, make, names):
         made.extend([] if path.is_file() else [path])
-        kept(path, make)
+        return kept(path, make, names)
 
     kept = battery_module.kept
     monkeypatch.setattr(battery_module, "kept", keep)

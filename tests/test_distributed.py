@@ -115,6 +115,12 @@ def test_one_process_goes_on_where_two_stopped(done):
     assert_same_training(one / "adv", two / "to_one")
 
 
+def test_two_processes_interrupted_and_resumed_end_with_the_same_bits(done):
+    whole, again = (weights(done[1] / folder) for folder in ("normed", "normed_again"))
+    assert whole.keys() == again.keys() and all(k.startswith("model.") for k in whole)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
 @pytest.mark.parametrize("table", ["clean/pretrained", "clean/std", "corruptions/std", "pgd40/std"])
 def test_two_processes_predict_what_one_does(done, table):
     """The attack went on after 33 of 100 images, so 67 were left for the two."""

@@ -1,8 +1,10 @@
 """The folded network of an attack against the network itself."""
 
 import copy
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -144,3 +146,27 @@ def test_a_network_with_other_logits_once_folded_is_taken_as_it_is():
     model = Moody()
     with pytest.warns(UserWarning, match="other logits"):
         assert folding(model, IMAGES[:1])() is model
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        np.random.rand,
+        lambda: torch.rand(()).item(),
+        random.Random(0).random,  # of its own: seen by passes that differ
+    ],
+)
+def test_a_network_keeps_its_randomness(draw):
+    class Flips(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network("cifar_resnet8")
+
+        def forward(self, x):
+            return self.net(x.flip(3)) if draw() < 0.5 else self.net(x)
+
+    model = Flips().eval()
+    for _ in range(10):
+        with pytest.warns(UserWarning, match="it draws random numbers|it gives other logits"):
+            assert folding(model, IMAGES[:2])() is model

@@ -198,8 +198,7 @@ def test_every_switch_is_run_once_also_after_a_kill(study, attacked):
     ledger.ledger_predictions(study, "adv_plus", 0)
     assert len(calls) == len(threats)
     ledger.ledger_predictions(dataclasses.replace(study, eval_batch_size=7), "adv_plus", 0)
-    again = [threats["train_mode"], threats["last_train_mode"]]
-    assert calls[len(threats) :] == again  # batch norm sees another batch
+    assert calls[len(threats) :] == calls[: len(threats)]  # another size rounds differently
     ledger.ledger_predictions(study, "pretrained", 0)
     killed_after[0] = len(calls)
     with pytest.raises(KeyboardInterrupt):  # at another radius nothing that was kept is taken

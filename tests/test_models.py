@@ -1,8 +1,10 @@
 import argparse
 import dataclasses
 import json
+import re
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -163,6 +165,87 @@ def test_weights_files_of_every_make(resnet, tmp_path, name, content):
     assert torch.equal(again.cpu()(x), resnet(x))
 
 
+def renamed(state):
+    """As in torchvision's own files of DenseNet."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in state.items()}
+
+
+def under(prefix, state, **more):
+    return {prefix + k: v for k, v in state.items()} | more
+
+
+MEAN, STD = torch.full((3, 1, 1), 0.5), torch.full((3, 1, 1), 0.2)
+OWN = {"normalize.mean": MEAN[None], "normalize.std": STD[None]}
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (lambda s: under("model.", s, **OWN), "begin with 'model.'"),  # RobustBench's
+        (lambda s: under("1.", s, **{"0.mean": MEAN[:, 0, 0], "0.std": STD}), "begin with '1.'"),
+        (lambda s: {"state_dict": under("model.", s), "epoch": 1}, "begin with 'model.'"),
+        (  # Madry's: twice the same
+            lambda s: {
+                "model": under("module.model.", s)
+                | under("module.attacker.model.", s)
+                | {"module.normalizer.new_mean": MEAN, "module.normalizer.new_std": STD}
+            },
+            "begin with 'module.model.'",
+        ),
+        (lambda s: under("module.", s, n_averaged=torch.tensor(3)), "n_averaged left out"),
+        (
+            lambda s: {**s, "total_ops": torch.ones(1), "layer1.total_params": torch.ones(1)},
+            "layer1.total_params left out",
+        ),
+        (lambda s: {"net": s, "acc": np.float64(93.1), "best": np.float32(1)}, ""),
+    ],
+)
+def test_layouts_of_other_projects(resnet, tmp_path, capsys, content, said):
+    path, x = tmp_path / "w.pt", torch.rand(2, 3, 32, 32)
+    content = content(resnet.net.state_dict())
+    torch.save(content, path)
+    held = any(k.endswith(("mean", "new_mean")) and "running" not in k for k in content)
+    held |= "module.normalizer.new_mean" in content.get("model", {})
+    other = {"mean": (0.1,) * 3, "std": (0.9,) * 3} if held else RGB
+    assert torch.equal(build("resnet18", **other, weights=str(path))(x), resnet(x))
+    assert said in capsys.readouterr().out
+
+
+def test_torchvisions_own_file_of_a_densenet(tmp_path):
+    net = torchvision.models.densenet121(num_classes=10)
+    torch.save(renamed(net.state_dict()), tmp_path / "w.pth")
+    assert renamed(net.state_dict()).keys() != net.state_dict().keys()
+    model = build("densenet121", **RGB, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(model.net.classifier.weight, net.classifier.weight)
+
+
+def test_two_networks_in_one_file_are_not_chosen_from(resnet, tmp_path):
+    state = resnet.net.state_dict()
+    ema = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(under("model.", state) | under("ema.", ema), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="twice, under 'model.' and 'ema.', with other weights"):
+        build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda v: v * float("nan"), "fc.bias holds values that are not finite"),
+        (lambda v: v.to(torch.complex64), r"1 of another kind of number \(fc.bias complex64\)"),
+        (lambda v: v.to(torch.int8), r"1 of another kind of number \(fc.bias int8\)"),
+    ],
+)
+def test_weights_that_are_no_weights(resnet, tmp_path, change, said):
+    state, path = resnet.net.state_dict(), tmp_path / "w.pt"
+    torch.save({**state, "fc.bias": change(state["fc.bias"])}, path)
+    with pytest.raises(ValueError, match=f"w.pt .*{said}"):
+        build("resnet18", **RGB, weights=str(path))
+    if change(torch.ones(1)).isnan().any():
+        torch.save({**state, "bn1.running_var": -state["bn1.running_var"]}, path)
+        with pytest.raises(ValueError, match="bn1.running_var holds values .* negative"):
+            build("resnet18", **RGB, weights=str(path))
+
+
 class Bomb:
     """A pickle of it creates a file when it is read."""
 
@@ -189,6 +272,8 @@ def test_code_in_a_weights_file_is_never_run(tmp_path):
         ("a.pt", [torch.zeros(2)], "holds list"),
         ("a.pth", b"<html>404</html>", "no whole file of weights"),
         ("a.pth", b"", "no whole file of weights"),
+        ("a.pt", b"just some text\n", "no whole file of weights"),
+        ("a.pt", {0: torch.zeros(2)}, "holds a dict of 0; expected a state dict"),
         ("a.safetensors", b"short", "no whole file of weights"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from advbook.studies.tables import read_data
 from advlib.predictions import (
     COLUMNS,
+    check_parts,
     check_predictions,
     keep_part,
     missing_parts,
@@ -188,8 +189,57 @@ def test_a_damaged_parquet_file_is_named(table, tmp_path):
     path = write_predictions(table, tmp_path / "t.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(16) + whole[20:])
-    with pytest.raises(ValueError, match="t.parquet: "):
+    with pytest.raises(ValueError, match="t.parquet cannot be read as a table .*: restore it"):
         read_predictions(path)
+
+
+def test_no_flipped_bit_of_a_table_goes_unnoticed(table, tmp_path):
+    """Pages, their headers, and the facts and column names behind them."""
+    table = pd.concat([table.assign(corruption="fog", severity=s) for s in range(1, 6)])
+    path = write_predictions(table, tmp_path / "t.parquet", study="s", threat={"eps": 0.1})
+    whole, expected, noticed = path.read_bytes(), read_predictions(path), 0
+    for place in range(0, len(whole), 3):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            found = read_predictions(path)
+            assert read_facts(path)["study"] == "s"
+            pd.testing.assert_frame_equal(found, expected)  # a bit that says nothing
+        except (ValueError, OSError) as error:
+            assert "t.parquet cannot be read as a table" in str(error)
+            noticed += 1
+    assert noticed > len(whole) / 5
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+        lambda path: pd.read_parquet(path).iloc[::-1].to_parquet(path),
+        lambda path: pd.DataFrame({"x": [1, 2]}).to_parquet(path),
+    ],
+)
+def test_a_part_that_is_damaged_or_foreign_is_made_anew(table, tmp_path, spoil):
+    names, made = table.file_name.tolist(), []
+
+    def make(positions):
+        made.append(positions)
+        return table.iloc[list(positions)]
+
+    def evaluate():
+        check_parts(tmp_path, names)
+        for positions in missing_parts(tmp_path, 3, 2):
+            keep_part(tmp_path, positions, make)
+        return read_parts(tmp_path)
+
+    evaluate()
+    spoil(tmp_path / "00000000-00000002.parquet")
+    with pytest.warns(UserWarning, match="00000002.parquet is damaged .*set aside.*made anew"):
+        pd.testing.assert_frame_equal(evaluate(), table)
+    pd.testing.assert_frame_equal(evaluate(), table)
+    assert made == [range(0, 2), range(2, 3), range(0, 2)]
 
 
 def test_an_interrupted_evaluation_goes_on(table, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -9,16 +10,19 @@ import textwrap
 import filelock
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import digest
 from advlib import metrics, steps, train
 from advlib.attacks.pgd import evaluate_attack
+from advlib.checkpoints import CHECKPOINT, save_checkpoint
+from advlib.files import file_hash
 from advlib.networks.build import build_model
 from advlib.objectives import OBJECTIVES
-from advlib.predictions import predict
+from advlib.predictions import predict, write_predictions
 from advlib.recipes import RECIPES, cosine_lr, one_cycle_lr
 from advlib.steps import training_loss
 from advlib.train import fit
@@ -305,6 +309,105 @@ def test_a_changed_checkpoint_is_refused(tiny_study):
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(RuntimeError, match="missing or has changed"):
         load_run(tiny_study, "pretrained", 0)
+
+
+def flipped(path, place):
+    """One bit of a file is another."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def test_damage_is_never_blessed(tiny_study, monkeypatch):
+    """A finished network that is damaged is refused until it is trained again, to the same bits."""
+    trained = train_method(tiny_study, "pretrained", 0)
+    path = tiny_study.runs / "models" / trained["folder"] / "checkpoint.safetensors"
+    expected = {k: v.clone() for k, v in weights(path).items()}  # no view of the file
+    for old in (False, True):  # and one of before there were digests
+        if old:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["advlib"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            del facts["digest"]
+            save_file(tensors, path, metadata={"advlib": json.dumps(facts)})
+            assert train_facts(tiny_study, checkpoint_hash=file_hash(path))
+            load_run(tiny_study, "pretrained", 0)
+        flipped(path, -100)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="train again, which sets it aside: papermill"):
+                load_run(tiny_study, "pretrained", 0)
+            with pytest.raises(RuntimeError, match="train again"):  # nor does another start from it
+                train_method(tiny_study, "std", 0)
+        with pytest.warns(UserWarning, match="safetensors is damaged .it has changed.*made anew"):
+            again = train_method(tiny_study, "pretrained", 0)
+        assert same(weights(path), expected) and again["folder"] == trained["folder"]
+        assert path.with_name("checkpoint.safetensors.damaged").is_file()
+        load_run(tiny_study, "pretrained", 0)
+
+
+def train_facts(study, **change):
+    path = study.runs / "train/pretrained-seed0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return change
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_study, tmp_path_factory):
+    """A checkpoint of a run that was stopped half way, and what it ends with undisturbed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run(tiny_study, folder=folder / "whole")
+
+    def stop(done):
+        if done == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(tiny_study, folder=folder, on_step=stop, checkpoint_seconds=0)
+    return (folder / CHECKPOINT).read_bytes(), weights(folder / "whole" / CHECKPOINT)
+
+
+@pytest.mark.parametrize("place", [3, 400, "loss", "cut", -3000])
+def test_a_damaged_checkpoint_is_set_aside_and_training_starts_anew(
+    tiny_study, tmp_path, stopped, place
+):
+    path, (content, expected) = tmp_path / CHECKPOINT, stopped
+    path.write_bytes(content[:-1000] if place == "cut" else content)
+    if place != "cut":
+        flipped(path, content.index(b"loss") + 10 if place == "loss" else place)
+    with pytest.warns(UserWarning, match="safetensors is damaged .* set aside as .*damaged"):
+        log = run(tiny_study, folder=tmp_path)
+    assert log.step.tolist() == list(range(1, 11))
+    assert same(weights(path), expected)
+
+
+def test_a_weight_that_is_no_number_is_named(tiny_study, tmp_path, network):
+    with torch.no_grad():
+        network.net[0].weight[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"^net.0.weight holds .* after step 0$"):
+        save_checkpoint(tmp_path / "checkpoint.safetensors", network, None, 0, [], {})
+
+
+def test_a_full_disk_names_the_folder_and_keeps_what_was_there(tiny_study, tmp_path, table):
+    path = tmp_path / "checkpoint.safetensors"
+    run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path)
+    kept = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))  # no file larger than that
+    try:
+        for name, write in (
+            (path.name, lambda: run(tiny_study, folder=tmp_path)),
+            (
+                "t.parquet",
+                lambda: write_predictions(table, tmp_path / "t.parquet", note="x" * 2000),
+            ),
+        ):
+            said = f"{name} cannot be written to {tmp_path} .File too large.* choose another folder"
+            with pytest.raises(OSError, match=said):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == kept
+    assert write_predictions(table, tmp_path / "t.parquet").is_file()
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_study, tmp_path):

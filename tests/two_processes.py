@@ -1,6 +1,7 @@
 """What tests/test_distributed.py has two processes do."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import time
@@ -33,14 +34,21 @@ def network():
     return torch.nn.Sequential(OrderedDict(normalize=Normalize((0.3,), (0.4,)), net=net))
 
 
-def train(study, method, folder, **more):
+def train(study, method, folder, make=None, **more):
     from advlib.recipes import RECIPES
     from advlib.train import fit
 
     training = dataclasses.replace(study.training(method), augment="crop_flip")
     images, recipe = study.images("train"), RECIPES[method]
     how = dict(seed=0, folder=folder, checkpoint_seconds=0)
-    return fit(network(), images, training, recipe, **how, **more)
+    return fit((make or network)(), images, training, recipe, **how, **more)
+
+
+def normed():
+    """With batch norm, which is each process's own."""
+    from advlib.networks.build import build_model
+
+    return build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
 
 
 def without_corrupting(evaluate):
@@ -73,6 +81,9 @@ def main():
             train(study, "adv", options.folder / "to_one", on_step=stop_at(4))
         except Stopped:
             pass
+        for folder, step in (("normed", None), ("normed_again", 4), ("normed_again", None)):
+            with contextlib.suppress(Stopped):
+                train(study, "std", options.folder / folder, normed, on_step=stop_at(step))
         without_corrupting(evaluate)
         evaluate.ATTACK_PART = 33
         evaluate.clean_predictions(study)

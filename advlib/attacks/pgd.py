@@ -4,7 +4,6 @@ import collections
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -13,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from advlib.attacks.folding import folding
+from advlib.data.batches import item_names
 from advlib.data.sets import evaluation_batches, stream_seed
-from advlib.labels import class_logits
+from advlib.labels import class_logits, model_logits
 from advlib.networks.build import autocast, default_device, pixel_std, resolve_dtype
 from advlib.threat import ThreatModel
 
@@ -65,8 +65,11 @@ def pgd_attack(
 
     Raises
     ------
-    ValueError
-        For images outside [0, 1] or labels out of range.
+    ValueError, TypeError
+        For images, labels or a model that an attack cannot use, such as pixels outside [0, 1],
+        labels out of range, or outputs that are no tensor of logits.
+    FloatingPointError
+        If the network gives an image no finite gradient (looked at only with ``check``).
     """
     iterates = pgd_iterates(
         model,
@@ -106,6 +109,7 @@ def pgd_iterates(
     float tensor (N, C, H, W)
     """
     with attack_mode(model, threat.model_mode):
+        y = torch.as_tensor(y, device=x.device)
         y = _attacked_label(model, x, y, threat, num_classes, check)
         if noise is None:
             noise = start_noise(x.shape, threat, generator, x.device)
@@ -116,6 +120,8 @@ def pgd_iterates(
             _, gradient = logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
             x_adv = _step(x, x_adv, gradient, eps, step, threat)
             yield x_adv
+        if check:  # once, since each look waits for the device
+            _check_finite(x_adv.flatten(1).isfinite().all(1), range(len(x)), "gradient")
 
 
 def evaluate_attack(
@@ -143,7 +149,7 @@ def evaluate_attack(
     num_classes : int
         K: errors are counted over the first K logits.
     batch_size : int, optional
-        Images attacked at once; None: the fastest by `probe_batch_size`.
+        Images attacked at once; None: `default_batch_size`.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     seed : int
@@ -162,6 +168,13 @@ def evaluate_attack(
     DataFrame
         A prediction table with ``linf`` (largest change of a pixel) and ``steps_used``.
 
+    Raises
+    ------
+    ValueError, TypeError
+        For images, labels or a model that an attack cannot use; also where there are no images.
+    FloatingPointError
+        With their names, for images without a finite logit or gradient: neither robust nor broken.
+
     Notes
     -----
     Where an iterate counts as soon as it is misclassified and the attack leaves the true label
@@ -175,13 +188,8 @@ def evaluate_attack(
     """
     device = torch.device(device or default_device())
     model = model.to(device, memory_format=torch.channels_last)
-    names = getattr(dataset, "file_names", None)
     search_dtype = resolve_dtype(dtype, device)
-    if batch_size is None:
-        n_images = len(dataset) if indices is None else len(indices)
-        batch_size = probe_batch_size(
-            model, dataset, threat, n_images=n_images, device=device, dtype=dtype
-        )
+    batch_size = batch_size or default_batch_size(dataset, device)
     search, tables, order = None, [], None
     # Sixteen batches at a time: few enough to hold in memory, enough to keep a batch full.
     chunk = 16 * batch_size
@@ -200,9 +208,7 @@ def evaluate_attack(
     for x, y, index in chunks:
         if search is None:
             search = folding(model, x[:2])() if threat.model_mode == "eval" else model
-        chunk_names = [
-            names[i] if names is not None else _item_name(dataset, i) for i in index.tolist()
-        ]
+        chunk_names = item_names(dataset, index.tolist())
         # In evaluation mode once for all: looking at every layer takes its time.
         steady = threat.model_mode == "eval"
         with attack_mode(search, "eval") if steady else _seeded(seed, chunk_names[0], device):
@@ -227,60 +233,15 @@ def evaluate_attack(
     return table if order is None else table.iloc[order.argsort()].reset_index(drop=True)
 
 
-def probe_batch_size(
-    model: nn.Module,
-    dataset,
-    threat: ThreatModel,
-    *,
-    n_images: int | None = None,
-    device: torch.device | str | None = None,
-    dtype: str = "auto",
-) -> int:
-    """The batch size at which an attack step on this machine takes the least time an image.
+def default_batch_size(dataset, device: torch.device | str) -> int:
+    """Images attacked at once where nobody says: fixed, since another size rounds differently.
 
-    Parameters
-    ----------
-    model, dataset, threat, device, dtype
-        As in `evaluate_attack`.
-    n_images : int, optional
-        Images to attack; None: all. Where the probe might take more than a fifth of the time that
-        they will (three passes an image, of a network that breaks at once; a robust one takes ten
-        times that), 128 is taken unseen.
-
-    Returns
-    -------
-    int
-        128, unless another size is faster by a tenth: batches of another size round differently, so
-        a changing choice would change the last digits.
+    128; on a GPU, which so few small images leave idle, 512 of up to 64 px.
     """
-    device = torch.device(device or default_device())
-    sizes = (32, 64, 128, 256) if device.type == "cpu" else (64, 128, 256, 512, 1024)
-    n_images = len(dataset) if n_images is None else n_images
-    if n_images * min(threat.steps, 3) < 5 * 2 * sum(sizes):
+    if torch.device(device).type != "cuda":
         return 128
-    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device=device, indices=[0]))
-    model = model.to(device, memory_format=torch.channels_last)
-    search = folding(model, x)() if threat.model_mode == "eval" else model
-    seconds = {}
-    for size in sizes:
-        images = x.expand(size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        label = torch.zeros(size, dtype=torch.long, device=device)
-        try:
-            with (
-                attack_mode(search, threat.model_mode),
-                autocast(device, resolve_dtype(dtype, device)),
-            ):
-                for _ in range(2):  # the first one warms up
-                    before = time.perf_counter()
-                    _, gradient = logits_and_gradient(search, images, label, threat, None)
-                    float(gradient.sum())  # waits for the device
-                    seconds[size] = (time.perf_counter() - before) / size
-        except torch.OutOfMemoryError:
-            break
-    if not seconds:
-        return min(sizes)
-    best = min(seconds, key=seconds.get)
-    return 128 if seconds.get(128, math.inf) < 1.1 * seconds[best] else best
+    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device="cpu", indices=[0]))
+    return 512 if x.shape[-1] <= 64 else 128
 
 
 def _attack_chunk(
@@ -298,6 +259,7 @@ def _attack_chunk(
         "linf": torch.zeros(len(x), device=x.device),
         "steps_used": torch.zeros(len(x), dtype=torch.int32, device=x.device),
     }
+    _check_finite(clean[1].isfinite(), names, "logits")
     broken = (clean[0] != y) & stop_early
     if progress and stop_early:
         progress(int(broken.sum()))
@@ -368,6 +330,8 @@ def _attack_chunk(
                 judged, iterate, following, count = map(torch.cat, zip(*waiting, strict=True))
                 waiting = []
                 predicted, probability = classify(model, iterate, num_classes, batch_size)
+                finite = iterate.flatten(1).isfinite().all(1) & probability.isfinite()
+                _check_finite(finite | broken[judged], names, "gradient", judged)
                 last = (count == threat.steps) | (threat.eps == 0)
                 found = (predicted != y[judged]) & ~broken[judged]
                 # A survivor's record is its last iterate of the last restart.
@@ -399,7 +363,7 @@ def classify(model, x, num_classes, batch_size):
     classes, probabilities = [], []
     with attack_mode(model, "eval"), autocast(x.device, torch.float32):
         for batch in x.split(batch_size):
-            logits = class_logits(model(batch), num_classes).float()
+            logits = class_logits(model_logits(model, batch), num_classes).float()
             probability, predicted = logits.softmax(1).max(1)
             classes.append(predicted)
             probabilities.append(probability)
@@ -410,7 +374,12 @@ def logits_and_gradient(model, x_adv, y, threat, num_classes, objective=None):
     """One forward and one input-gradient pass; no parameter gradient is computed."""
     x_adv = x_adv.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = model(x_adv)
+        logits = model_logits(model, x_adv)
+        if not logits.requires_grad:
+            raise ValueError(
+                "the logits have no gradient: an attack needs a model without no_grad or detach "
+                "inside, called outside torch.inference_mode"
+            )
         if objective is None:
             seen = _seen_logits(logits, threat, num_classes)
             # The sum keeps gradients of an image independent of the batch it sits in.
@@ -450,9 +419,33 @@ def _seen_logits(logits, threat, num_classes):
     return class_logits(logits, num_classes)
 
 
+def _check_finite(finite, names, what, images=None) -> None:
+    """Refuse to judge images by values that are no numbers: neither robust nor broken."""
+    if len(odd := torch.nonzero(~finite).flatten()):
+        odd = [repr(names[i]) for i in (odd if images is None else images[odd]).tolist()]
+        cause = {
+            "logits": "look for weights or pixels that are no numbers",
+            "gradient": "look in the network for a division by 0 or the root of 0, as where a "
+            "constant image is divided by its own deviation",
+        }
+        raise FloatingPointError(
+            f"the network gives no finite {what} for {len(odd)} of {len(finite)} images "
+            f"({', '.join(odd[:3])}{', …' * (len(odd) > 3)}), so that they are neither robust nor "
+            f"broken: {cause[what]}, or leave these images out"
+        )
+
+
 def _attacked_label(model, x, y, threat, num_classes, check=True):
     """Check the batch, and return the label that the attack leaves."""
     if check:
+        integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        if not (torch.is_tensor(x) and len(x) and y.shape == x.shape[:1] and integer):
+            raise ValueError(
+                "an attack takes a tensor of one image or more, (N, C, H, W), and as labels one "
+                f"whole number for each, (N,); got {type(x).__name__} {tuple(x.shape)} and labels "
+                f"{tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}"
+            )
+        y = y.long()
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(
@@ -462,7 +455,7 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
     predicted = threat.label_source == "predicted"
     if predicted or (check and num_classes is None):
         with torch.no_grad():
-            seen = _seen_logits(model(x if predicted else x[:1]), threat, num_classes)
+            seen = _seen_logits(model_logits(model, x if predicted else x[:1]), threat, num_classes)
     if check:
         low, high, classes = int(y.min()), int(y.max()), num_classes or seen.shape[1]
         if low < 0 or high >= classes:
@@ -516,7 +509,9 @@ def _start(x, noise, eps, threat):
 def _step(x, x_adv, gradient, eps, step, threat):
     """Climb by one step and return to the ball: the sign for Linf, the direction for L2."""
     if threat.norm == "Linf":
-        ascent = gradient.sign()
+        # The sign of what is no number would be 0, and an image that stays looks robust. By the sum
+        # it becomes no number itself, as for L2; nothing has to wait for the device.
+        ascent = gradient.sign() + 0 * gradient
     else:
         # The steepest way in the attack's own units, which differ between channels in normalised
         # space; by its largest element first, since squares of small ones are zero.
@@ -571,8 +566,3 @@ def _seeded(seed, name, device):
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stream_seed(seed, "dropout", name))
         yield
-
-
-def _item_name(dataset, index: int) -> str:
-    item = dataset[index]
-    return item[2] if len(item) > 2 else f"{index:0{len(str(len(dataset) - 1))}d}"

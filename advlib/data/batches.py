@@ -185,10 +185,30 @@ def evaluation_batches(
     Yields
     ------
     As `training_batches`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `dataset` is no data set, its items are no such pairs, or there are no images.
     """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            "expected a data set, whose images have positions, or a list of (image, label), got "
+            f"{type(dataset).__name__}: of a DataLoader pass loader.dataset"
+        )
+    if not len(dataset):
+        raise ValueError("there are no images in the data set")
     positions = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
     chosen = positions.long().split(batch_size) if len(positions) else ()
     return _batches(dataset, chosen, workers, device)
+
+
+def item_names(dataset, positions: Sequence[int]) -> list[str]:
+    """File names of a data set's items; where it has none, their positions."""
+    if (names := getattr(dataset, "file_names", None)) is not None:
+        return [names[i] for i in positions]
+    items, width = ((i, dataset[i]) for i in positions), len(str(len(dataset) - 1))
+    return [item[2] if len(item) > 2 else f"{i:0{width}d}" for i, item in items]
 
 
 def _batches(dataset, chosen: Sequence[torch.Tensor], workers: int, device) -> Iterator[Batch]:
@@ -224,7 +244,7 @@ def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, d
         # Its own generator, since the loader would draw a number from the global one.
         generator=torch.Generator(),
     )
-    arrived = map(_raise_error, loader)
+    arrived = _arrived(loader)
     waiting = next(arrived)
     for index in chosen:
         while len(waiting[0]) < len(index):
@@ -239,12 +259,22 @@ def _collate(items):
     return errors[0] if errors else default_collate(items)
 
 
-def _raise_error(piece):
-    if isinstance(piece, DataError):
-        # A new one: raising `piece` would tie it to this frame in a cycle, and the loader with it,
-        # whose processes then end late.
-        raise DataError(str(piece))
-    return piece
+def _arrived(loader):
+    try:
+        for piece in loader:
+            if isinstance(piece, DataError):
+                # A new one: raising `piece` would tie it to this frame in a cycle, and the loader
+                # with it, whose processes then end late.
+                raise DataError(str(piece))
+            yield piece
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0]
+        if not any(words in said for words in ("DataLoader worker", "shm", "shared memory")):
+            raise
+        raise RuntimeError(
+            f"a process that decodes images failed ({said}), most often since /dev/shm or the "
+            "memory is full: set workers to 0, or give a container more (--shm-size)"
+        ) from error
 
 
 class _Decoded(Dataset):
@@ -267,8 +297,24 @@ class _Decoded(Dataset):
 
     def _item(self, index: int):
         if not hasattr(self.dataset, "decode"):
-            x, y = self.dataset[index][:2]
-            return torch.as_tensor(x), int(y), index
+            item = self.dataset[index]
+            try:
+                x, y = item[:2]
+                x, label = torch.as_tensor(x), int(y)
+            except (TypeError, ValueError, KeyError, RuntimeError) as error:
+                shown = type(item).__name__
+                if isinstance(item, tuple | list):
+                    shown += f" of {', '.join(type(part).__name__ for part in item)}"
+                raise TypeError(
+                    f"an item of the data set is {shown}; expected (image, label), the image a "
+                    "tensor (C, H, W) in [0, 1], as torchvision's ToTensor gives it"
+                ) from error
+            if x.ndim != 3 or label != y:
+                raise TypeError(
+                    "an item of the data set is (image, label), a tensor (C, H, W) and a whole "
+                    f"number; got an image {tuple(x.shape)} and the label {y!r}"
+                )
+            return x, label, index
         label = int(self.dataset.labels[index])
         if self.stream is None:
             return self.dataset.decode(index), label, index

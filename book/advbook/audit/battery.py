@@ -165,7 +165,7 @@ def battery(
 
     def condition(name: str, make: Callable[..., pd.DataFrame], *arguments, key="", **options):
         make = functools.partial(make, *arguments, **options)
-        tables[name] = _condition(folder, name + key, make)
+        tables[name] = _condition(folder, name + key, make, getattr(images, "file_names", None))
         if progress:
             progress(name)
 
@@ -254,7 +254,7 @@ def autoattack(
         attack = _component(name, wrapped, threat, num_classes, STRENGTHS[strength], seed)
         what = (attack, name, model, images, worst, threat, num_classes, batch_size, device)
         make = functools.partial(_attack_standing, *what)
-        worst = tables[name] = _condition(folder, f"{name}-{key}", make)
+        worst = tables[name] = _condition(folder, f"{name}-{key}", make, list(clean.file_name))
         if progress:
             progress(name)
     return tables
@@ -331,12 +331,11 @@ def _check_threat(threat) -> None:
         raise ValueError("the battery needs eps above 0")
 
 
-def _condition(folder, name, make) -> pd.DataFrame:
-    """A condition's table, from an earlier run if it was kept."""
+def _condition(folder, name, make, names=None) -> pd.DataFrame:
+    """A condition's table of the images of these names, from an earlier run if it was kept."""
     if folder is None:
         return make()
-    kept(folder / f"{name}.parquet", make)
-    return pd.read_parquet(folder / f"{name}.parquet")
+    return kept(folder / f"{name}.parquet", make, names)
 
 
 class _ZeroGradient(nn.Module):

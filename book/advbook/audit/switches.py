@@ -203,7 +203,7 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
 
     from advbook.studies.evaluate import RUN_FACTS
     from advbook.studies.runs import load_run
-    from advlib.attacks.pgd import evaluate_attack
+    from advlib.attacks.pgd import default_batch_size, evaluate_attack
     from advlib.networks.build import default_device, resolve_dtype
     from advlib.predictions import kept, predict, write_predictions
 
@@ -219,19 +219,18 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     facts |= {"data": whole.fingerprint, "data_title": whole.title, "device": str(device)}
     facts |= {"split": study.evaluation_split, "attack_seed": 0}
     facts |= {"dtype": str(resolve_dtype(study.dtype, device))}
+    batch_size = study.eval_batch_size or default_batch_size(images, device)
+    facts |= {"batch_size": batch_size}
     sizes = {"num_classes": whole.num_classes, "n_images": len(images)}
     common = {"num_classes": whole.num_classes, "device": device, "workers": study.workers}
 
     def clean(progress):
-        batch_size = study.eval_batch_size or 128
         found = predict({0: model}, images, batch_size=batch_size, progress=progress, **common)
         return found[0].assign(linf=0.0)
 
     def attacked(progress, threat):
-        size = study.eval_batch_size
-        return evaluate_attack(
-            model, images, threat, batch_size=size, dtype=study.dtype, progress=progress, **common
-        )
+        how = {"batch_size": batch_size, "dtype": study.dtype, "progress": progress}
+        return evaluate_attack(model, images, threat, **how, **common)
 
     makes = {CLEAN: (None, clean)}
     for name, threat in threats.items():
@@ -242,11 +241,11 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
         for name, (threat, make) in makes.items():
             decided = facts | sizes | {"ledger": threat}
             if threat and threat["model_mode"] == "train":  # judged by the batch it sits in
-                decided |= {"batch_size": study.eval_batch_size, "batches": "mixed"}
+                decided |= {"batches": "mixed"}
             part = study.runs / "parts" / digest(decided) / "ledger.parquet"
             bar.set_postfix_str(name)
-            kept(part, functools.partial(make, bar.update))
-            parts.append(pd.read_parquet(part).assign(attack=name))
+            rows = kept(part, functools.partial(make, bar.update), images.file_names)
+            parts.append(rows.assign(attack=name))
     table = pd.concat(parts).drop(columns="steps_used")
     # No chapter reads these probabilities; rounded, the tables stay small.
     table = table.round({"predicted_probability": 2, "linf": 4})
@@ -254,7 +253,7 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     path = study.runs / "audit" / "ledger" / f"{method}-seed{seed}.parquet"
     facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images}
     facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
-    facts |= {"same": same, "n_logits": n_logits, "batch_size": study.eval_batch_size}
+    facts |= {"same": same, "n_logits": n_logits}
     return write_predictions(table, path, **sizes, **facts)
 
 

@@ -16,16 +16,19 @@ from advbook.studies import launch
 from advbook.studies.runs import load_run
 from advbook.studies.schema import Study, digest
 from advlib import distributed
-from advlib.attacks.pgd import evaluate_attack, probe_batch_size
+from advlib.attacks.pgd import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
 from advlib.networks.build import default_device, resolve_dtype
 from advlib.predictions import (
     check_label_order,
+    check_parts,
     keep_part,
     kept,
+    kept_rows,
     missing_parts,
     predict,
     read_parts,
+    read_table,
     write_predictions,
 )
 
@@ -67,7 +70,9 @@ def clean_predictions(
         launch.launch(study, "evaluate", "--benchmark", "clean", *which)
         return paths
     images, models, runs = _images_and_networks(study, paths)
+    batch_size = study.eval_batch_size or 128
     facts = _image_facts(study, images) | {"threat": None, "dtype": "float32"}
+    facts |= {"batch_size": batch_size}
     decided = facts | _hashes(runs) | {"benchmark": "clean"}
 
     def judge(progress, positions):
@@ -75,7 +80,7 @@ def clean_predictions(
             models,
             images,
             num_classes=images.num_classes,
-            batch_size=study.eval_batch_size or 128,
+            batch_size=batch_size,
             device=device,
             workers=study.workers,
             indices=positions,
@@ -83,7 +88,7 @@ def clean_predictions(
         )
         return pd.concat([t.assign(method=m, seed=s) for (m, s), t in tables.items()])
 
-    rows = _in_parts(study, decided, len(images), 16 * (study.eval_batch_size or 128), judge)
+    rows = _in_parts(study, decided, images.file_names, 16 * batch_size, judge)
     if distributed.rank() == 0:
         sizes = {"num_classes": images.num_classes, "n_images": len(images)}
         for (method, seed), path in paths.items():
@@ -112,7 +117,8 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
     with distributed.in_turns():
         recipe = prepare(images, published=published)
     facts = _image_facts(study, clean) | {"threat": None, "dtype": "float32"}
-    facts |= {"corruptions": study.corruptions, "recipe": recipe}
+    batch_size = study.eval_batch_size or 128
+    facts |= {"corruptions": study.corruptions, "recipe": recipe, "batch_size": batch_size}
     decided = facts | _hashes(runs) | {"images": images.fingerprint}
     folder = study.runs / "parts" / digest(decided)
 
@@ -121,7 +127,7 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
             models,
             corrupted(images, corruption, severity, published=published),
             num_classes=images.num_classes,
-            batch_size=study.eval_batch_size or 128,
+            batch_size=batch_size,
             device=device,
             workers=study.workers,
         )
@@ -129,7 +135,10 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
         return pd.concat(tables).assign(corruption=corruption, severity=severity)
 
     parts = {(c, s): folder / f"{c}-{s}.parquet" for c in CORRUPTIONS for s in SEVERITIES}
-    missing = distributed.from_first(lambda: [key for key in parts if not parts[key].is_file()])
+    names = images.file_names
+    missing = distributed.from_first(
+        lambda: [k for k in parts if kept_rows(parts[k], names) is None]
+    )
     own = missing[distributed.rank() :: distributed.world_size()]
     for key in tqdm(own, unit=" conditions", mininterval=2, disable=distributed.rank() > 0):
         kept(parts[key], functools.partial(judge, *key))
@@ -137,8 +146,8 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
     if distributed.rank() == 0:
         sizes = {"num_classes": images.num_classes, "n_images": len(images)}
         for (method, seed), path in paths.items():
-            own_rows = [("method", "==", method), ("seed", "==", seed)]
-            table = pd.concat([pd.read_parquet(p, filters=own_rows) for p in parts.values()])
+            tables = map(read_table, parts.values())
+            table = pd.concat([t[(t.method == method) & (t.seed == seed)] for t in tables])
             table = table.drop(columns=["method", "seed"]).round({"predicted_probability": 4})
             table = table.astype({"corruption": "category", "file_name": "category"})
             write_predictions(table, path, **_run_facts(runs[method, seed]), **facts, **sizes)
@@ -184,10 +193,8 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
     facts = _run_facts(run)
     facts |= {"attack": attack, "threat": threat.to_dict(), "attack_seed": 0}
     facts |= _image_facts(study, images) | {"dtype": str(resolve_dtype(study.dtype, device))}
-    probe = {"device": device, "dtype": study.dtype}
-    batch_size = study.eval_batch_size or distributed.from_first(
-        lambda: probe_batch_size(model, images, threat, **probe)
-    )
+    batch_size = study.eval_batch_size or default_batch_size(images, device)
+    facts |= {"batch_size": batch_size}
 
     def judge(progress, positions):
         return evaluate_attack(
@@ -203,16 +210,17 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
             progress=progress,
         )
 
-    table = _in_parts(study, facts, len(images), ATTACK_PART, judge)
+    table = _in_parts(study, facts, images.file_names, ATTACK_PART, judge)
     if distributed.rank() == 0:
         sizes = {"num_classes": images.num_classes, "n_images": len(images)}
-        sizes |= {"batch_size": batch_size}
         write_predictions(table.assign(attack=attack), path, **sizes, **facts)
     distributed.barrier()
     return path
 
 
-def _in_parts(study, facts: dict, n_images: int, part: int, judge: Callable) -> pd.DataFrame | None:
+def _in_parts(
+    study, facts: dict, names: list[str], part: int, judge: Callable
+) -> pd.DataFrame | None:
     """An evaluation that survives interruption: images in parts, each kept once it is finished.
 
     The parts are dealt to the processes; all rows are returned on the first. They are kept in a
@@ -220,7 +228,9 @@ def _in_parts(study, facts: dict, n_images: int, part: int, judge: Callable) -> 
     """
     folder = study.runs / "parts" / digest(facts)
     rank, world_size = distributed.rank(), distributed.world_size()
-    parts = distributed.from_first(lambda: missing_parts(folder, n_images, part, world_size))
+    if rank == 0:
+        check_parts(folder, names)
+    parts = distributed.from_first(lambda: missing_parts(folder, len(names), part, world_size))
     own = parts[rank::world_size]
     total = sum(map(len, own))
     with tqdm(total=total, unit=" images", mininterval=2, disable=rank > 0) as bar:

@@ -12,9 +12,9 @@ from torch import nn
 from advbook.studies import launch
 from advbook.studies.schema import Study, digest
 from advlib import distributed
-from advlib.checkpoints import CHECKPOINT, checkpoint_facts, save_checkpoint
+from advlib.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from advlib.data.sets import DATASETS, stream_seed
-from advlib.files import file_hash, read_json, replacing
+from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
 from advlib.networks.build import (
     WEIGHT_FILES,
@@ -102,6 +102,8 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             save_checkpoint(folder / CHECKPOINT, {"model": model}, None, 0, [], settings)
         log = pd.DataFrame(columns=LOG_COLUMNS)
     else:
+        with distributed.in_turns():
+            _set_aside_changed(study, method, seed, folder)
         log = fit(
             model,
             train_set,
@@ -118,6 +120,18 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     return read_run(study, method, seed)
 
 
+def _set_aside_changed(study, method, seed, folder) -> None:
+    """A finished checkpoint never changes: one with another hash than its facts say is damaged."""
+    facts = study.runs / "train" / f"{method}-seed{seed}.json"
+    if facts.is_file() and (folder / CHECKPOINT).is_file():
+        run = read_run(study, method, seed)
+        if run["folder"] == folder.name and run["checkpoint_hash"] != file_hash(
+            folder / CHECKPOINT
+        ):
+            set_aside(folder / CHECKPOINT, "it has changed since training ended")
+            facts.unlink()  # they are about no file any more
+
+
 def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
     run = {
         "study": study.study,
@@ -129,7 +143,7 @@ def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
         "n_images": len(train_set),
         "num_classes": train_set.num_classes,
         "settings": settings,
-        "how": checkpoint_facts(folder / CHECKPOINT)["how"],
+        "how": read_checkpoint(folder / CHECKPOINT)[0]["how"],
     }
     table = log.assign(study=study.study, method=method, seed=seed)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.csv") as path:
@@ -185,7 +199,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
         seed=stream_seed(seed, "weights"),
     )
     if start is not None:
-        load_weights(model, study.runs / "models" / start["folder"] / CHECKPOINT)
+        load_weights(model, _checkpoint(study, start))
     _check_normalisation(study, model)
     if RECIPES[method].extra_logits:
         generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
@@ -202,7 +216,7 @@ def brought_model(study, path: Path, num_classes: int) -> nn.Module:
         For another number of outputs, or weights that do not fit the study's network.
     """
     model = build_model(study.model, num_classes=num_classes, **_normalisation(study))
-    state = read_weights(path)
+    state = read_weights(path, model)
     outputs = head_outputs(model, state)
     extra = study.num_transforms
     if outputs == num_classes + extra:
@@ -261,28 +275,37 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
     FileNotFoundError
         If it has not been trained yet, or is not published; the message gives the command.
     RuntimeError
-        If the checkpoint is not the one the facts were written for.
+        If the checkpoint is not the one the facts were written for; the message says what to do.
     ValueError
         If it was trained with other settings than the study's.
     """
     run = read_run(study, method, seed, source)
     _check_current(study, method, run)
-    path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
-    if source == "committed" and not path.is_file():
-        raise FileNotFoundError(
-            f"the weights of {method} (seed {seed}) of {study.study} are not published: to train "
-            f"them, {study.again()}"
-        )
-    if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
-        raise RuntimeError(
-            f"the checkpoint {path} is missing or has changed since training ended: train again"
-        )
+    path = _checkpoint(study, run, source)
     if method in study.checkpoints:
         return brought_model(study, path, run["num_classes"]), run
     changed, base = study.recipe(method)
     bare = dataclasses.replace(changed, weights=None, pretrain_epochs=1)
     model = initial_model(bare, base, seed, run["num_classes"])
     return load_weights(model, path), run
+
+
+def _checkpoint(study, run: dict, source: str = "fresh") -> Path:
+    """The path of a run's checkpoint, if it is the one that the run's facts were written for."""
+    path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
+    fresh, whose = source == "fresh", f"{run['method']} (seed {run['seed']}) of {study.study}"
+    if not fresh and not path.is_file():
+        raise FileNotFoundError(
+            f"the weights of {whose} are not published: to train them, {study.again()}"
+        )
+    if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
+        way = "restore it (`git checkout`)"
+        if fresh:
+            way = f"train again, which sets it aside: {study.to_train(run['method'], run['seed'])}"
+        raise RuntimeError(
+            f"the checkpoint {path} is missing or has changed since training ended: {way}"
+        )
+    return path
 
 
 def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dict:

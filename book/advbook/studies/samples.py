@@ -21,12 +21,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.special import stdtrit
 
 from advbook.studies.tables import SAMPLES, read_data, samples_table
-from advlib.files import replacing
-from advlib.predictions import environment
+from advlib.predictions import environment, read_table, write_parquet
 
 COLUMNS = ["method", "seed", "file_name", "label", "image", "perturbation", "scale"]
 COLUMNS += ["predicted_class", "predicted_probability"]
@@ -117,9 +115,7 @@ def make_samples(study, *, device=None) -> Path:
     }
     arrow = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False)
     arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, "advlib": json.dumps(facts)})
-    with replacing(study.runs / SAMPLES) as partial:
-        pq.write_table(arrow, partial, compression="zstd")
-    return study.runs / SAMPLES
+    return write_parquet(arrow, study.runs / SAMPLES)
 
 
 def read_samples(study, source: str) -> pd.DataFrame:
@@ -145,7 +141,7 @@ def read_samples(study, source: str) -> pd.DataFrame:
     folder = study.tables(source)
     path, facts = samples_table(study, folder)
     class_names = read_data(folder)["class_names"]
-    table = pq.read_table(path).to_pandas()
+    table = read_table(path)
     if missing := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}: make it again")
     each = table.groupby("method").file_name.agg(["size", "nunique"])

@@ -144,7 +144,7 @@ class Study:
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
     class_names: list[str] | None = None  # for predictions about a data set that is not known here
-    eval_batch_size: int | None = None  # None: 128, for long attacks the fastest by a short probe
+    eval_batch_size: int | None = None  # None: 128, on a GPU 512 where images are small
     dtype: str = "auto"  # auto: bfloat16 where the device computes in it natively
     n_resamples: int | None = None  # of the bootstrap; None: 10,000, or 1,000 for predictions
     devices: int | None = None  # processes on this machine, one a GPU; None: one

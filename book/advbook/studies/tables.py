@@ -10,7 +10,7 @@ from advbook.studies.schema import check_choice
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash, read_json, replacing
-from advlib.predictions import check_predictions, read_facts, read_predictions
+from advlib.predictions import check_predictions, read_facts, read_predictions, read_table
 
 AUDIT = ("ablations", "ledger", "battery")  # the parts of what `make audit` makes
 SAMPLES = "samples.parquet"  # made by `advbook.studies.samples.make_samples`, in the study's folder
@@ -316,7 +316,7 @@ def is_validation(dataset: str, file_names: pd.Series) -> bool:
 
 def read_measures(study, source: str) -> pd.DataFrame:
     """What was measured on the pixels of the study's evaluated images (`annotations.measure`)."""
-    return pd.read_parquet(study.tables(source) / "measures.parquet")
+    return read_table(study.tables(source) / "measures.parquet")
 
 
 def read_data(folder: Path) -> dict:
