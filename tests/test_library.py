@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -95,7 +96,11 @@ def test_public_names_are_there():
 def test_the_wheel_runs_the_example_without_the_repository(tmp_path):
     """What the reference shows, from an installed wheel that lies beside its dependencies alone."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    source = tmp_path / "source"  # pip leaves its work beside what it builds
+    shutil.copytree(ROOT / "advlib", source / "advlib")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
     subprocess.run(build, check=True, cwd=tmp_path)
     wheel = next(tmp_path.glob("advlib-*.whl"))
     place = tmp_path / "site"
