@@ -44,6 +44,7 @@ bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on 
 
 lint: setup  ## check style and undefined names
 	@ruff check . && ruff format --check .
+	@PYTHONPATH="$(CURDIR):$(CURDIR)/book" lint-imports --no-cache
 
 lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
 	@ADVLIB_LAB=1 PYTHONPATH="$(CURDIR)" jupyter lab --notebook-dir=notebooks \

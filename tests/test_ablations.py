@@ -10,8 +10,7 @@ import pytest
 import vl_convert
 import yaml
 
-from advbook.audit import ablations
-from advbook.audit import switches as ledger
+from advbook.audit import ablations, ledger
 from advbook.charts import verdict as charts_verdict
 from advbook.studies.schema import load_study
 from advlib.predictions import write_predictions

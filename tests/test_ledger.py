@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advbook.audit import switches as ledger
+from advbook.audit import ledger
+from advbook.studies import switches
 from advbook.charts import switches as charts_ledger
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
@@ -33,21 +34,21 @@ PAPER = {
 # --- the switches ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ledger.LEDGER if name != "default"])
+@pytest.mark.parametrize("name", [name for name in switches.LEDGER if name != "default"])
 def test_a_switch_changes_what_it_says_and_nothing_else(name):
     study = load_study("fashion_mnist_quick")
     threats = ledger.ledger_threats(study)
     default, changed = threats["default"].to_dict(), threats[name].to_dict()
     differ = {key for key in default if changed[key] != default[key]}
-    assert differ == set(ledger.LEDGER[name].changes) and differ
+    assert differ == set(switches.LEDGER[name].changes) and differ
     for key in differ - {"step_size"}:
-        assert changed[key] == ledger.LEDGER[name].changes[key]
+        assert changed[key] == switches.LEDGER[name].changes[key]
 
 
 def test_no_two_switches_are_one_attack_or_share_a_title():
     threats = ledger.ledger_threats(load_study("fashion_mnist_quick"))
     assert len(set(threats.values())) == len(threats)
-    assert len({switch.title for switch in ledger.LEDGER.values()}) == len(ledger.LEDGER)
+    assert len({switch.title for switch in switches.LEDGER.values()}) == len(switches.LEDGER)
 
 
 @pytest.mark.parametrize("study_id", [path.stem for path in STUDIES.glob("*.yaml")])
@@ -81,7 +82,7 @@ def test_ablations_go_through_fewer_switches():
     study = load_study("fashion_mnist_quick")
     name = next(iter(study.ablations))
     few = ledger.ledger_threats(study, name)
-    assert tuple(few) == ledger.ABLATION_SWITCHES
+    assert tuple(few) == switches.ABLATION_SWITCHES
     assert few == {k: ledger.ledger_threats(study, "adv")[k] for k in few}
 
 
@@ -226,13 +227,13 @@ def test_what_is_no_other_attack_is_not_run_and_tables_are_read(with_ledgers, ma
     repeats = ledger.same_attacks(ledger.ledger_threats(study))
     assert table.attrs["same"] == {"pretrained": repeats, "adv_plus": {}, "plus_delta": {}}
     run = {method: set(part.attack) for method, part in table.groupby("method")}
-    assert run["pretrained"] == {"clean", *ledger.LEDGER} - set(repeats)
-    assert run["plus_delta"] == {"clean", *ledger.ABLATION_SWITCHES}
+    assert run["pretrained"] == {"clean", *switches.LEDGER} - set(repeats)
+    assert run["plus_delta"] == {"clean", *switches.ABLATION_SWITCHES}
     assert made[1] == sum(map(len, run.values())) - 3  # all but the clean images
     gaps = ledger.gaps(table, n_resamples=50)
     assert set(gaps[gaps.gap == "masking"].method) == {"adv_plus", "plus_delta"}
-    changed = dataclasses.replace(ledger.LEDGER["unclipped"], changes={"n_restarts": 2})
-    monkeypatch.setitem(ledger.LEDGER, "unclipped", changed)
+    changed = dataclasses.replace(switches.LEDGER["unclipped"], changes={"n_restarts": 2})
+    monkeypatch.setitem(switches.LEDGER, "unclipped", changed)
     with pytest.raises(ValueError, match="another threat model under unclipped: run `make audit"):
         ledger.read_ledger(study, "fresh")
     with pytest.raises(ValueError, match="another threat"):
@@ -272,7 +273,7 @@ def test_errors_changes_and_gaps_by_hand():
 
 def test_which_switch_gives_adv_plus_the_lead(monkeypatch):
     """Adv has no transformation logit: all logits are its class logits."""
-    few = {name: ledger.LEDGER[name] for name in ("default", "all_logits", "last")}
+    few = {name: switches.LEDGER[name] for name in ("default", "all_logits", "last")}
     monkeypatch.setattr(ledger, "LEDGER", few)
     adv = rows("adv", {"default": "ab", "last": "ab"})
     plus = rows("adv_plus", {"default": "ab", "all_logits": "a", "last": "abc"})

@@ -165,7 +165,7 @@ def adv_plus_against_adv(table: pd.DataFrame, pattern: dict) -> alt.Chart:
     table : DataFrame
         Of `combinations`, with a column kind: what colour and shape tell apart.
     pattern : dict
-        Of `advbook.audit.switches.published_pattern`.
+        Of `advbook.audit.ledger.published_pattern`.
     """
     kinds = table.kind.drop_duplicates().tolist()
     legend = alt.Legend(orient="top", columns=2, labelLimit=280)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from advbook.studies.schema import check_choice
+from advbook.studies.switches import ledger_threats
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash, read_json, replacing
@@ -468,8 +469,6 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     if study.predictions:
         return changed
     if benchmark == "ledger":
-        from advbook.audit.switches import ledger_threats
-
         now = {name: threat.to_dict() for name, threat in ledger_threats(study, method).items()}
         found = facts.get("threats", {})
         odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
