@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from advbook.audit import ledger
-from advbook.studies import switches
 from advbook.charts import switches as charts_ledger
+from advbook.studies import switches
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
 from advlib.attacks import pgd as attacks
