@@ -100,18 +100,23 @@ function pressed(event) {
   target.dispatchEvent(new MouseEvent("click", {bubbles: true, shiftKey: event.shiftKey}));
 }
 
-/* A box that scrolls sideways can be reached, and so scrolled, by keyboard. */
+/* A box that scrolls sideways can be reached, and so scrolled, by keyboard: as soon as it is there
+   or becomes too wide for its place. It stays so: a page that is laid out anew may scroll a moment
+   before the browser tells of it. */
 const boxes = ".chart-wrapper, .cell_output .output, .pst-scrollable-table-container, mjx-container";
-const sizes = new ResizeObserver((changed) => changed.forEach(({target}) => reach(target)));
+const sizes = new ResizeObserver((changed) => {
+  changed.forEach(({target}) => reach(target.closest(boxes)));
+});
 
 function reach(box) {
-  const wide = box.scrollWidth > box.clientWidth;
-  if (wide) box.setAttribute("tabindex", "0");
-  else if (!box.matches("mjx-container")) box.removeAttribute("tabindex");
+  if (box.scrollWidth > box.clientWidth) box.setAttribute("tabindex", "0");
 }
 
 function watchBoxes(part) {
-  part.querySelectorAll(boxes).forEach((box) => sizes.observe(box));
+  for (const box of part.querySelectorAll(boxes)) {
+    reach(box); /* a busy machine may be late to tell of the size */
+    [box, ...box.querySelectorAll("table")].forEach((each) => sizes.observe(each));
+  }
 }
 
 document.addEventListener("DOMContentLoaded", () => {
