@@ -238,10 +238,10 @@ class Study:
                 )
             check_choice("dataset", self.dataset, ("imagenet", "none"))
             for name in self.attacks:
-                if not _may_name(name):
+                if not _may_name(f"attack-{name}") or name in (*COLUMNS, ".", ".."):
                     raise ValueError(
-                        "the name of an attack is of letters, digits, '.', '-' and '_', with a "
-                        f"letter, and that of no column of a table; got {name!r}"
+                        "the name of an attack is of letters, digits, '.', '-' and '_', and that "
+                        f"of no column of a table; got {name!r}"
                     )
             if self.seeds != [0]:
                 raise ValueError("predictions have no training seed: leave seeds out")
