@@ -6,10 +6,13 @@ export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READ = .venv-read
 # These build a whole book and take half the time of all tests, so that they run beside the others.
-BOOK_TESTS = tests/test_pipeline.py tests/test_profiles.py tests/test_site.py
+BOOK_TESTS = tests/test_pipeline.py tests/test_locked.py tests/test_profiles.py tests/test_site.py
 # All of this machine's cores, or what profiles/$(PROFILE) says.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
-SNAKEMAKE = pipeline/locked.py snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
+SNAKEMAKE = pipeline/locked.py python -m snakemake --nolock $(WHERE) --rerun-incomplete --quiet rules host reason
+
+# The library and the book's package are imported from this folder, without an installation.
+on_path = printf '%s\n%s\n' "$$(pwd)" "$$(pwd)/book" > "$$($1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
 
 .DEFAULT_GOAL := help
 .PHONY: help book audit read test bench lint lab setup plan publish restore lock clean
@@ -29,7 +32,7 @@ audit: setup  ## also run the study's audit (default: an hour on two cores), and
 read:  ## build the book from the committed tables, without torch
 	@$(PYTHON) pipeline/preflight.py read
 	@$(MAKE) --no-print-directory $(READ)/installed
-	@PATH="$(CURDIR)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
+	@PATH="$$(pwd)/$(READ)/bin:$$PATH" python $(SNAKEMAKE) --config mode=read
 
 test: setup  ## run the whole test suite
 	@$(MAKE) --no-print-directory .venv/bench-installed
@@ -43,11 +46,11 @@ bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on 
 	@python benchmarks/speed.py $(BENCH)
 
 lint: setup  ## check style and undefined names
-	@ruff check . && ruff format --check .
-	@PYTHONPATH="$(CURDIR):$(CURDIR)/book" lint-imports --no-cache
+	@python -m ruff check . && python -m ruff format --check .
+	@PYTHONPATH="$$(pwd):$$(pwd)/book" lint-imports --no-cache
 
 lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
-	@ADVLIB_LAB=1 PYTHONPATH="$(CURDIR)" jupyter lab --notebook-dir=notebooks \
+	@ADVLIB_LAB=1 PYTHONPATH="$$(pwd):$$(pwd)/book" python -m jupyterlab --notebook-dir=notebooks \
 	  --ContentsManager.pre_save_hook=pipeline.lab.without_outputs $(LAB)
 
 setup:  ## create .venv and install the pinned requirements
@@ -58,8 +61,8 @@ setup:  ## create .venv and install the pinned requirements
 	@echo "Installing the pinned requirements into .venv (a few minutes)"
 	@$(PYTHON) -m venv .venv
 	@start=$$(date +%s) && .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
-	  && .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . \
 	  && echo $$(( $$(date +%s) - start )) > .venv/install-seconds
+	@$(call on_path,.venv)
 	@touch $@
 
 .venv/bench-installed: requirements-bench.txt .venv/installed
@@ -71,7 +74,7 @@ $(READ)/installed: requirements-read.txt pyproject.toml
 	@$(PYTHON) -m venv $(READ)
 	@start=$$(date +%s) && $(READ)/bin/python -m pip install -q --disable-pip-version-check -r requirements-read.txt \
 	  && echo $$(( $$(date +%s) - start )) > $(READ)/install-seconds
-	@echo "$(CURDIR)" > "$$($(READ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
+	@$(call on_path,$(READ))
 	@touch $@
 
 plan: setup  ## predict hours, memory and disk of a study on this machine, by a probe of a minute
@@ -84,11 +87,11 @@ restore: setup  ## put a study's published weights among its runs, as if trained
 	@python -m advbook.build.pages restore "$(STUDY)"
 
 lock: setup  ## compile the pinned requirements from the *.in files
-	@pip install -q uv
-	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header requirements-read.in -o requirements-read.txt
-	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements-read.txt requirements.in \
+	@python -m pip install -q uv==0.13.8
+	@python -m uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header requirements-read.in -o requirements-read.txt
+	@python -m uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements-read.txt requirements.in \
 	  | grep -vE '^(nvidia|cuda|triton)' > requirements.txt
-	@uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements.txt requirements-bench.in -o requirements-bench.txt
+	@python -m uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header -c requirements.txt requirements-bench.in -o requirements-bench.txt
 
 clean:  ## remove the built book, but no run
 	@rm -rf _build book/generated

@@ -9,11 +9,13 @@ where it stopped and only what changed is computed again.
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,7 +43,6 @@ NAME = config.get("study", "fashion_mnist_quick")
 STUDY = load_study(NAME)
 load_study(NAME, **{key: config[key] for key in HOW if key in config})  # refuses what cannot be
 FILE = pages.from_root(find_study(NAME))
-RUNS = STUDY.runs
 STUDIES = pages.studies_of_book(None if MODE == "read" else FILE)
 SOURCES = {study.study: source for study, _, source in STUDIES}
 FILES = {study.study: file for study, file, _ in STUDIES}
@@ -60,6 +61,26 @@ GALLERIES = {
 if workflow.is_main_process:
     for reason in pages.left_out():
         print(reason, file=sys.stderr)
+
+
+def from_here(path):
+    """A path from the project's folder where it lies inside: that folder may have any name."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+RUNS = from_here(STUDY.runs)
+GIVEN = (STUDY.data_dir, STUDY.weights, *STUDY.checkpoints.values(), *STUDY.predictions.values())
+for path in (RUNS, *FILES.values(), *GIVEN):
+    if set("{}") & set(str(path)):
+        raise WorkflowError(f"{path} has a brace in its name, which Snakemake reads: rename it")
+if workflow.is_main_process and not workflow.dryrun and MODE != "read":
+    # Two folders, or a hand, may start the same study: it is run by one of them at a time.
+    RUNS.mkdir(parents=True, exist_ok=True)
+    running = open(RUNS / "lock", "w")
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"{NAME} is being run already, into {RUNS}: wait for that") from None
 if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
     raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
 if MODE == "audit" and not STUDY.audits:
@@ -71,11 +92,19 @@ PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeo
 # A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
 # their own end an error.
 PAGE = "2> >(grep -v '^.IPKernelApp' >&2) " + PAPERMILL.replace("--log-output", "--log-level WARNING")
-JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
+JUPYTER_BOOK = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
 # `--resources gpu=N`, jobs run side by side on this machine, each on GPUs of its own.
 CLUSTER = workflow.remote_exec or workflow.resource_settings.nodes is not None
+if CLUSTER and PYTHON != sys.executable:
+    raise WorkflowError(
+        f"jobs of a cluster cannot start {sys.executable}: Snakemake needs a path without spaces "
+        "and signs there, so move the project"
+    )
+# What jobs leave in temporary folders goes with `locked.py`, however they end.
+if (own := os.environ.get("ADVLIB_TMP")) and not CLUSTER:
+    os.environ["TMPDIR"] = os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.tempdir = own
 GPUS = None if CLUSTER else workflow.global_resources.get("gpu").value
 ON_GPUS = "" if GPUS is None else f"{PYTHON} pipeline/gpus.py"
 if GPUS is not None and GPUS < jobs.gpus(STUDY, STATED.get("devices")):
@@ -165,7 +194,7 @@ def start_of(wildcards):
 def weights_of(wildcards):
     """The local weights file that a run starts from, if there is one; a name has no ending."""
     path = STUDY.checkpoints.get(wildcards.method) or STUDY.weights
-    return STUDY.file(path) if path and Path(path).suffix else []
+    return from_here(STUDY.file(path)) if path and Path(path).suffix else []
 
 
 def source_of(study_id, chapter=None):
@@ -184,7 +213,7 @@ def shown(study, chapter):
 
 def folder_of(study, source):
     """Where a study's tables lie; those of a run need not be there yet."""
-    return study.tables(source) if source == "committed" else study.runs
+    return from_here(study.tables(source) if source == "committed" else study.runs)
 
 
 def tables_of(study_id, chapter=None):
@@ -246,13 +275,28 @@ def appendix_of(wildcards):
         names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
         names = ["bring_your_own"]
-    paths = [study.runs / "executed" / f"{name}.ipynb" for name in names]
+    paths = [from_here(study.runs) / "executed" / f"{name}.ipynb" for name in names]
     return [path for path in paths if study == STUDY or path.exists()]
+
+
+def pages_of(wildcards, input):
+    """What `pages.place_pages` is told about a study."""
+    study = wildcards.study
+    return json.dumps(
+        {
+            "file": FILES[study],
+            "source": SOURCES[study],
+            "audit": AUDITS[study],
+            "chapters": list(input.chapters),
+            "appendix": list(input.appendix),
+            "read": {c: list(map(str, tables_of(study, c))) for c in chapters_of(study)},
+        }
+    )
 
 
 rule all:
     input:
-        "_build/html/index.html",
+        "_build/html/.buildinfo",
         tables=[] if MODE == "read" else tables_of(STUDY.study),
         audit=[tables_of(STUDY.study, chapter) for chapter in AUDITS[STUDY.study]]
         if MODE == "audit"
@@ -264,7 +308,7 @@ if STUDY.predictions:
     rule bring:
         input:
             notebook="notebooks/bring_your_own.ipynb",
-            files=[STUDY.file(path) for path in STUDY.predictions.values()],
+            files=[from_here(STUDY.file(path)) for path in STUDY.predictions.values()],
             file=FILE,
         output:
             tables=list(table_paths(STUDY, RUNS)),
@@ -283,7 +327,7 @@ else:
             touch(RUNS / "fetched"),
         params:
             settings=settings("dataset", "data_dir") | listing(),
-            folder=f"--data-dir {shlex.quote(str(STUDY.data_root))}" if STUDY.data_root else "",
+            folder=f"--data-dir {shlex.quote(str(from_here(STUDY.data_root)))}" if STUDY.data_root else "",
             # A holdout is a part of the training images.
             splits=" ".join(dict.fromkeys(s.replace("holdout", "train") for s in STUDY.splits)),
         benchmark:
@@ -541,18 +585,9 @@ rule place_study:
     output:
         "book/generated/{study}/index.md",
     params:
-        source=lambda wildcards: SOURCES[wildcards.study],
-        audit=lambda wildcards: AUDITS[wildcards.study],
-    run:
-        pages.place_pages(
-            BY_ID[wildcards.study],
-            params.source,
-            params.audit,
-            input.chapters,
-            input.appendix,
-            FILES[wildcards.study],
-            {c: pages.read_by(c, tables_of(wildcards.study, c)) for c in chapters_of(wildcards.study)},
-        )
+        pages=pages_of,
+    shell:  # not `run:`, for which Snakemake starts itself, unquoted
+        "printf %s {params.pages:q} | {PYTHON} -m advbook.build.pages place"
 
 
 rule claims:
@@ -789,8 +824,10 @@ rule toc:
         template="_toc.yml",
     output:
         "_build/toc.yml",
-    run:
-        pages.write_toc(list(FILES))
+    params:
+        studies=list(FILES),
+    shell:
+        "{PYTHON} -m advbook.build.pages toc {params.studies:q}"
 
 
 rule book:
@@ -805,12 +842,13 @@ rule book:
         code=[p for room in ("advlib", "book/advbook", "pipeline") for p in Path(room).rglob("*.py")],
         config=["_config.yml", *Path("book/_static").glob("*")],
     output:
-        "_build/html/index.html",
+        "_build/html/.buildinfo",  # not a page: Snakemake removes outputs before it makes them
     benchmark:
         "_build/benchmarks/book.tsv"
-    shell:
-        "rm -rf _build/html _build/.doctrees && {JUPYTER_BOOK} build . --toc {input.toc} --all "
-        "-W -n --keep-going -q"
+    shell:  # beside the last book, which stays until there is another
+        "rm -rf _build/next && {JUPYTER_BOOK} build . --path-output _build/next --toc {input.toc} "
+        "--all -W -n --keep-going -q > /dev/null && rm -rf _build/html && mv _build/next/_build/html _build/ "
+        "&& rm -rf _build/next"
 
 
 onsuccess:

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +25,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         With the folder, if it cannot be written to: it is full, or read-only.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _partial(path)
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except Exception as error:  # safetensors has an error of its own for a full disk
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # it takes up the little that is left
+        if partial is not None:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)  # it takes up the little that is left
         said = next((said for said in _NO_ROOM if said in str(error)), None)
         if said is None:
             raise
@@ -72,6 +77,32 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(found, dict):
         raise OSError(f"{path} is damaged (it holds {str(found)[:20]}, no facts): {AGAIN}")
     return found
+
+
+def _partial(path: Path) -> Path:
+    """A name that no other process writes to; what a process that is gone has left is removed."""
+    own = f".{path.name}.{platform.node()}."
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        number = left.name.removeprefix(own).removesuffix(".partial")
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            if number.isdigit():
+                gone = not _runs(int(number))
+            else:  # of another machine
+                gone = time.time() - left.stat().st_mtime > 86400
+            if gone:
+                left.unlink()
+    return path.with_name(f"{own}{os.getpid()}.partial")
+
+
+def _runs(number: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def file_hash(path: str | Path) -> str:

@@ -1,6 +1,6 @@
 """Run a command on GPUs of its own: as many as ADVLIB_GPUS says, shared with no other such command.
 
-    ADVLIB_GPUS=2 python gpus.py papermill ...
+    ADVLIB_GPUS=2 python pipeline/gpus.py papermill ...
 
 Snakemake counts GPUs and does not say which. This takes free ones and names them to the command in
 CUDA_VISIBLE_DEVICES, by their UUID where nvidia-smi tells it. Each GPU has a lock of the operating

@@ -1,6 +1,6 @@
 """What a job of a study asks of a cluster: threads, GPUs, memory and time, from the study file.
 
-    python jobs.py imagenet devices=8 passes_per_second=1000
+    python pipeline/jobs.py imagenet devices=8 passes_per_second=1000
 
 A pass is a forward and a backward pass over one image. The numbers are upper bounds from a stated
 speed, made without torch whenever the Snakefile is read; nothing is measured.

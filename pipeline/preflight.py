@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+RUNS_GB = 1  # the least; `make plan` says what a study takes
 NEEDED_GB = {"book": 8, "read": 2}  # torch for CUDA and its libraries take most of it
 
 
@@ -21,6 +22,12 @@ def problem(purpose):
             f"{sys.executable} cannot make virtual environments: install the package python3-venv, "
             "or name another Python, as in `make PYTHON=python3.12 book`."
         )
+    here = os.getcwd()
+    if os.pathsep in here or "\n" in here or here != here.encode("utf-8", "ignore").decode():
+        return (
+            f"{here!r} has a sign in its name that an environment of Python cannot hold (a "
+            f"{os.pathsep}, the end of a line, or one that is not UTF-8): rename the folder."
+        )
     free, needed = shutil.disk_usage(os.getcwd()).free / 1e9, NEEDED_GB[purpose]
     folder = ".venv" if purpose == "book" else ".venv-read"
     if not os.path.exists(os.path.join(folder, "installed")) and free < needed:
@@ -31,10 +38,23 @@ def problem(purpose):
     folder = os.environ.get("ADVLIB_DATA")
     if folder and not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)):
         return f"ADVLIB_DATA names {folder}, which is not a readable folder: mend or unset it."
-    folder = os.environ.get("ADVLIB_RUNS")
-    if folder and os.path.exists(folder) and not os.access(folder, os.W_OK | os.X_OK):
-        return f"ADVLIB_RUNS names {folder}, which cannot be written to: mend or unset it."
+    if purpose == "book":
+        return unwritable(os.environ.get("ADVLIB_RUNS") or "runs")
     return None
+
+
+def unwritable(runs):
+    """One sentence if fresh runs could not be kept in this folder, or None."""
+    there = os.path.abspath(os.path.expanduser(runs))
+    while not os.path.exists(there):
+        there = os.path.dirname(there)
+    why = f"{there} cannot be written to"
+    if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
+        free = shutil.disk_usage(there).free / 1e9
+        if free > RUNS_GB:
+            return None
+        why = f"{free:.1f} GB are free there"
+    return f"runs are kept in {runs} and {why}: mend that, or name another folder in ADVLIB_RUNS."
 
 
 if __name__ == "__main__":

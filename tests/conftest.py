@@ -97,9 +97,9 @@ def quick_start(tmp_path_factory):
         yield
 
 
-def snakemake(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *options: str, runs=None) -> subprocess.CompletedProcess:
     """Run the pipeline of a copy of the project on its own study file."""
-    env = on_path(folder) | {"ADVLIB_RUNS": str(folder / "runs")}
+    env = on_path(folder) | {"ADVLIB_RUNS": str(runs or folder / "runs")}
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "study=my_study.yaml"]
     return subprocess.run([*command, *options], cwd=folder, env=env, capture_output=True, text=True)
 
@@ -132,7 +132,7 @@ def copy_project(copy: Path) -> None:
 @pytest.fixture(scope="session")
 def project(tmp_path_factory):
     """`copy_project`, in which the user's own study has been run and the book built."""
-    copy = tmp_path_factory.mktemp("project") / "copy"
+    copy = tmp_path_factory.mktemp("project") / "my project ü [a] {b} o'neil"
     copy_project(copy)
     done = snakemake(copy)
     assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"

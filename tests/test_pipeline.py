@@ -1,6 +1,7 @@
 """The pipeline on a user's own study file: what it makes, and what it makes again."""
 
 import dataclasses
+import fcntl
 import json
 import re
 import shutil
@@ -194,6 +195,34 @@ def test_a_book_that_is_only_read_shows_no_fresh_audit():
     # Of a study that only its audit shows, each part stands for itself.
     sample = load_study("imagenet_sample")
     assert pages.audit_sources(sample, None) == {"ledger": "committed", "battery": None}
+
+
+def test_a_build_that_fails_leaves_the_last_book(project):
+    index, made = project / "_build/html/index.html", project / "_build/html/.buildinfo"
+    config, before = project / "_config.yml", index.read_bytes()
+    kept = [shutil.copy2(path, project.parent / path.name) for path in (config, made)]
+    try:
+        config.write_text("title: [\n")
+        assert snakemake(project).returncode != 0
+        assert index.read_bytes() == before
+    finally:
+        for path, copy in zip((config, made), kept, strict=True):
+            shutil.copy2(copy, path)
+    assert planned(project) == []
+
+
+def test_a_study_is_run_by_one_pipeline_at_a_time(project):
+    with open(project / RUN / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = snakemake(project)
+        assert planned(project) == []  # looking is allowed
+    assert done.returncode != 0 and "is being run already" in done.stdout + done.stderr
+
+
+def test_a_brace_in_the_name_of_the_runs_is_named(project):
+    done = snakemake(project, "-n", runs=project.parent / "{runs}")
+    assert done.returncode != 0
+    assert "{runs}/mine has a brace in its name" in done.stdout + done.stderr
 
 
 def test_a_bad_study_file_stops_before_any_work(edited):

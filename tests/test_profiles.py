@@ -228,7 +228,7 @@ def test_a_job_runs_through_a_submit_command(tmp_path):
         *(copy, "--jobs", "2", "--latency-wait", "20", "--executor", "cluster-generic"),
         *("--cluster-generic-submit-cmd", f"sh {shlex.quote(str(submit))} {asks}"),
         *("--seconds-between-status-checks", "1"),
-        str(copy / "runs/mine/train/pretrained-seed0.json"),
+        "runs/mine/train/pretrained-seed0.json",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     expected = jobs.needs(load_study(copy / "my_study.yaml"), "train", method="pretrained")

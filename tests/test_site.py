@@ -440,6 +440,18 @@ CLAIMS = "book/generated/claims.html"
 CHART = ".vega-embed svg.marks"
 
 
+@pytest.mark.parametrize("viewport", [NARROW, WIDE])
+def test_a_table_scrolls_by_keyboard_however_wide_its_numbers_are(open_page, pages, viewport):
+    for name in ("training", "index"):  # a notebook's table and one of Markdown
+        page = open_page(next(p for p in pages if p.endswith(f"mine/{name}.html")), viewport)
+        page.evaluate("document.querySelector('.bd-article td').append('1'.repeat(200))")
+        rules = ["scrollable-region-focusable", "landmark-unique", "aria-allowed-role"]
+        assert violations(page, {"type": "rule", "values": rules}) == []
+        page.locator(".bd-article table").first.evaluate("(t) => t.parentElement.focus()")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.activeElement.scrollLeft > 0", timeout=3_000)
+
+
 def test_charts_follow_the_theme_button(open_page):
     page = open_page(CLAIMS)
     fill = f"getComputedStyle(document.querySelector('{CHART} .role-axis-label text')).fill"

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from advlib.data import fetch
 from advlib.data.fetch import DataError
+from advlib.files import replacing
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SMALL_SIDE = 96  # px; up to here images are decoded once and kept in memory …
@@ -501,14 +502,6 @@ def _stored(cache: Path, read: Callable):
 
 
 def _write(path: Path, **arrays) -> None:
-    """Save as .npz under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Save as .npz, whole or not at all."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)

@@ -561,8 +561,12 @@ def publish(name: str) -> None:
         target = partial / path.relative_to(study.runs)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    shutil.rmtree(study.published, ignore_errors=True)
+    old = partial.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if study.published.exists():  # whole until the new ones are there
+        study.published.rename(old)
     partial.rename(study.published)
+    shutil.rmtree(old, ignore_errors=True)
     size = sum(p.stat().st_size for p in study.published.rglob("*") if p.is_file())
     print(f"{study.published}: {size / 1e6:.1f} MB, to be committed")
 
@@ -595,6 +599,15 @@ def _weights(study: Study, folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
+def place() -> None:
+    """Place the pages that the standard input names, as JSON: it may be longer than a command."""
+    told = json.load(sys.stdin)
+    read = {c: read_by(c, [ROOT / p for p in paths]) for c, paths in told.pop("read").items()}
+    place_pages(load_study(told["file"]), **told, read=read)
+
+
 if __name__ == "__main__":
+    known = {"publish": publish, "restore": restore, "place": place}
+    known["toc"] = lambda *studies: write_toc(list(studies))
     with plainly("pages.py"):
-        {"publish": publish, "restore": restore}[sys.argv[1]](sys.argv[2])
+        known[sys.argv[1]](*sys.argv[2:])

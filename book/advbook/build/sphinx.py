@@ -119,10 +119,11 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
 def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Make a page's text say to a screen reader what it shows to the eye.
 
-    Columns of words are marked as such. A negative number gets a minus sign for the hyphen that
-    pandas writes. Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain
-    cell. The list of references, a list of ``doc-biblioentry`` (a role that ARIA dropped), becomes
-    one of items.
+    A table stands in a box that scrolls by keyboard, whether it needs to or not: how wide a table
+    is depends on its numbers. Columns of words are marked as such. A negative number gets a minus
+    sign for the hyphen that pandas writes. Header cells get a ``scope``; an empty one, which heads
+    nothing, becomes a plain cell. The list of references, a list of ``doc-biblioentry`` (a role
+    that ARIA dropped), becomes one of items.
     """
     if "body" not in context:
         return
@@ -137,7 +138,14 @@ def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, do
         cells = re.sub(r"<th(?=[ >])(?![^>]*\bscope=)", f'<th scope="{scope}"', cells)
         return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
 
-    body = re.sub(r"<table\b.*?</table>", mark_words, context["body"], flags=re.DOTALL)
+    numbers = itertools.count(1)
+
+    def boxed(table):
+        name = f"Table {next(numbers)} on this page"  # regions have names of their own
+        box = f'<div class="table-box" tabindex="0" role="region" aria-label="{name}">'
+        return f"{box}{mark_words(table)}</div>"
+
+    body = re.sub(r"<table\b.*?</table>", boxed, context["body"], flags=re.DOTALL)
     number = r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.,]+(?:[\s<%]|&nbsp;|e-?\d))"
     body = re.sub(number, "\\1\N{MINUS SIGN}", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
