@@ -1,6 +1,7 @@
 """The library by itself: what it declares, how thin it stays, and that it runs without the rest."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -111,10 +112,15 @@ def test_the_wheel_runs_the_example_without_the_repository(tmp_path):
         f"import sys; sys.path[:0] = [{str(place)!r}]; sys.path[:] = "
         f"[p for p in sys.path if not p.startswith({str(ROOT)!r}) or 'site-packages' in p]\n"
     )
-    after = f"assert advlib.__file__.startswith({str(place)!r}), advlib.__file__\n"
+    after = (
+        f"assert advlib.__file__.startswith({str(place)!r}), advlib.__file__\n"
+        "from advlib.data.fetch import DATA\n"
+        f"assert str(DATA) == {str(tmp_path / 'cache/advlib/data')!r}\n"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-c", first + code + after],
         cwd=tmp_path,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
     )

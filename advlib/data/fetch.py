@@ -22,8 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-# What is fetched or decoded is kept here: the folder above the package, ignored by git.
-DATA = Path(__file__).resolve().parents[2] / "data"
+# What is fetched or decoded is kept in a checkout's own folder, which git ignores, or, where the
+# library is installed, in the user's cache.
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "advlib"
+DATA = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else _CACHE) / "data"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NETWORK_TIMEOUT = 10  # seconds without an answer
