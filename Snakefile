@@ -73,14 +73,6 @@ GIVEN = (STUDY.data_dir, STUDY.weights, *STUDY.checkpoints.values(), *STUDY.pred
 for path in (RUNS, *FILES.values(), *GIVEN):
     if set("{}") & set(str(path)):
         raise WorkflowError(f"{path} has a brace in its name, which Snakemake reads: rename it")
-if workflow.is_main_process and not workflow.dryrun and MODE != "read":
-    # Two folders, or a hand, may start the same study: it is run by one of them at a time.
-    RUNS.mkdir(parents=True, exist_ok=True)
-    running = open(RUNS / "lock", "w")
-    try:
-        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError(f"{NAME} is being run already, into {RUNS}: wait for that") from None
 if MODE == "audit" and STUDY.audits and "pgd40" not in STUDY.attacks:
     raise WorkflowError(f"the audit of {NAME} compares with pgd40: add it to the study's attacks")
 if MODE == "audit" and not STUDY.audits:
@@ -849,6 +841,17 @@ rule book:
         "rm -rf _build/next && {JUPYTER_BOOK} build . --path-output _build/next --toc {input.toc} "
         "--all -W -n --keep-going -q > /dev/null && rm -rf _build/html && mv _build/next/_build/html _build/ "
         "&& rm -rf _build/next"
+
+
+onstart:
+    # Two clones, or `make` and a hand, may want the same study: one runs it at a time.
+    if workflow.is_main_process and MODE != "read":
+        RUNS.mkdir(parents=True, exist_ok=True)
+        lock = os.open(RUNS / "lock", os.O_RDWR | os.O_CREAT)  # freed when this process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkflowError(f"{NAME} is being run already, into {RUNS}: wait for that") from None
 
 
 onsuccess:
