@@ -62,6 +62,8 @@ setup:  ## create .venv and install the pinned requirements
 	@$(PYTHON) -m venv .venv
 	@start=$$(date +%s) && .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt \
 	  && echo $$(( $$(date +%s) - start )) > .venv/install-seconds
+	@# With it, every process that imports jsonschema first builds grammars for more than a second.
+	@.venv/bin/python -m pip uninstall -q --disable-pip-version-check -y rfc3987-syntax
 	@$(call on_path,.venv)
 	@touch $@
 

@@ -83,20 +83,6 @@ def on_path(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def quick_start(tmp_path_factory):
-    """Processes that the tests start do without a package that JupyterLab brings.
-
-    With it, whatever imports jsonschema (papermill, every kernel that draws a chart) first builds
-    grammars for more than a second, to check the format of addresses.
-    """
-    folder = tmp_path_factory.mktemp("path")
-    (folder / "rfc3987_syntax.py").write_text("raise ImportError('not needed here')\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", on_path(folder)["PYTHONPATH"])
-        yield
-
-
 def snakemake(folder: Path, *options: str, runs=None) -> subprocess.CompletedProcess:
     """Run the pipeline of a copy of the project on its own study file."""
     env = on_path(folder) | {"ADVLIB_RUNS": str(runs or folder / "runs")}

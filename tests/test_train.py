@@ -384,7 +384,7 @@ def test_a_weight_that_is_no_number_is_named(tiny_study, tmp_path, network):
     with torch.no_grad():
         network.net[0].weight[0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"^net.0.weight holds .* after step 0$"):
-        save_checkpoint(tmp_path / "checkpoint.safetensors", network, None, 0, [], {})
+        save_checkpoint(tmp_path / "checkpoint.safetensors", {"model": network}, None, 0, [], {})
 
 
 def test_a_full_disk_names_the_folder_and_keeps_what_was_there(tiny_study, tmp_path, table):
