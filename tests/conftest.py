@@ -105,10 +105,15 @@ def copy_project(copy: Path) -> None:
 
     Of the published studies with chapters of their own it has the default alone.
     """
-    left_out = [".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info"]
-    published = {path.parent.name for path in ROOT.glob("results/*/predictions")}
-    left_out += published - {"fashion_mnist_quick"}
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
+    published = {path.parent for path in ROOT.glob("results/*/predictions")}
+    left_out = {ROOT / name for name in ("_build", "build", "runs", "data", "book/generated")}
+    left_out |= published - {ROOT / "results/fashion_mnist_quick"}
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+
+    def ignored(folder, names):
+        return hidden(folder, names) | {n for n in names if Path(folder) / n in left_out}
+
+    shutil.copytree(ROOT, copy, ignore=ignored)
     elsewhere = copy.parent / "somebody"
     save_digits(elsewhere / "photos")
     (elsewhere / "my_study.yaml").write_text(OWN_STUDY)
