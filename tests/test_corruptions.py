@@ -154,11 +154,11 @@ def test_the_green_channel_of_a_grey_image_is_kept():
 
 def test_processes_load_no_torch():
     code = (
-        "import sys, numpy as np; from advlib import corruptions; "
+        "import sys, numpy as np; from advlib.data import corruptions; "
         "corruptions._corrupt(np.zeros((1, 1, 8, 8), np.uint8), 'fog', 1, [0]); "
         "sys.exit('torch' in sys.modules)"
     )
-    root = Path(corruptions.__file__).parent.parent
+    root = Path(corruptions.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 

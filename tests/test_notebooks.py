@@ -1,5 +1,6 @@
 """The notebooks as sources, and each run alone by papermill."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -33,6 +34,9 @@ def test_sources(path):
     for line in tagged[0].source.splitlines():
         assert "#" in line, f"a parameter without a comment: {line}"
     assert not any(word in cell.source for cell in code for word in ("/home/", "/Users/", "!pip"))
+    for node in (node for cell in code for node in ast.walk(ast.parse(cell.source))):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("advlib", "advbook")):
+            exec(ast.unparse(node))  # raises ImportError for what has moved
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -250,7 +250,7 @@ def test_published_samples_are_small_and_of_the_published_networks():
 
 def test_reading_needs_no_torch():
     code = "import sys; from advbook.studies.samples import read_samples; "
-    code += "from advbook.studies.schema import load_study; from advlib import charts_gallery; "
+    code += "from advbook.studies.schema import load_study; from advbook.charts import pictures; "
     code += "read_samples(load_study('fashion_mnist_quick'), 'committed'); "
     code += "assert not {'torch', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
