@@ -25,9 +25,14 @@ from tqdm import tqdm
 
 from advlib.data import fetch
 from advlib.data.fetch import DataError
+from advlib.data.published_sets import (
+    SEVERITIES,
+    check_published,
+    locate_published,
+    published_condition,
+)
 from advlib.files import file_hash, replacing, usable_cores
 from advlib.metrics import CORRUPTIONS
-from advlib.data.published_sets import SEVERITIES, check_published, locate_published, published_condition
 
 LIBRARY = "imagecorruptions-imaug"
 LIBRARY_SIDE = 32  # px, the smallest image that the library takes

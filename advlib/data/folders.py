@@ -61,9 +61,9 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
     ------
     DataError
         For a missing split, fewer than two class folders, a class that only one split has, an
-        empty class; for what `advlib.data.fetch.walk` refuses; and for image files with another ending
-        than those of `ENDINGS`, which torchvision's ``ImageFolder`` reads, too. Any other file is
-        left out, with a warning that counts them.
+        empty class; for what `advlib.data.fetch.walk` refuses; and for image files with another
+        ending than those of `ENDINGS`, which torchvision's ``ImageFolder`` reads, too. Any other
+        file is left out, with a warning that counts them.
     """
     present = split_folders(folder, imagenet=imagenet)
     if split not in present:

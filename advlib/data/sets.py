@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,8 +116,8 @@ class Images(Dataset):
         Each image's place in the file that the set is distributed as, where that is known: the
         published corruptions of CIFAR keep that order.
     contents : structured array (N,), or None
-        Of images from files what `advlib.data.folders.contents` finds in each; for `paths` it is found
-        when it is first asked for.
+        Of images from files what `advlib.data.folders.contents` finds in each; for `paths` it is
+        found when it is first asked for.
     fingerprint : str
         SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
         content and label of each file, in order.
