@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "advlib.threat": ("ThreatModel", "PROTOCOLS"),
-    "advlib.attacks.pgd": ("pgd_attack", "evaluate_attack"),
+    "advlib.attacks.pgd": ("pgd_attack",),
+    "advlib.attacks.worst_case": ("evaluate_attack",),
     "advlib.labels": ("label_augmentation_targets", "label_augmentation_loss", "class_logits"),
     "advlib.recipes": ("RECIPES", "Training"),
     "advlib.train": ("fit",),

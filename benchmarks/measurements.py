@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from advbook.studies.runs import load_run
 from advbook.studies.schema import make_study
 from advlib.attacks.folding import folding
-from advlib.attacks.pgd import evaluate_attack
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import Images
 from advlib.networks.build import autocast, build_model, resolve_dtype
 from advlib.objectives import standard

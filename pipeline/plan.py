@@ -264,7 +264,7 @@ def _notebooks() -> list[tuple]:
 def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
     import torch
 
-    from advlib.attacks.pgd import default_batch_size, evaluate_attack
+    from advlib.attacks.worst_case import default_batch_size, evaluate_attack
     from advlib.data.sets import DATASETS, Images
     from advlib.labels import widen_head
     from advlib.networks.build import build_model, default_device, study_preprocessing

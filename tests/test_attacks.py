@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from advlib.attacks import pgd as attacks
-from advlib.attacks.pgd import default_batch_size, evaluate_attack, pgd_attack
+from advlib.attacks.pgd import pgd_attack
+from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.labels import class_logits
 from advlib.networks.build import Normalize, build_model
 from advlib.predictions import predict
@@ -214,14 +215,8 @@ def test_an_l2_step_is_as_long_however_small_the_gradient(size):
 
 def brute_force(model, x, y, threat, seed, batch=1):
     """Error by the definition: every image alone, every iterate looked at."""
-    from advlib.attacks.pgd import (
-        _image_noise,
-        _radius,
-        _start,
-        _step,
-        attack_mode,
-        logits_and_gradient,
-    )
+    from advlib.attacks.pgd import _radius, _start, _step, attack_mode, logits_and_gradient
+    from advlib.attacks.worst_case import _image_noise
 
     broken = []
     for i in range(len(x)):

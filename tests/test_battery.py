@@ -25,7 +25,7 @@ from advbook.audit.battery import (
 from advbook.charts import battery as charts_battery
 from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
-from advlib.attacks.pgd import evaluate_attack
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import load_dataset, stratified_subset
 from advlib.predictions import read_facts, read_predictions, write_predictions
 from advlib.threat import ThreatModel

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from advbook.studies.schema import ROOT
-from advlib.attacks.pgd import evaluate_attack, pgd_attack
+from advlib.attacks.pgd import pgd_attack
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.fetch import DataError
 from advlib.networks.build import build_model
 from advlib.threat import ThreatModel

@@ -16,8 +16,9 @@ from advbook.charts import switches as charts_ledger
 from advbook.studies import switches
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
-from advlib.attacks import pgd as attacks
-from advlib.attacks.pgd import evaluate_attack, pgd_attack
+from advlib.attacks import worst_case
+from advlib.attacks.pgd import pgd_attack
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.networks.build import Normalize
 from advlib.threat import PROTOCOLS, ThreatModel
 
@@ -181,7 +182,7 @@ def count_attacks(monkeypatch):
         return real(model, dataset, threat, **options)
 
     calls_until_killed = [math.inf]
-    monkeypatch.setattr(attacks, "evaluate_attack", counted)
+    monkeypatch.setattr(worst_case, "evaluate_attack", counted)
     return calls, calls_until_killed
 
 

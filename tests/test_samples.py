@@ -30,7 +30,8 @@ from advbook.studies.samples import (
     sample_positions,
 )
 from advbook.studies.schema import ROOT, load_study
-from advlib.attacks.pgd import classify, evaluate_attack
+from advlib.attacks.pgd import classify
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.networks.build import default_device
 from advlib.predictions import read_predictions
 

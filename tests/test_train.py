@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import digest
 from advlib import metrics, steps, train
-from advlib.attacks.pgd import evaluate_attack
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.checkpoints import CHECKPOINT, save_checkpoint
 from advlib.files import file_hash
 from advlib.networks.build import build_model

@@ -23,11 +23,11 @@ from advlib.attacks.folding import folding
 from advlib.attacks.pgd import (
     attack_mode,
     classify,
-    evaluate_attack,
     logits_and_gradient,
     pgd_attack,
     start_noise,
 )
+from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import evaluation_batches, stream_seed
 from advlib.labels import class_logits
 from advlib.networks.build import autocast, default_device

@@ -16,7 +16,7 @@ from advbook.studies import launch
 from advbook.studies.runs import load_run
 from advbook.studies.schema import Study, digest
 from advlib import distributed
-from advlib.attacks.pgd import default_batch_size, evaluate_attack
+from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
 from advlib.networks.build import default_device, resolve_dtype
 from advlib.predictions import (
