@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from advlib.files import AGAIN, read_json, replacing, set_aside
+from advlib.metrics.tables import CORRECT_COLUMNS, correct
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
-MORE_COLUMNS = (*CONDITIONS, "linf", "steps_used")
+MORE_COLUMNS = (*CONDITIONS, *CORRECT_COLUMNS, "linf", "steps_used")
 TEXT = ("file_name", "corruption", "attack", "method")
 CLEAN = ("", "none", "clean")  # as a condition: a row about a clean image
 MISSING = [
@@ -130,7 +131,8 @@ def check_predictions(
     ----------
     table : DataFrame
         With `COLUMNS` and, for some benchmarks, ``corruption`` and ``severity`` or ``attack``.
-        A missing value there is a condition of its own: the clean images.
+        A missing value there is a condition of its own: the clean images. An optional column
+        ``correct`` (booleans) decides what counts as an error (`advlib.metrics.tables.correct`).
     num_classes : int, optional
         K: labels and classes are in [0, K).
     n_images : int, optional
@@ -166,6 +168,7 @@ def check_predictions(
             "percentages a division by 100"
         )
     _check_same_labels(table)
+    correct(table)  # refuses a column that holds anything but booleans
     return table
 
 

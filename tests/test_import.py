@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from advlib import metrics
 from advlib.data.annotations import imagenet_labels
 from advlib.predictions import (
     COLUMNS,
@@ -84,6 +85,20 @@ def test_unknown_columns_are_left_out(table, tmp_path):
     more = table.assign(note="x", severity=3, corruption="fog", linf=0.1)
     found = read_predictions(written(more, tmp_path / "model.csv"))
     assert list(found.columns) == [*COLUMNS, "corruption", "severity", "linf"]
+
+
+@pytest.mark.parametrize("name", ["correct", "multilabel_correct"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_file_may_say_which_rows_are_correct(table, tmp_path, name, ending):
+    """Its verdict counts, under the present name and the former one."""
+    right = np.arange(len(table)) > 0
+    for values in (right, right.astype(int)):
+        path = written(table.assign(**{name: values}), tmp_path / f"model.{ending}")
+        assert metrics.correct(read_predictions(path)).tolist() == right.tolist()
+    for values in (right.astype(int) + 1, ["yes"] * len(table), [True] * (len(table) - 1) + [None]):
+        path = written(table.assign(**{name: values}), tmp_path / f"model.{ending}")
+        with pytest.raises(ValueError, match=f"the column {name} must hold True or False"):
+            read_predictions(path)
 
 
 def test_a_csv_of_a_spreadsheet_is_read(table, tmp_path):

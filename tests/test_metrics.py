@@ -12,6 +12,8 @@ from scipy import stats
 
 from advbook.studies.schema import ROOT
 from advlib import metrics
+from advlib.metrics.intervals import corrected_variance, replicates
+from advlib.metrics.tables import averages, checked
 
 
 def make_table(labels, predicted):
@@ -539,8 +541,20 @@ def test_multilabel_error_by_hand():
         metrics.multilabel_error(table, {})
     with pytest.raises(ValueError, match="unlabelled"):
         metrics.multilabel_error(table, sets, unlabelled="ignore")
-    with pytest.raises(ValueError, match="missing values.*multilabel"):  # judged and not judged
+    with pytest.raises(ValueError, match="missing values.*correct"):  # judged and not judged
         metrics.error(pd.concat([judged.assign(method="a"), table.assign(method="b")]), by="method")
+
+
+def test_the_column_correct_decides_what_counts():
+    table = table_of([1, 2], 4)
+    right = np.arange(8) % 4 > 0
+    for name, values in (("correct", right), ("multilabel_correct", right.astype(float))):
+        judged = table.assign(**{name: values})
+        assert metrics.error(judged) == 0.25 and metrics.correct(judged).tolist() == right.tolist()
+    assert metrics.error(table.assign(correct=right, multilabel_correct=np.nan)) == 0.25
+    assert metrics.correct(table).tolist() == (table.label == table.predicted_class).tolist()
+    with pytest.raises(ValueError, match="correct must hold True or False"):
+        metrics.error(table.assign(correct=2))
 
 
 def test_judged_tables_of_several_benchmarks():
@@ -553,7 +567,7 @@ def test_judged_tables_of_several_benchmarks():
     annotations = pd.DataFrame({"file_name": both["file_name"].unique(), "factor": "pose"})
     groups = dict.fromkeys(range(2), "low") | dict.fromkeys(range(2, 4), "high")
     by_label = both["label"] != both["predicted_class"]
-    assert (by_label != ~both["multilabel_correct"]).any()
+    assert (by_label != ~both["correct"]).any()
     for metric, more in (
         (metrics.class_error, []),
         (metrics.factor_error, [annotations]),
@@ -565,14 +579,14 @@ def test_judged_tables_of_several_benchmarks():
             rows = whole[whole["benchmark"] == b].drop(columns="benchmark")
             pd.testing.assert_frame_equal(rows.reset_index(drop=True), metric(part, *more))
     for b, part in judged.items():
-        wrong = 1 - part["multilabel_correct"].mean()
+        wrong = 1 - part["correct"].mean()
         kinds = metrics.confusion_kinds(part, groups).groupby("kind")["n_images"].sum()
         assert 1 - kinds["right"] / 40 == pytest.approx(wrong)
         assert metrics.factor_summary(part, annotations, n_resamples=9)["error"][0] == wrong
         summary = metrics.class_summary(both, by="benchmark").set_index("benchmark")
         assert summary["mean"][b] == pytest.approx(wrong)
     pooled = metrics.bootstrap(both, "error", n_resamples=9).value
-    assert pooled == pytest.approx(1 - both["multilabel_correct"].mean())
+    assert pooled == pytest.approx(1 - both["correct"].mean())
 
 
 # ---------------------------------------------------------------- classes
@@ -609,9 +623,7 @@ def test_noise_correction_is_unbiased_with_classes_of_different_sizes():
     rng = np.random.default_rng(0)
     p, n = rng.beta(2, 5, 40), rng.integers(2, 30, 40)
     squares = [
-        metrics._corrected_variance(
-            metrics._averages(metrics._checked(table_of(rng.binomial(n, p), n)), ["label"])
-        )[1]
+        corrected_variance(averages(checked(table_of(rng.binomial(n, p), n)), ["label"]))[1]
         for _ in range(200)
     ]
     assert np.mean(squares) == pytest.approx(p.var(), abs=4 * np.std(squares) / 200**0.5)
@@ -667,7 +679,7 @@ def test_class_changes_by_hand():
     np.testing.assert_allclose(result["q_value"], [3 * 0.5**11, 3 * 2 * 0.5**12, 1])
     # what the exact test of 11, 12 and 2 images can reach: 2 P(X <= 1), 2 P(X <= 2), 0
     expected = 2 * (stats.binom.cdf(1, 11, 0.5) + stats.binom.cdf(2, 12, 0.5))
-    assert result.attrs == {
+    assert metrics.uncorrected_changes(result)._asdict() == {
         "n_raw": 2,
         "expected_by_chance": pytest.approx(expected),
         "expected_at_most": pytest.approx(0.15),
@@ -701,8 +713,8 @@ def test_class_changes_finds_little_where_nothing_differs():
     labels = np.repeat(np.arange(300), 50)
     a, b = (make_table(labels, np.where(rng.random(15_000) < 0.3, -1, labels)) for _ in range(2))
     result = metrics.class_changes(a, b)
-    raw, chance = result.attrs["n_raw"], result.attrs["expected_by_chance"]
-    assert abs(raw - chance) < 4 * chance**0.5 and chance < result.attrs["expected_at_most"] == 15
+    raw, chance, at_most = metrics.uncorrected_changes(result)
+    assert abs(raw - chance) < 4 * chance**0.5 and chance < at_most == 15
     assert (result["change"] != "no change").sum() <= 1 < raw
 
 
@@ -916,7 +928,7 @@ def test_replicates_of_the_corrected_variance_lie_around_the_observed_variance()
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2, 3, 4], [1, 3, 4, 5, 6])  # the single image plays no part
     values = rng.random((19, 2)).round(1)
-    _, _, variances = metrics._replicates(labels, values, 100_000, seed=0)
+    variances = replicates(labels, values, 100_000, seed=0).variance
     observed = np.stack([values[labels == c].mean(0) for c in range(1, 5)]).var(0)
     np.testing.assert_allclose(
         variances.mean(0), observed, atol=4 * variances.std(0).max() / 100_000**0.5

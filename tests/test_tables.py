@@ -367,7 +367,7 @@ def test_reading_needs_no_torch():
         for path in (base / room).rglob("[!_]*.py")
     }
     modules = {m for m in modules if not m.startswith(tuple(running))} - {"pipeline.plan"}
-    assert {"advlib.metrics", "advlib.data.annotations", "advbook.claims.claims"} < modules
+    assert {"advlib.metrics.errors", "advlib.data.annotations", "advbook.claims.claims"} < modules
     code = f"import sys, {', '.join(sorted(modules))}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -401,6 +401,16 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
         len(corrupted) == 225 and "attack" not in corrupted and facts["brought"].endswith("a.csv")
     )
     assert list(table_paths(brought, brought.runs))[0].name == "data.json"
+
+
+def test_what_one_file_says_is_correct_is_said_of_every_table(brought, tmp_path):
+    rows = pd.read_csv(tmp_path / "a.csv").assign(multilabel_correct=0)
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    bring(brought)
+    errors = metrics.error(read_study(brought, "fresh"), ["benchmark", "method"])
+    assert errors.set_index(["benchmark", "method"])["error"].to_dict() == {
+        (benchmark, model): model == "a" for benchmark in ("clean", "pgd40") for model in ("a", "b")
+    }
 
 
 def test_the_fifteen_corruptions_of_mce_count_and_no_others(brought, tmp_path, capsys):
@@ -585,7 +595,7 @@ def test_imagenet_predictions_are_judged_by_real_labels_too(tmp_path):
     expected = [guess in sets[name] for name, guess in pairs if sets[name]]
     real = tables[tables.benchmark == "real"]
     assert len(real) == 50_000 - 3_163
-    assert real.multilabel_correct.mean() == pytest.approx(sum(expected) / len(expected))
+    assert real.correct.mean() == pytest.approx(sum(expected) / len(expected))
     assert tables.attrs["facts"]["real", "net", 0]["n_images"] == 50_000
     assert len(tables.attrs["class_names"]) == 1000
 

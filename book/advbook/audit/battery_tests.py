@@ -296,19 +296,18 @@ def paired_changes(
     """
     wrong = {}
     for method, part in table.groupby("method", sort=False, observed=True):
-        images = part[part.attack == "clean"][["file_name", "label"]]
-        images = images.assign(predicted_class=images.label)  # what counts is the next column
+        images = part[part.attack == "clean"][[*metrics.IMAGE_COLUMNS]]
         broken = broken_images(part).loc[images.file_name]
         for attack, by, left_by in ATTACKS:
             if (found := _standing(broken, by, left_by)) is not None:
-                wrong[method, attack] = images.assign(multilabel_correct=~found.to_numpy())
+                wrong[method, attack] = images.assign(correct=~found.to_numpy())
     rows = []
     for before, after in pairs:
         for attack, *_ in ATTACKS:
             ends = [wrong.get((method, attack)) for method in (after, before)]
             if all(end is not None for end in ends):
                 change = metrics.bootstrap(ends[0], "error", ends[1], n_resamples=n_resamples)
-                right = [end.set_index("file_name").multilabel_correct for end in ends]
+                right = [end.set_index("file_name").correct for end in ends]
                 more, fewer = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
                 p_value = scipy.stats.binomtest(more, more + fewer).pvalue if more + fewer else 1.0
                 rows.append((before, after, attack, *change, p_value))

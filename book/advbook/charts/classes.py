@@ -54,7 +54,7 @@ def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
         conditions, and the interval is Student's over these means: the rows of one image are not
         independent, so Wilson's would be too narrow. It is missing where all images fare alike.
     """
-    wrong = (table.label != table.predicted_class).astype(float)
+    wrong = 1.0 - metrics.correct(table).astype(float)
     images = wrong.groupby([table.label, table.file_name]).mean()
     found = images.groupby("label").agg(["count", "mean", "std"]).reset_index()
     found.columns = ["label", "n_images", "error", "sd"]

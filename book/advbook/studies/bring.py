@@ -8,7 +8,7 @@ import pandas as pd
 
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
-from advlib.metrics import counted, mean_corruption_error
+from advlib.metrics import CORRECT_COLUMNS, correct, counted, mean_corruption_error
 from advlib.predictions import (
     COLUMNS,
     check_label_order,
@@ -66,12 +66,15 @@ def bring(study) -> None:
     listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images["clean"].items()))
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     title = "ImageNet" if study.dataset == "imagenet" else study.title
+    judged = any("correct" in parts["clean"] for _, parts in tables.values())
     for name, (path, parts) in tables.items():
         facts = {"study": study.study, "method": name, "seed": 0, "settings": {}, "threat": None}
         facts |= {"brought": study.predictions[name], "checkpoint_hash": file_hash(path)}
         facts |= {"data": fingerprint, "data_title": title, "split": study.evaluation_split}
         facts |= {"device": None, "dtype": None, "num_classes": len(class_names)}
         for benchmark, part in parts.items():
+            if judged:  # then every table says it, so that they can be joined
+                part = part.assign(correct=correct(part))
             place = study.runs / "predictions" / benchmark / f"{name}-seed0.parquet"
             write_predictions(part, place, n_images=part.file_name.nunique(), **facts)
     record = {"title": title, "images": len(images["clean"]), "classes": len(class_names)}
@@ -91,6 +94,9 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             f"it holds several seeds, {', '.join(map(str, seeds))}: give each network a file of "
             "its own"
         )
+    kept = list(COLUMNS)
+    if set(CORRECT_COLUMNS) & set(table):
+        table, kept = table.assign(correct=correct(table)), [*kept, "correct"]
     nothing = pd.Series(None, index=table.index, dtype=object)
     columns = (table.get(column, nothing) for column in ("corruption", "attack"))
     corruption, attack = map(without_clean, columns)
@@ -99,14 +105,14 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             f"{table.file_name[both].iloc[0]!r} has a corruption and an attack in one row: leave "
             "one of them empty"
         )
-    parts = {"clean": table.loc[corruption.isna() & attack.isna(), list(COLUMNS)]}
+    parts = {"clean": table.loc[corruption.isna() & attack.isna(), kept]}
     for name in map(str, attack.dropna().unique()):
         if name in ("real", "corruptions") or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(
                 f"the attack {name!r}: a name is of letters, digits, '.', '-' and '_', and rows "
                 "that were not attacked have none"
             )
-        parts[name] = table.loc[attack == name, [*COLUMNS, "attack"]]
+        parts[name] = table.loc[attack == name, [*kept, "attack"]]
     if corruption.notna().any():
         rows = counted(table[corruption.notna()])
         if further := sorted(set(corruption.dropna()) - set(rows.corruption)):
@@ -123,7 +129,7 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
                 "severity goes from 1 to 5; 0 is the clean image: leave corruption empty there"
             )
         rows = rows.assign(severity=severity.astype(int))
-        parts["corruptions"] = rows[[*COLUMNS, "corruption", "severity"]]
+        parts["corruptions"] = rows[[*kept, "corruption", "severity"]]
         mean_corruption_error(parts["corruptions"])  # names what is missing
     parts = {name: part.reset_index(drop=True) for name, part in parts.items() if len(part)}
     if lacking := [name for name in study.benchmarks if name not in parts]:

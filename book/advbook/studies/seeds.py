@@ -4,59 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from advbook.studies.tables import per_cent
-
-
-def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean and SD over the training seeds, never over anything else.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Columns ``by``, seed, value: one row a seed of each combination of ``by``.
-    by : sequence of str
-
-    Returns
-    -------
-    DataFrame
-        Columns ``by``, mean, sd (sample SD, nan for one seed), n_seeds, in the order of ``rows``.
-
-    Raises
-    ------
-    ValueError
-        If a seed has several rows: their spread would not be that of the seeds.
-    """
-    by = list(by)
-    if (again := rows.duplicated([*by, "seed"])).any():
-        which = ", ".join(str(value) for value in rows.loc[again, [*by, "seed"]].iloc[0])
-        raise ValueError(f"several rows for one seed ({which}): name what tells them apart in by")
-    found = rows.groupby(by, sort=False, observed=True).value.agg(["mean", "std", "count"])
-    return found.reset_index().rename(columns={"std": "sd", "count": "n_seeds"})
-
-
-def t_interval(mean, sd, n_seeds, tests=1):
-    """The 95 % interval over seeds, Student's t: wide for few, since so few say little of training.
-
-    Parameters
-    ----------
-    mean, sd : float or array of shape (n,)
-        Over the seeds, sample SD.
-    n_seeds : int or array of shape (n,)
-        At least 2; below, the interval is the whole line.
-    tests : int
-        For how many tests it is widened (Bonferroni).
-
-    Returns
-    -------
-    (low, high)
-        Of the shape of mean.
-    """
-    n = np.asarray(n_seeds)
-    quantile = stdtrit(np.maximum(n - 1, 1), 1 - 0.025 / tests)
-    half = np.where(n > 1, quantile * sd / np.sqrt(n), np.inf)
-    return mean - half, mean + half
+from advlib.metrics import over_seeds, t_interval
 
 
 def with_spread(mean: float, sd: float, n_seeds: int | None = None) -> str:

@@ -303,7 +303,7 @@ def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:
     if not is_validation(tables.attrs["dataset"], clean.file_name):
         return tables
     judged = metrics.multilabel_table(clean, annotations.real_label_sets(), unlabelled)
-    tables = tables.assign(multilabel_correct=tables.label == tables.predicted_class)
+    tables = tables.assign(correct=metrics.correct(tables))
     whole = pd.concat([tables, judged.assign(benchmark="real")], ignore_index=True)
     facts = {("real", *key[1:]): known for key, known in tables.attrs["facts"].items()}
     whole.attrs = {**tables.attrs, "facts": _Facts({**facts, **tables.attrs["facts"]})}

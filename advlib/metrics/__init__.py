@@ -1,0 +1,49 @@
+"""Error figures: pure functions from prediction tables to numbers and tables, without torch."""
+
+# ruff: noqa: F401  (these names are imported from here)
+
+from advlib.metrics.classes import (
+    class_changes,
+    class_error,
+    class_rank_correlation,
+    class_summary,
+    confusion,
+    confusion_kinds,
+    group_confusion,
+    group_error,
+    rank_correlation,
+    uncorrected_changes,
+)
+from advlib.metrics.errors import (
+    corruption_error,
+    corruption_summary,
+    error,
+    error_ratio,
+    factor_error,
+    factor_summary,
+    mean_corruption_error,
+    multilabel_error,
+    multilabel_table,
+    relative_reduction,
+)
+from advlib.metrics.intervals import (
+    STATISTICS,
+    BootstrapInterval,
+    bootstrap,
+    over_seeds,
+    summarise,
+    t_interval,
+)
+from advlib.metrics.tables import (
+    ALEXNET_CORRUPTION_ERROR,
+    CONDITION_COLUMNS,
+    CORRECT_COLUMNS,
+    CORRUPTIONS,
+    IMAGE_COLUMNS,
+    By,
+    Groups,
+    LabelSets,
+    Tables,
+    correct,
+    counted,
+)

@@ -1,0 +1,242 @@
+"""Errors over images: of corruptions, of factors of variation, and by label sets.
+
+Errors are fractions in [0, 1]. A metric takes one condition, or ``by=[columns]`` for one row per
+condition. Bad input raises a ValueError that names what is wrong.
+"""
+
+import numbers
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from advlib.metrics.intervals import BootstrapInterval, bootstrap_error
+from advlib.metrics.resampling import draws, varied
+from advlib.metrics.tables import (
+    CORRUPTIONS,
+    IMAGE_COLUMNS,
+    By,
+    LabelSets,
+    Tables,
+    as_list,
+    averages,
+    checked,
+    codes_of,
+    counted,
+    groups_of,
+    require,
+    several,
+    shared_images,
+)
+
+
+def error(table: pd.DataFrame, by: By = None) -> float | pd.DataFrame:
+    """Top-1 error over images, in [0, 1]; with ``by``: its columns, ``n_images``, ``error``."""
+    images = checked(table, by)
+    if not (columns := as_list(by)):
+        return float(images["wrong"].mean())
+    return averages(images, columns).drop(columns="noise")
+
+
+def corruption_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
+    """CE_c: the mean over severities 1-5 of the error under corruption c (paper, Sec. 3).
+
+    Returns the columns of ``by``, ``corruption`` and ``corruption_error``. Raises ValueError if a
+    corruption lacks a severity, or if its severities hold different numbers of images.
+    """
+    cells, missing = error(table, columns := as_list(by, "corruption", "severity")), []
+    for key, group in groups_of(cells, columns[:-1]):
+        name, found = " ".join(str(value) for value in key.values()), set(group["severity"])
+        if found - set(range(1, 6)) or group["n_images"].nunique() > 1:
+            raise ValueError(
+                f"{name} must hold the same images at each severity from 1 to 5; it "
+                f"has {dict(zip(group.severity, group.n_images, strict=True))}."
+            )
+        missing += [f"{name} severity {s}" for s in range(1, 6) if s not in found]
+    if missing:
+        raise ValueError(f"missing from the corruption table: {', '.join(missing)}.")
+    means = cells.groupby(columns[:-1], observed=True)["error"].mean()
+    return means.reset_index(name="corruption_error")
+
+
+def mean_corruption_error(
+    table: pd.DataFrame, reference: Mapping[str, float] | None = None, by: By = None
+) -> float | pd.DataFrame:
+    """mCE: the mean of CE_c over the 15 `CORRUPTIONS`; further corruptions do not count.
+
+    ``reference``, such as `ALEXNET_CORRUPTION_ERROR`: CE_c by name, by which ours are divided
+    (Hendrycks & Dietterich, 2019); None: the paper's unnormalised mCE. Returns a float; with
+    ``by``: its columns and ``mean_corruption_error``. A ValueError lists what is missing.
+    """
+    if absent := [c for c in CORRUPTIONS if reference is not None and c not in reference]:
+        raise ValueError(f"the reference lacks the corruptions {absent}.")
+    rows = []
+    for key, group in groups_of(corruption_error(counted(table), by), by):
+        errors = dict(zip(group["corruption"], group["corruption_error"], strict=True))
+        if absent := [c for c in CORRUPTIONS if c not in errors]:
+            raise ValueError(
+                f"missing from the corruption table{f' of {key}' if key else ''}: "
+                f"{', '.join(absent)}."
+            )
+        scaled = [errors[c] / (reference[c] if reference else 1.0) for c in CORRUPTIONS]
+        rows.append({**key, "mean_corruption_error": float(np.mean(scaled))})
+    return pd.DataFrame(rows) if as_list(by) else rows[0]["mean_corruption_error"]
+
+
+def corruption_summary(
+    table: Tables,
+    reference: Mapping[str, float] | None = None,
+    paired_with: Tables | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> BootstrapInterval:
+    """`mean_corruption_error`, or table - paired_with, with the 95 % interval of `bootstrap`.
+
+    With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
+    hold the same images. Raises ValueError as both functions do.
+    """
+    for one in (*several(table), *several(paired_with)):
+        mean_corruption_error(one, reference)  # names what is missing
+    shared = shared_images(table, paired_with, n_resamples, reference)
+    return bootstrap_error(shared, n_resamples, seed)
+
+
+def _annotated(images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, list]:
+    """The images' rows with a ``factor``, one for each, and all factors; or a ValueError."""
+    require(annotations, ["file_name", "factor"], "the annotation table", holes=True)
+    if annotations.duplicated(["file_name", "factor"]).any():
+        raise ValueError("the annotation table names an image twice for one factor.")
+    rows = images.merge(annotations[["file_name", "factor"]], on="file_name")
+    if rows.empty:
+        raise ValueError(
+            "no image of the prediction table is annotated: compare the file names, "
+            f"{images.file_name.iloc[0]!r} and {annotations.file_name.iloc[0]!r}."
+        )
+    return rows.dropna(subset="factor"), sorted(annotations["factor"].dropna().unique())
+
+
+def _in_denominator(images: pd.DataFrame, annotations: pd.DataFrame, denominator: str):
+    if denominator not in ("annotated", "all"):
+        raise ValueError(f"denominator must be 'annotated' or 'all', not {denominator!r}.")
+    return images["file_name"].isin(annotations["file_name"]) | (denominator == "all")
+
+
+def factor_error(table: pd.DataFrame, annotations: pd.DataFrame, by: By = None) -> pd.DataFrame:
+    """Error over the images of each factor of variation (ImageNet-X; Idrissi et al., 2022).
+
+    ``annotations``: one row per image and factor, columns ``file_name`` and ``factor`` (missing for
+    an image annotated with no factor: it counts in the denominator of `error_ratio`). Returns the
+    columns of ``by``, ``factor``, ``n_images``, ``error``; nan for a factor without images.
+    """
+    images, columns = checked(table, by), as_list(by, "factor")
+    rows, factors = _annotated(images, annotations)
+    every = codes_of(images, columns[:-1])[1].merge(pd.DataFrame({"factor": factors}), how="cross")
+    result = every.merge(averages(rows, columns), on=columns, how="left").drop(columns="noise")
+    return result.assign(n_images=result["n_images"].fillna(0).astype(int))
+
+
+def error_ratio(
+    table: pd.DataFrame, annotations: pd.DataFrame, denominator: str = "annotated", by: By = None
+) -> pd.DataFrame:
+    """E_f = (1 - accuracy(factor)) / (1 - accuracy(model)) (paper, Sec. 3).
+
+    The model's accuracy is over its ``"annotated"`` images, each counted once (as the ImageNet-X
+    library does), or over ``"all"``; with ``by``, over those of the same group.
+    Returns the columns of ``by``, ``factor``, ``error_ratio`` (nan for no error at all).
+    """
+    factors, images, columns = factor_error(table, annotations, by), checked(table, by), as_list(by)
+    images = images[_in_denominator(images, annotations, denominator)]
+    how = {"on": columns, "how": "left"} if columns else {"how": "cross"}
+    both = factors.merge(averages(images, columns), **how, suffixes=("", "_of_model"))
+    ratio = both["error"] / both["error_of_model"].replace(0.0, np.nan)
+    return factors[[*columns, "factor"]].assign(error_ratio=ratio)
+
+
+def factor_summary(
+    table: Tables,
+    annotations: pd.DataFrame,
+    *,
+    denominator: str = "annotated",
+    paired_with: Tables | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`factor_error` and `error_ratio`, or their table - paired_with, with 95 % intervals.
+
+    Several tables are taken as in `bootstrap`. Percentile intervals: images are resampled as there
+    and carry their factors, so that factor and denominator vary together. nan where that hides the
+    uncertainty: all images of the factor fare (or differ) alike, or more than 5 % of the classes
+    have one image.
+    Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
+    """
+    shared = shared_images(table, paired_with, n_resamples)
+    images, labels = shared.images, shared.labels
+    rows, factors = _annotated(images.reset_index(names="position"), annotations)
+    member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
+    member[:, 0] = _in_denominator(images, annotations, denominator)
+    member[rows["position"], 1 + pd.Index(factors).get_indexer(rows["factor"])] = 1
+    # Every figure is a ratio of two sums of these, (N, 1 + m, 1 + factors).
+    summed = np.column_stack([np.ones(len(images)), shared.wrong])[:, :, None] * member[:, None]
+
+    def figures(sums: np.ndarray) -> pd.DataFrame:  # columns: the errors, then the ratios
+        sums = sums.reshape(-1, *summed.shape[1:])
+        with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no image, or no error at all
+            errors = sums[:, 1:] / sums[:, :1]
+            ratios = errors[..., 1:] / errors[..., :1]
+        return pd.DataFrame(shared.weights @ np.concatenate([errors[..., 1:], ratios], axis=2))
+
+    flat, sums = summed.reshape(len(images), -1), np.zeros((n_resamples, summed[0].size))
+    for drawn, _, counts, distinct in draws(labels, flat, n_resamples, seed):
+        sums[drawn] += counts @ distinct
+    figure = shared.figure
+    differ = [(part != part[:1]).any() for part in (figure[has > 0] for has in member.T[1:])]
+    shown = np.array(differ, dtype=bool) & varied(labels, figure[:, None] * member[:, 1:])
+    ends = figures(sums).quantile([0.025, 0.975])
+    ends.loc[:, ~np.tile(shown, 2)] = np.nan
+    names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]
+    errors, ratios = np.hsplit(pd.concat([figures(summed.sum(0)), ends]).to_numpy(), 2)
+    columns = dict(zip(names, [*errors, *ratios], strict=True))
+    n_images = member[:, 1:].sum(0).astype(int)
+    return pd.DataFrame({"factor": factors, "n_images": n_images, **columns})
+
+
+def multilabel_table(
+    table: pd.DataFrame, label_sets: LabelSets, unlabelled: str = "drop"
+) -> pd.DataFrame:
+    """The table judged by label sets: every metric of it (class-wise, bootstrap …) is then ReaL's.
+
+    A prediction is right if it is in its image's set (Beyer et al., 2020); classes are those of
+    ``label``. ``label_sets``: file name -> class numbers. Images with an empty set are left out
+    (``"drop"``) or wrong (``"error"``); an image without an entry raises ValueError. Returns a copy
+    with the boolean column ``correct``, which decides what all metrics count as wrong.
+    """
+    if unlabelled not in ("drop", "error"):
+        raise ValueError(f"unlabelled must be 'drop' or 'error', not {unlabelled!r}.")
+    require(table, IMAGE_COLUMNS)
+    if absent := [name for name in table["file_name"].unique() if name not in label_sets]:
+        raise ValueError(
+            f"{len(absent)} images have no entry in label_sets, the first is "
+            f"{absent[0]!r}; an image without labels needs an empty set."
+        )
+    sets = [label_sets[name] for name in table["file_name"]]
+    if odd := {c for labels in sets for c in labels if not isinstance(c, numbers.Integral)}:
+        raise ValueError(
+            f"label_sets holds class numbers (integers from 0), got such as {min(odd, key=repr)!r}."
+        )
+    right = [guess in labels for guess, labels in zip(table["predicted_class"], sets, strict=True)]
+    judged = table.assign(correct=right)
+    return judged if unlabelled == "error" else judged[[len(labels) > 0 for labels in sets]]
+
+
+def multilabel_error(
+    table: pd.DataFrame, label_sets: LabelSets, unlabelled: str = "drop", by: By = None
+) -> float | pd.DataFrame:
+    """ReaL error (Beyer et al., 2020): `error` of `multilabel_table`."""
+    return error(multilabel_table(table, label_sets, unlabelled), by)
+
+
+def relative_reduction(a, b):
+    """(a - b) / a: the paper's "%", negative for an increase, nan where a is 0. Any shape."""
+    a, b = (x if isinstance(x, pd.Series | pd.DataFrame) else np.asarray(x, float) for x in (a, b))
+    result = (a - b) / np.where(a == 0, np.nan, a)
+    return float(result) if np.ndim(result) == 0 else result

@@ -1,0 +1,237 @@
+"""Prediction tables: checked, and averaged by the million rows.
+
+A prediction table has one row per image and condition: ``file_name``, ``label``,
+``predicted_class``. The class numbers are integers from 0. A boolean column ``correct`` is
+optional: where it is there, it decides what counts as an error (label sets, another tool's verdict
+of robustness). Else a row is right if its predicted class is its label.
+"""
+
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+IMAGE_COLUMNS = ("file_name", "label", "predicted_class")
+# Columns that tell apart two rows of one image.
+CONDITION_COLUMNS = "study method seed benchmark condition corruption severity attack".split()
+# The column that decides what counts as an error; the second is its former name.
+CORRECT_COLUMNS = ("correct", "multilabel_correct")
+# AlexNet's mean error over the severities of ImageNet-C (Hendrycks & Dietterich, 2019).
+ALEXNET_CORRUPTION_ERROR = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+CORRUPTIONS = tuple(ALEXNET_CORRUPTION_ERROR)  # the 15 of mCE; downloads hold four more
+By = str | Sequence[str] | None
+Groups = Mapping[int, str] | pd.Series  # label -> group of classes
+LabelSets = Mapping[str, Collection[int]]  # file name -> class numbers
+Tables = pd.DataFrame | Sequence[pd.DataFrame]  # several: of networks whose mean is asked for
+
+
+def require(table: pd.DataFrame, columns: Sequence[str], what="the prediction table", holes=False):
+    """Raise ValueError unless the table has rows and these columns, without missing values.
+
+    ``what`` names the table in the message; ``holes``: missing values are allowed.
+    """
+    if missing := [column for column in columns if column not in table.columns]:
+        raise ValueError(f"{what} lacks the columns {missing}; it has {list(table.columns)}.")
+    if table.empty:
+        raise ValueError(f"{what} is empty: there is nothing to measure.")
+    if not holes and (gaps := [column for column in columns if table[column].isna().any()]):
+        raise ValueError(f"{what} has missing values in {gaps}: fill them in or drop the rows.")
+
+
+def as_list(by: By, *more: str) -> list[str]:
+    """The columns of ``by`` and ``more``, each once."""
+    return list(dict.fromkeys([*([by] if isinstance(by, str) else by or []), *more]))
+
+
+def _sorted_values(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
+    """Each row's number of its value, and the values that occur, sorted.
+
+    Categories are sorted as values, not by their own order.
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes, values = column.cat.codes.to_numpy(), column.cat.categories
+    else:
+        codes, values = pd.factorize(column)
+        values = pd.Index(values)
+    occurs = np.bincount(codes, minlength=len(values)) > 0
+    order, values = values[occurs].argsort(), values[occurs]
+    place = np.zeros(len(occurs), np.int64)
+    place[np.flatnonzero(occurs)[order]] = np.arange(len(order))
+    return place[codes], values[order]
+
+
+def codes_of(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Number the combinations of ``columns`` that occur, in their sorted order.
+
+    Returns each row's number, int64 of shape (N,), and one row of ``columns`` per number. Millions
+    of rows are then averaged by `np.bincount`: their strings are compared only once.
+    """
+    codes, keys = np.zeros(len(table), np.int64), pd.DataFrame(index=[0])
+    for column in columns:
+        own, values = _sorted_values(table[column])
+        codes, found = pd.factorize(codes * len(values) + own, sort=True)
+        keys = keys.iloc[found // max(1, len(values))].reset_index(drop=True)
+        keys[column] = values[found % max(1, len(values))]
+    return codes, keys
+
+
+def averages(images: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The mean of ``wrong`` for each combination of ``columns``.
+
+    Returns ``columns``, ``n_images``, ``error`` and ``noise``: the sampling variance of the error,
+    nan for one image. For values 0 and 1 it is p(1-p)/(n-1).
+    """
+    (codes, keys), wrong = codes_of(images, columns), images["wrong"].to_numpy()
+    n = np.bincount(codes, minlength=len(keys))
+    mean = np.bincount(codes, wrong, len(keys)) / n
+    squares = np.bincount(codes, (wrong - mean[codes]) ** 2, len(keys))
+    return keys.assign(n_images=n, error=mean, noise=squares / n / np.where(n > 1, n - 1, np.nan))
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a mean over conditions counts: of corruptions the 15 `CORRUPTIONS` alone.
+
+    The four further ones of the published sets are left out wherever some of the 15 are there.
+    """
+    if "corruption" not in table:
+        return table
+    known = table["corruption"].isin(CORRUPTIONS)
+    further = table["corruption"].notna() & ~known
+    return table[~further] if known.any() and further.any() else table
+
+
+def correct(table: pd.DataFrame) -> pd.Series:
+    """Which rows are right: the column ``correct`` or, without one, label = predicted class.
+
+    Returns booleans of shape (N,). The column's former name, ``multilabel_correct``, is read too.
+    Raises ValueError if the column holds anything but True and False (or 1 and 0).
+    """
+    name = next((name for name in CORRECT_COLUMNS if name in table.columns), None)
+    if name is None:
+        return table["label"] == table["predicted_class"]
+    if table[name].dtype != bool and not table[name].isin([0, 1]).all():
+        raise ValueError(f"the column {name} must hold True or False in every row.")
+    return table[name].astype(bool)
+
+
+def checked(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
+    """Columns ``by``, the image columns, and ``wrong`` (float, 0 or 1); the index is new.
+
+    Raises ValueError for missing columns or values, and if an image has several rows in one
+    condition, that is in one combination of ``by``.
+    """
+    columns = as_list(by, *IMAGE_COLUMNS)
+    require(table, [*columns, *[c for c in CORRECT_COLUMNS if c in table.columns][:1]])
+    if odd := [c for c in IMAGE_COLUMNS[1:] if not pd.api.types.is_numeric_dtype(table[c])]:
+        raise ValueError(f"the columns {odd} must hold class numbers (integers from 0).")
+    own, names = pd.factorize(table["file_name"])
+    key = codes_of(table, as_list(by))[0] * len(names) + own
+    ordered = np.sort(key)  # five times as fast as looking for duplicates in a hash table
+    if (ordered[1:] == ordered[:-1]).any():
+        again = pd.Series(key).duplicated().to_numpy()
+        hint = [c for c in CONDITION_COLUMNS if c in table.columns and c not in as_list(by)]
+        raise ValueError(
+            f"{again.sum()} rows repeat an image of the same condition, such as "
+            f"{table.loc[again, 'file_name'].iloc[0]!r}: keep one row each"
+            + (f", or pass by= with some of {hint}." if hint else ".")
+        )
+    wrong = 1.0 - correct(table).astype(float)
+    return table[columns].assign(wrong=wrong).reset_index(drop=True)
+
+
+def groups_of(frame: pd.DataFrame, by: By) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """The combinations of ``by``, as dicts, and their rows; all rows without ``by``."""
+    columns = as_list(by)
+    groups = frame.groupby(columns, observed=True) if columns else [((), frame)]
+    return ((dict(zip(columns, key, strict=True)), group) for key, group in groups)
+
+
+def same_images(a: pd.DataFrame, b: pd.DataFrame, by: Sequence[str] = ()) -> None:
+    """Raise ValueError unless both hold the same images with the same labels."""
+    columns = [*by, "file_name", "label"]
+    if all(np.array_equal(a[column], b[column]) for column in columns):
+        return
+    odd = pd.concat([a, b])[columns].drop_duplicates(keep=False)
+    if len(odd):
+        raise ValueError(
+            "a paired comparison needs the same images with the same labels: "
+            f"{len(odd)} have no partner, such as ({', '.join(columns)}) {(*odd.iloc[0],)}."
+        )
+
+
+class SharedImages(NamedTuple):
+    """N images that m tables share: those of ``table``, and of ``paired_with`` if there is one."""
+
+    images: pd.DataFrame  # file_name, label; N rows
+    wrong: np.ndarray  # (N, m): an image's mean over its rows in each table
+    weights: np.ndarray  # (m,): 1 / how many tables its side has, negative for paired_with
+    unit: int | None  # all of `figure` are multiples of 1 / unit; None: no such number is known
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their classes, (N,)."""
+        return self.images["label"].to_numpy()
+
+    @property
+    def figure(self) -> np.ndarray:
+        """(N,): each one's mean over ``table``, less that over ``paired_with``."""
+        return self.wrong @ self.weights
+
+
+def several(tables: Tables | None) -> list[pd.DataFrame]:
+    """One table, several or none, as a list."""
+    return [tables] if isinstance(tables, pd.DataFrame) else list(tables or [])
+
+
+def shared_images(
+    table: Tables,
+    paired_with: Tables | None,
+    n_resamples: int,
+    reference: Mapping[str, float] | None = None,
+) -> SharedImages:
+    """The images of the tables, each with its mean over all its `counted` rows of a table.
+
+    With a ``reference`` a row counts with 1 / that of its corruption, and there is no unit. Raises
+    ValueError if the tables differ in images or labels, or an image lacks a condition.
+    """
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
+    sides, parts = (several(table), several(paired_with)), []
+    for one in map(counted, itertools.chain(*sides)):
+        present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
+        rows = checked(one, present)
+        if reference is not None:
+            rows["wrong"] /= rows["corruption"].map(reference).astype(float)
+        parts.append(images := averages(rows, ["file_name", "label"]))
+        if images["file_name"].duplicated().any() or images["n_images"].nunique() > 1:
+            raise ValueError(
+                "an image needs one label and a row in every condition; here some "
+                "images have several labels, or fewer rows than others."
+            )
+        same_images(parts[0], images)
+    sizes = [len(side) for side in sides]
+    weights = np.repeat([1 / max(1, sizes[0]), -1 / max(1, sizes[1])], sizes)
+    unit = None
+    if reference is None:
+        unit = int(np.lcm.reduce([part["n_images"].iloc[0] for part in parts]))
+        unit *= int(np.lcm.reduce([max(1, size) for size in sizes]))
+    wrong = np.column_stack([part["error"] for part in parts])
+    return SharedImages(parts[0][["file_name", "label"]], wrong, weights, unit)
