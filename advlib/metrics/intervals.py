@@ -77,7 +77,7 @@ class Resampled(NamedTuple):
     varied: bool  # whether `shared.figure` differs between the images of a class
 
 
-def _percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
+def percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
     """The interval of a statistic without bias: the quantiles of its replicates (resamples, m)."""
     ends = np.quantile(drawn @ of.shared.weights, [0.025, 0.975])
     return ends if of.varied else (np.nan, np.nan)
@@ -85,7 +85,7 @@ def _percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
 
 def _error_interval(of: Resampled) -> Sequence[float]:
     if of.exact is None or not of.varied:
-        return _percentiles(of, of.drawn.error)
+        return percentiles(of, of.drawn.error)
     return of.exact
 
 
@@ -93,7 +93,7 @@ def _mean_interval(of: Resampled) -> Sequence[float]:
     # With classes of equal size the mean over the classes is the error.
     if of.exact is not None and of.classes[0]["n_images"].nunique() == 1:
         return _error_interval(of)
-    return _percentiles(of, of.drawn.mean)
+    return percentiles(of, of.drawn.mean)
 
 
 def _sd_interval(of: Resampled) -> Sequence[float]:
@@ -123,11 +123,6 @@ class Statistic(NamedTuple):
     value: Callable[[ClassErrors], float]
     interval: Callable[[Resampled], Sequence[float]] | None = None
 
-    @property
-    def heading(self) -> str:
-        """As a table's column is headed: "noise-corrected SD (points)"."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
 
 STATISTICS = {
     "error": Statistic("error", "%", lambda of: of.overall, _error_interval),
@@ -144,10 +139,16 @@ STATISTICS = {
         "worst 10 %", "%", lambda of: of.errors[: max(1, len(of.errors) // 10)].mean()
     ),
     "gap": Statistic("gap", "points", _gap),
-    "cv": Statistic("coefficient of variation", "", _cv),
+    "cv": Statistic("SD / mean", "", _cv),
     "sd_normalised": Statistic("SD / √(p(1−p))", "", _sd_normalised),
 }
 """What `summarise` and `bootstrap` give, by name. `error` is over images, the rest over classes."""
+
+
+def headings(*names: str) -> dict[str, str]:
+    """What columns of these `STATISTICS` are called, by name: {"gap": "gap (points)"}."""
+    found = {name: STATISTICS[name] for name in names}
+    return {name: f"{s.title} ({s.unit})" if s.unit else s.title for name, s in found.items()}
 
 
 def _values(of: ClassErrors) -> dict[str, float]:
