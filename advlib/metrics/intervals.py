@@ -27,14 +27,14 @@ class ClassErrors(NamedTuple):
 
     classes: pd.DataFrame  # label, n_images, error, noise: one row per class
     errors: np.ndarray  # (K,), the largest first
-    sd: float  # population; nan for a single class and for one image a class
+    sd: float  # population; nan for a single class and for one image per class
     overall: float  # the error over the images; nan where only the classes are known
 
 
 def class_errors(classes: pd.DataFrame, overall: float = np.nan) -> ClassErrors:
     """``classes``: `averages` by label."""
     errors = np.sort(classes["error"].to_numpy())[::-1]
-    # One class has no spread, and one image a class shows only its own noise.
+    # One class has no spread, and one image per class shows only its own noise.
     spread = len(errors) >= 2 and classes["n_images"].max() >= 2
     return ClassErrors(classes, errors, errors.std() if spread else np.nan, overall)
 
@@ -213,8 +213,8 @@ def bootstrap(
     Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
     image is drawn with all of them, so that the interval is that of these networks on other images.
 
-    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class). Those
-      of the error, and of the mean where all classes have as many images, are exact, as with
+    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images per class).
+      Those of the error, and of the mean where all classes have as many images, are exact, as with
       infinitely many resamples.
     * ``sd_noise_corrected``: centred intervals. Resampling adds the sampling noise a second time,
       so that a percentile interval can miss even its own estimate.
@@ -251,7 +251,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Parameters
     ----------
     rows : DataFrame
-        Columns ``by``, seed, value: one row a seed of each combination of ``by``.
+        Columns ``by``, seed, value: one row per seed and combination of ``by``.
     by : sequence of str
 
     Returns
