@@ -12,6 +12,7 @@ from scipy import stats
 
 from advbook.studies.schema import ROOT
 from advlib import metrics
+from advlib.metrics import intervals
 from advlib.metrics.intervals import corrected_variance, replicates
 from advlib.metrics.tables import averages, checked
 
@@ -949,6 +950,27 @@ def test_values_are_those_of_the_metrics_and_of_their_differences():
     assert tuple(row[["value", "low", "high"]]) == metrics.bootstrap(
         a, "mean", n_resamples=50, seed=3
     )
+
+
+def test_a_new_statistic_is_one_entry(monkeypatch):
+    entry = intervals.Statistic(
+        "three times the mean",
+        "%",
+        lambda of: 3 * of.errors.mean(),
+        lambda of: intervals.percentiles(of, 3 * of.drawn.mean),
+    )
+    monkeypatch.setitem(metrics.STATISTICS, "thrice", entry)
+    a, b = table_of([1, 5, 9, 3], [10, 10, 10, 20]), table_of([2, 2, 6, 4], [10, 10, 10, 20])
+    assert metrics.class_summary(a)["thrice"] == 3 * metrics.class_summary(a)["mean"]
+    rows = metrics.summarise(a, paired_with=b, n_resamples=99).set_index("statistic")
+    ends = ["value", "low", "high"]
+    np.testing.assert_allclose(rows.loc["thrice", ends], 3 * rows.loc["mean", ends], rtol=1e-12)
+    found = metrics.bootstrap(a, "thrice", paired_with=b, n_resamples=99)
+    assert found == tuple(rows.loc["thrice", ends])
+    assert metrics.headings("thrice", "cv") == {
+        "thrice": "three times the mean (%)",
+        "cv": "SD / mean",
+    }
 
 
 def test_an_image_carries_all_its_rows():

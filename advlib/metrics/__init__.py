@@ -30,6 +30,7 @@ from advlib.metrics.intervals import (
     STATISTICS,
     BootstrapInterval,
     bootstrap,
+    headings,
     over_seeds,
     summarise,
     t_interval,

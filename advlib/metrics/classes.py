@@ -201,8 +201,8 @@ def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.Dat
     ``condition_a``, ``condition_b`` (each pair in both orders), ``value``, ``low``, ``high``: 95 %
     intervals by Fisher's transformation, variance (1 + rho^2 / 2) / (K - 3) (Bonett & Wright,
     2000), nan for K < 4 classes or rho = 1 or -1. Unlike all others they are over *classes*, as if
-    drawn from many. The noise of few images a class is not in them: where both orders come from the
-    same images, what they share of it pushes rho up, and the rest pulls it towards 0.
+    drawn from many. The noise of few images per class is not in them. Where both orders come from
+    the same images, the noise that they share pushes rho up; the rest pulls it towards 0.
     """
     require(class_errors, [condition, "label", "error"], "the table of class errors")
     parts, found = dict(list(class_errors.groupby(condition, observed=True))), {}

@@ -27,14 +27,14 @@ class ClassErrors(NamedTuple):
 
     classes: pd.DataFrame  # label, n_images, error, noise: one row per class
     errors: np.ndarray  # (K,), the largest first
-    sd: float  # population; nan for a single class and for one image a class
+    sd: float  # population; nan for a single class and for one image per class
     overall: float  # the error over the images; nan where only the classes are known
 
 
 def class_errors(classes: pd.DataFrame, overall: float = np.nan) -> ClassErrors:
     """``classes``: `averages` by label."""
     errors = np.sort(classes["error"].to_numpy())[::-1]
-    # One class has no spread, and one image a class shows only its own noise.
+    # One class has no spread, and one image per class shows only its own noise.
     spread = len(errors) >= 2 and classes["n_images"].max() >= 2
     return ClassErrors(classes, errors, errors.std() if spread else np.nan, overall)
 
@@ -77,7 +77,7 @@ class Resampled(NamedTuple):
     varied: bool  # whether `shared.figure` differs between the images of a class
 
 
-def _percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
+def percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
     """The interval of a statistic without bias: the quantiles of its replicates (resamples, m)."""
     ends = np.quantile(drawn @ of.shared.weights, [0.025, 0.975])
     return ends if of.varied else (np.nan, np.nan)
@@ -85,7 +85,7 @@ def _percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
 
 def _error_interval(of: Resampled) -> Sequence[float]:
     if of.exact is None or not of.varied:
-        return _percentiles(of, of.drawn.error)
+        return percentiles(of, of.drawn.error)
     return of.exact
 
 
@@ -93,7 +93,7 @@ def _mean_interval(of: Resampled) -> Sequence[float]:
     # With classes of equal size the mean over the classes is the error.
     if of.exact is not None and of.classes[0]["n_images"].nunique() == 1:
         return _error_interval(of)
-    return _percentiles(of, of.drawn.mean)
+    return percentiles(of, of.drawn.mean)
 
 
 def _sd_interval(of: Resampled) -> Sequence[float]:
@@ -123,11 +123,6 @@ class Statistic(NamedTuple):
     value: Callable[[ClassErrors], float]
     interval: Callable[[Resampled], Sequence[float]] | None = None
 
-    @property
-    def heading(self) -> str:
-        """As a table's column is headed: "noise-corrected SD (points)"."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
 
 STATISTICS = {
     "error": Statistic("error", "%", lambda of: of.overall, _error_interval),
@@ -144,10 +139,16 @@ STATISTICS = {
         "worst 10 %", "%", lambda of: of.errors[: max(1, len(of.errors) // 10)].mean()
     ),
     "gap": Statistic("gap", "points", _gap),
-    "cv": Statistic("coefficient of variation", "", _cv),
+    "cv": Statistic("SD / mean", "", _cv),
     "sd_normalised": Statistic("SD / √(p(1−p))", "", _sd_normalised),
 }
 """What `summarise` and `bootstrap` give, by name. `error` is over images, the rest over classes."""
+
+
+def headings(*names: str) -> dict[str, str]:
+    """What columns of these `STATISTICS` are called, by name: {"gap": "gap (points)"}."""
+    found = {name: STATISTICS[name] for name in names}
+    return {name: f"{s.title} ({s.unit})" if s.unit else s.title for name, s in found.items()}
 
 
 def _values(of: ClassErrors) -> dict[str, float]:
@@ -212,8 +213,8 @@ def bootstrap(
     Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
     image is drawn with all of them, so that the interval is that of these networks on other images.
 
-    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images a class). Those
-      of the error, and of the mean where all classes have as many images, are exact, as with
+    * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images per class).
+      Those of the error, and of the mean where all classes have as many images, are exact, as with
       infinitely many resamples.
     * ``sd_noise_corrected``: centred intervals. Resampling adds the sampling noise a second time,
       so that a percentile interval can miss even its own estimate.
@@ -250,7 +251,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Parameters
     ----------
     rows : DataFrame
-        Columns ``by``, seed, value: one row a seed of each combination of ``by``.
+        Columns ``by``, seed, value: one row per seed and combination of ``by``.
     by : sequence of str
 
     Returns
