@@ -16,7 +16,7 @@ from advlib.attacks.pgd import attack_mode, pgd_attack, start_noise
 from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.data.sets import Images
 from advlib.labels import class_logits
-from advlib.networks.build import autocast
+from advlib.networks.device import autocast
 from advlib.objectives import Objective, Step
 from advlib.recipes import Recipe, Training
 

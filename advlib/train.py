@@ -17,7 +17,7 @@ from advlib import distributed
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from advlib.data.batches import training_batches
 from advlib.files import replacing
-from advlib.networks.build import default_device, repeatable, resolve_dtype
+from advlib.networks.device import default_device, repeatable, resolve_dtype
 from advlib.objectives import OBJECTIVES
 from advlib.recipes import Recipe, Training
 from advlib.steps import (
