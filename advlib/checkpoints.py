@@ -11,7 +11,7 @@ from torch import nn
 
 from advlib import distributed
 from advlib.files import replacing, set_aside
-from advlib.networks.build import load_weights, not_finite
+from advlib.networks.weights import load_weights, not_finite
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import distributed
 
-from advlib.networks.build import default_device
+from advlib.networks.device import default_device
 
 # One process may be alone at work for hours (making corrupted images, say) while others wait. A
 # process that fails ends all those of its machine at once, whatever this is: torchrun sees to it.

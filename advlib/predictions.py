@@ -87,7 +87,7 @@ def predict(
     from advlib.data.batches import item_names
     from advlib.data.sets import evaluation_batches
     from advlib.labels import class_logits, model_logits
-    from advlib.networks.build import autocast, default_device
+    from advlib.networks.device import autocast, default_device
 
     device = torch.device(device or default_device())
     models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}

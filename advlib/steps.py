@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,12 +11,67 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from advlib import distributed
+from advlib.attacks.folding import folding
 from advlib.attacks.pgd import attack_mode, pgd_attack, start_noise
-from advlib.data.batches import stream_seed
+from advlib.data.batches import evaluation_batches, stream_seed
+from advlib.data.sets import Images
 from advlib.labels import class_logits
-from advlib.networks.build import autocast
+from advlib.networks.device import autocast
 from advlib.objectives import Objective, Step
-from advlib.recipes import Training
+from advlib.recipes import Recipe, Training
+
+
+@dataclass
+class Run:
+    """A training under way: what it works with, and how far it is."""
+
+    dataset: Images
+    training: Training
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    objective: Objective
+    state: dict[str, nn.Module]  # what a checkpoint holds: "model", and "method" and "average"
+    optimizer: torch.optim.Optimizer
+    forward: nn.Module  # images to logits, all passes of a step in one call
+    done: int  # steps
+    log: list[dict]
+    attacked: Callable[[], nn.Module] | None = None  # made with the first batch; `folding`
+
+
+def take_step(
+    run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, lr: float
+) -> list[torch.Tensor]:
+    """One step of the optimizer on this process's images; returns loss and error of each piece.
+
+    They stay on the device, because reading them would stall every step.
+    """
+    model, rank = run.state["model"], distributed.rank()
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.zero_grad(set_to_none=True)
+    noise = None
+    if run.recipe.adversarial:
+        noise = starts(x, run.training, run.seed, epoch, run.done)
+        run.attacked = run.attacked or folding(model, x[:2])
+    own = [rank] if rank else []
+    torch.manual_seed(stream_seed(run.seed, "dropout", epoch, run.done, *own))
+    loss_of = functools.partial(
+        training_loss,
+        run.objective,
+        model,
+        training=run.training,
+        num_classes=run.dataset.num_classes,
+        dtype=run.dtype,
+        forward=run.forward,
+        attacked=run.attacked,
+    )
+    outcomes = backward(loss_of, x, y, noise, run.training.accumulate, run.forward)
+    run.optimizer.step()
+    if run.training.ema:
+        run.state["average"].update_parameters(model)
+    return outcomes
 
 
 def training_loss(
@@ -176,6 +232,36 @@ def batch_share(training: Training, processes: int) -> int:
             f"{', '.join(map(str, _divisors(share)))}"
         )
     return share
+
+
+def check_images(dataset: Images, training: Training) -> None:
+    """Raise ValueError for too few images or labels out of range.
+
+    Once, because a check in every step would wait for the device.
+    """
+    if len(dataset) < training.batch_size:
+        raise ValueError(
+            f"{len(dataset)} training images do not fill one batch: choose a batch_size of at most "
+            f"{len(dataset)}, got {training.batch_size}"
+        )
+    low, high = int(dataset.labels.min()), int(dataset.labels.max())
+    if low < 0 or high >= dataset.num_classes:
+        raise ValueError(f"labels are in [0, {dataset.num_classes}), got {low} to {high}")
+
+
+def check_outputs(model: nn.Module, dataset: Images, training: Training, recipe: Recipe) -> None:
+    """Raise ValueError if the model has other logits than the recipe trains."""
+    device = next(model.parameters()).device
+    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device=device, indices=[0]))
+    with torch.no_grad(), attack_mode(model, "eval"):
+        found = model(x).shape[1]
+    extra = training.num_transforms if recipe.extra_logits else 0
+    if found != dataset.num_classes + extra:
+        raise ValueError(
+            f"{recipe.title} trains a network of {dataset.num_classes} class logits and {extra} "
+            f"for transformations, this one has {found} in all: change its last layer "
+            "(advlib.labels.widen_head)"
+        )
 
 
 def _divisors(number: int) -> list[int]:

@@ -1,7 +1,6 @@
 """One training loop for every method: the attack, the objective, checkpoints and resume."""
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +14,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from advlib import distributed
-from advlib.attacks.folding import folding
-from advlib.attacks.pgd import attack_mode
 from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from advlib.data.batches import evaluation_batches, stream_seed, training_batches
+from advlib.data.batches import training_batches
 from advlib.files import replacing
-from advlib.networks.build import default_device, repeatable, resolve_dtype
+from advlib.networks.device import default_device, repeatable, resolve_dtype
 from advlib.objectives import OBJECTIVES
 from advlib.recipes import Recipe, Training
-from advlib.steps import backward, batch_share, memory_advice, one_call, starts, training_loss
+from advlib.steps import (
+    Run,
+    batch_share,
+    check_images,
+    check_outputs,
+    memory_advice,
+    one_call,
+    take_step,
+)
 
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
 
@@ -92,34 +97,28 @@ def fit(
     norm is each process's own: it looks at its part of the batch alone, and the trained network has
     the running statistics of the first process.
 
-    ``accumulate`` computes a process's part in so many equal pieces, one after the other, which
-    needs less memory: the gradient is the mean of theirs. That is the gradient of the whole but for
-    batch norm, which looks at one piece, and whose running statistics move once a piece.
+    ``accumulate`` computes a process's part in that many equal pieces, one after the other, which
+    needs less memory. The gradient is the mean of theirs. It equals the gradient of the whole but
+    for batch norm, which sees one piece at a time. Its running statistics move once per piece.
 
-    On the same number of processes, machine and versions, a run that was interrupted ends with the
-    same weights as one that was not, bit for bit. It may go on with another number of processes or
-    pieces: from the same position, to other bits. A damaged checkpoint is set aside, with a
+    On the same number of processes, machine and versions, an interrupted run ends with the same
+    weights as an uninterrupted one, bit for bit. A run may also be resumed with another number of
+    processes or pieces; the last bits then differ. A damaged checkpoint is set aside, with a
     warning, and training starts anew.
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), repeatable(device), memory_advice(training, device, folder):
-        return _train(
-            model, dataset, training, recipe, seed, folder, settings or {}, device,
-            checkpoint_seconds, on_step,
-        )  # fmt: skip
+        run = _open(model, dataset, training, recipe, seed, folder, settings or {}, device)
+        return _train(run, folder, settings or {}, checkpoint_seconds, on_step)
 
 
-def _train(
-    model, dataset, training, recipe, seed, folder, settings, device, checkpoint_seconds, on_step
-):
-    rank, world_size = distributed.rank(), distributed.world_size()
-    share = batch_share(training, world_size)
-    steps_per_epoch = len(dataset) // training.batch_size
-    total = training.epochs * steps_per_epoch
-    _check_images(dataset, training)
+def _open(model, dataset, training, recipe, seed, folder, settings, device) -> Run:
+    """Check what is given, make the parts of the run and put a checkpoint's state in place."""
+    batch_share(training, distributed.world_size())
+    check_images(dataset, training)
     model.to(device, memory_format=torch.channels_last).train()
-    _check_outputs(model, dataset, training, recipe)
+    check_outputs(model, dataset, training, recipe)
     objective = OBJECTIVES[recipe.objective](recipe, training, dataset.num_classes)
     state = {"model": model}
     if isinstance(objective, nn.Module):
@@ -134,98 +133,93 @@ def _train(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
     )
-    with distributed.in_turns():  # the first one sets a damaged file aside
+    with distributed.in_turns():  # the first process sets a damaged file aside
         done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
     if len(set(found := distributed.from_all(done))) > 1:
         raise RuntimeError(
             f"the processes found checkpoints of different steps in {folder} ({found}): put the "
             "runs (ADVLIB_RUNS) where all nodes see the same files"
         )
-    forward = one_call(model, device)
-    attacked = None  # the network as it is attacked, made with the first batch
-    dtype = resolve_dtype(training.dtype, device)
-    how = {"devices": world_size, "accumulate": training.accumulate}
-    how |= {"device": device.type, "dtype": str(dtype)}
-    if rank == 0:
-        print(_summary(training, recipe, world_size, how), flush=True)
+    dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
+    return Run(
+        dataset, training, recipe, seed, device, dtype, objective, state, optimizer, forward,
+        done, log,
+    )  # fmt: skip
+
+
+def _train(run: Run, folder, settings, checkpoint_seconds, on_step) -> pd.DataFrame:
+    training, batch_size = run.training, run.training.batch_size
+    steps_per_epoch = len(run.dataset) // batch_size
+    total = training.epochs * steps_per_epoch
+    if distributed.rank() == 0:
+        print(_summary(run), flush=True)
     log_every = max(1, min(50, steps_per_epoch // 10))
     saved = window = time.monotonic()
-    window_from, outcomes = done, []
-    bar = _bar(recipe, training, done, total, rank)
-    for epoch in range(done // steps_per_epoch, training.epochs):
-        batches = training_batches(
-            dataset,
-            batch_size=share,
-            seed=seed,
-            epoch=epoch,
-            start_step=done - epoch * steps_per_epoch,
-            augment=training.augment,
-            workers=training.workers,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-        )
-        for x, y, _ in batches:
-            lr = training.lr_at(done, total)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-            noise = None
-            if recipe.adversarial:
-                noise = starts(x, training, seed, epoch, done)
-                attacked = attacked or folding(model, x[:2])
-            torch.manual_seed(stream_seed(seed, "dropout", epoch, done, *([rank] if rank else [])))
-            # Kept on the device until the next row of the log: nothing in a step waits for it.
-            loss_of = functools.partial(
-                training_loss,
-                objective,
-                model,
-                training=training,
-                num_classes=dataset.num_classes,
-                dtype=dtype,
-                forward=forward,
-                attacked=attacked,
-            )
-            outcomes += backward(loss_of, x, y, noise, training.accumulate, forward)
-            optimizer.step()
-            done += 1
-            if training.ema:
-                state["average"].update_parameters(model)
-            bar.update(training.batch_size)
-            end_of_epoch = done % steps_per_epoch == 0
-            if end_of_epoch and hasattr(objective, "end_epoch"):
-                objective.end_epoch()
-            if done % log_every == 0 or end_of_epoch:
-                row = _log_row(outcomes, done, steps_per_epoch, lr, folder)
+    window_from, outcomes = run.done, []
+    bar = _bar(run, total)
+    for epoch in range(run.done // steps_per_epoch, training.epochs):
+        for x, y, _ in _batches(run, epoch, run.done - epoch * steps_per_epoch):
+            lr = training.lr_at(run.done, total)
+            outcomes += take_step(run, x, y, epoch, lr)
+            run.done += 1
+            bar.update(batch_size)
+            end_of_epoch = run.done % steps_per_epoch == 0
+            if end_of_epoch and hasattr(run.objective, "end_epoch"):
+                run.objective.end_epoch()
+            if run.done % log_every == 0 or end_of_epoch:
+                row = _log_row(run, folder, steps_per_epoch, outcomes, lr)
                 seconds = time.monotonic() - window
-                row["images_per_second"] = (done - window_from) * training.batch_size / seconds
-                log.append(row)
+                row["images_per_second"] = (run.done - window_from) * batch_size / seconds
+                run.log.append(row)
                 bar.set_postfix_str(
                     f"epoch {row['epoch']:.1f}/{training.epochs} loss {row['loss']:.3f} "
                     f"error {row['error']:.3f} lr {lr:.2g}",
                     refresh=False,
                 )
-                outcomes, window, window_from = [], time.monotonic(), done
-                # Only at a log row, so that no part of an open window is lost with the process.
+                outcomes, window, window_from = [], time.monotonic(), run.done
+                # Only after a row: otherwise a resumed run would lack part of the next row's steps.
                 due = end_of_epoch or time.monotonic() - saved > checkpoint_seconds
                 if distributed.from_first(lambda due=due: due):
-                    _save(folder, state, optimizer, done, total, log, settings, how)
+                    _save(run, folder, settings, finished=run.done == total)
                     saved = time.monotonic()
             if on_step:
-                on_step(done)
+                on_step(run.done)
     bar.close()
-    model.eval()
-    return pd.DataFrame(log, columns=LOG_COLUMNS)
+    run.state["model"].eval()
+    return pd.DataFrame(run.log, columns=LOG_COLUMNS)
 
 
-def _save(folder, state, optimizer, done, total, log, settings, how) -> None:
-    """The log and then the checkpoint: a run that has one to its end writes nothing more.
+def _batches(run: Run, epoch: int, start_step: int):
+    """This process's part of the batches of an epoch, from a step on."""
+    world_size = distributed.world_size()
+    return training_batches(
+        run.dataset,
+        batch_size=batch_share(run.training, world_size),
+        seed=run.seed,
+        epoch=epoch,
+        start_step=start_step,
+        augment=run.training.augment,
+        workers=run.training.workers,
+        device=run.device,
+        rank=distributed.rank(),
+        world_size=world_size,
+    )
+
+
+def _how(run: Run) -> dict:
+    """What may change the last bits of the weights, and is recorded beside them."""
+    how = {"devices": distributed.world_size(), "accumulate": run.training.accumulate}
+    return how | {"device": run.device.type, "dtype": str(run.dtype)}
+
+
+def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
+    """Write the log, then the checkpoint: after the last one a run writes nothing more.
 
     A finished run's file holds the weights alone, the averaged ones if there are some, and so is
     small enough to be published.
     """
-    others = None
-    if done == total:
+    state, optimizer, others = run.state, run.optimizer, None
+    if finished:
         if "average" in state:
             state["model"].load_state_dict(state["average"].module.state_dict())
         state, optimizer = {"model": state["model"]}, None
@@ -234,8 +228,9 @@ def _save(folder, state, optimizer, done, total, log, settings, how) -> None:
         others = distributed.from_all(buffers)[1:]
     if distributed.rank() == 0:
         with replacing(folder / "log.csv") as path:
-            pd.DataFrame(log, columns=LOG_COLUMNS).to_csv(path, index=False)
-        save_checkpoint(folder / CHECKPOINT, state, optimizer, done, log, settings, how, others)
+            pd.DataFrame(run.log, columns=LOG_COLUMNS).to_csv(path, index=False)
+        path, how = folder / CHECKPOINT, _how(run)
+        save_checkpoint(path, state, optimizer, run.done, run.log, settings, how, others)
 
 
 @contextlib.contextmanager
@@ -253,62 +248,38 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _bar(recipe, training, done, total, rank) -> tqdm:
+def _bar(run: Run, total: int) -> tqdm:
     return tqdm(
-        total=total * training.batch_size,
-        initial=done * training.batch_size,
+        total=total * run.training.batch_size,
+        initial=run.done * run.training.batch_size,
         unit=" images",
-        desc=recipe.title,
+        desc=run.recipe.title,
         mininterval=2,
         unit_scale=True,
-        disable=rank > 0,
+        disable=distributed.rank() > 0,
     )
 
 
-def _check_images(dataset, training: Training) -> None:
-    """Once, instead of a look at the device in every step."""
-    if len(dataset) < training.batch_size:
-        raise ValueError(
-            f"{len(dataset)} training images do not fill one batch: choose a batch_size of at most "
-            f"{len(dataset)}, got {training.batch_size}"
-        )
-    low, high = int(dataset.labels.min()), int(dataset.labels.max())
-    if low < 0 or high >= dataset.num_classes:
-        raise ValueError(f"labels are in [0, {dataset.num_classes}), got {low} to {high}")
-
-
-def _check_outputs(model: nn.Module, dataset, training: Training, recipe: Recipe) -> None:
-    device = next(model.parameters()).device
-    x, _, _ = next(evaluation_batches(dataset, batch_size=1, device=device, indices=[0]))
-    with torch.no_grad(), attack_mode(model, "eval"):
-        found = model(x).shape[1]
-    extra = training.num_transforms if recipe.extra_logits else 0
-    if found != dataset.num_classes + extra:
-        raise ValueError(
-            f"{recipe.title} trains a network of {dataset.num_classes} class logits and {extra} "
-            f"for transformations, this one has {found} in all: change its last layer "
-            "(advlib.labels.widen_head)"
-        )
-
-
-def _summary(training, recipe, world_size, how) -> str:
+def _summary(run: Run) -> str:
+    training, world_size = run.training, distributed.world_size()
     share = batch_share(training, world_size)
-    text = f"{recipe.title}: batches of {training.batch_size} images"
+    text = f"{run.recipe.title}: batches of {training.batch_size} images"
     if world_size > 1:
         text += f", {share} on each of {world_size} processes"
     if training.accumulate > 1:
         text += f", in {training.accumulate} pieces of {share // training.accumulate}"
     text += f"; learning rate {training.lr:g} to {training.lr * training.lr_final_factor:g}"
-    return f"{text}; {how['device']}, {how['dtype'].removeprefix('torch.')}"
+    return f"{text}; {run.device.type}, {str(run.dtype).removeprefix('torch.')}"
 
 
-def _log_row(outcomes, done, steps_per_epoch, lr, folder) -> dict:
-    """Means over all images since the last row, which all processes have the same number of."""
+def _log_row(run: Run, folder, steps_per_epoch, outcomes, lr) -> dict:
+    """Means over all images since the last row. Every process has the same number of them."""
     loss, error = distributed.mean(torch.stack(outcomes).mean(0)).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} by step {done}: lower the learning rate, or set dtype to float32; "
-            "if it is so at any rate, look for images at which the network has no finite gradient. "
-            f"The last good checkpoint is kept in {folder}"
+            f"the loss is {loss} by step {run.done}: lower the learning rate, or set dtype to "
+            "float32; if it is so at any rate, look for images at which the network has no finite "
+            f"gradient. The last good checkpoint is kept in {folder}"
         )
-    return {"epoch": done / steps_per_epoch, "step": done, "lr": lr, "loss": loss, "error": error}
+    epoch = run.done / steps_per_epoch
+    return {"epoch": epoch, "step": run.done, "lr": lr, "loss": loss, "error": error}

@@ -21,7 +21,8 @@ from advbook.studies.schema import make_study
 from advlib.attacks.folding import folding
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import Images
-from advlib.networks.build import autocast, build_model, resolve_dtype
+from advlib.networks.build import build_model
+from advlib.networks.device import autocast, resolve_dtype
 from advlib.objectives import standard
 from advlib.recipes import RECIPES
 from advlib.steps import training_loss

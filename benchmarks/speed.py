@@ -31,7 +31,7 @@ from advbook.studies.schema import ROOT, Study, load_study
 from advlib import __version__
 from advlib.data.sets import Images, fetch
 from advlib.files import replacing
-from advlib.networks.build import default_device, resolve_dtype
+from advlib.networks.device import default_device, resolve_dtype
 from advlib.recipes import RECIPES
 from measurements import (
     DOCUMENTED,

@@ -267,7 +267,8 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
     from advlib.data.sets import DATASETS, Images
     from advlib.labels import widen_head
-    from advlib.networks.build import build_model, default_device, study_preprocessing
+    from advlib.networks.build import build_model, study_preprocessing
+    from advlib.networks.device import default_device
     from advlib.predictions import predict
     from advlib.threat import ThreatModel
     from advlib.train import fit

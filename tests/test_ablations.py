@@ -92,7 +92,7 @@ def test_settings_that_do_nothing_to_a_run_tell_no_runs_apart(study):
 
 
 def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study):
-    """As `advlib.train.training_loss` does, whatever the study says of Eq. 4."""
+    """As `advlib.steps.training_loss` does, whatever the study says of Eq. 4."""
     climbs = {m: ablations.ingredients(study, m)["train_objective"] for m in METHODS[2:]}
     assert climbs == {
         **dict.fromkeys(["adv", "adv_mix"], "cross_entropy"),

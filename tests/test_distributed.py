@@ -18,8 +18,7 @@ from advbook.__main__ import main
 from advbook.studies import evaluate, launch
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
-from advlib import distributed
-from advlib import train as training
+from advlib import distributed, steps
 from advlib.data.sets import training_batches
 from advlib.predictions import missing_parts
 from advlib.train import batch_share
@@ -207,7 +206,7 @@ def test_a_batch_in_pieces_is_the_batch(done, tmp_path):
 )
 def test_when_memory_runs_out(monkeypatch, tmp_path, error, pieces):
     study = dataclasses.replace(small_study(), accumulate=pieces)
-    works, calls = training.training_loss, []
+    works, calls = steps.training_loss, []
 
     def loss(*given, **options):
         calls.append(1)
@@ -215,7 +214,7 @@ def test_when_memory_runs_out(monkeypatch, tmp_path, error, pieces):
             raise error
         return works(*given, **options)
 
-    monkeypatch.setattr(training, "training_loss", loss)
+    monkeypatch.setattr(steps, "training_loss", loss)
     said = f"{64 // pieces} images at once, of a batch of 64.*set accumulate to {2 * pieces} "
     with pytest.raises(MemoryError, match=said):
         train(study, "std", tmp_path)
@@ -228,7 +227,7 @@ def test_other_errors_of_torch_stay_as_they_are(monkeypatch, tmp_path):
     def broken(*_, **__):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(training, "training_loss", broken)
+    monkeypatch.setattr(steps, "training_loss", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         train(small_study(), "std", tmp_path)
 

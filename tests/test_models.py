@@ -15,15 +15,14 @@ from advlib.labels import find_head, widen_head
 from advlib.networks import build as models
 from advlib.networks.build import (
     Normalize,
-    autocast,
     build_model,
-    load_weights,
     pixel_std,
     preprocessing,
-    resolve_dtype,
     study_preprocessing,
     weights_name,
 )
+from advlib.networks.device import autocast, resolve_dtype
+from advlib.networks.weights import load_weights
 
 timm = models._timm()  # after torchvision, which advlib imports in its own way
 RGB = {"mean": (0.5,) * 3, "std": (0.2,) * 3}

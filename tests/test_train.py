@@ -280,7 +280,7 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny_study, tmp_path):
 def test_a_finished_run_is_found_and_a_changed_one_is_trained_beside_it(tiny_study, monkeypatch):
     first = train_method(tiny_study, "pretrained", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_loss", None)  # a second training would fail
+        patch.setattr(train, "take_step", None)  # a second training would fail
         assert train_method(tiny_study, "pretrained", 0) == first
     changed = dataclasses.replace(tiny_study, pretrain_lr=0.2)
     second = train_method(changed, "pretrained", 0)

@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
-from advlib.networks.build import Normalize, autocast
+from advlib.networks.build import Normalize
+from advlib.networks.device import autocast
 
 PASSES = 8  # of the network that is compared with its folded copy
 

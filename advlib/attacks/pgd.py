@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from advlib.labels import class_logits, model_logits
-from advlib.networks.build import autocast, pixel_std
+from advlib.networks.build import pixel_std
+from advlib.networks.device import autocast
 from advlib.threat import ThreatModel
 
 
@@ -36,8 +37,7 @@ def pgd_attack(
         Images in [0, 1] to logits. Its mode, buffers and its parameters' ``grad`` and
         ``requires_grad`` are left as they were.
     x : float tensor (N, C, H, W) in [0, 1]
-    y : int tensor (N,)
-        True labels.
+    y : int tensor (N,), the true labels
     threat : ThreatModel
     num_classes : int, optional
         K, where the model has more logits; None: every logit is a class.

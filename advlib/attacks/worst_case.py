@@ -22,7 +22,7 @@ from advlib.attacks.pgd import (
 )
 from advlib.data.batches import evaluation_batches, item_names, stream_seed
 from advlib.labels import class_logits
-from advlib.networks.build import autocast, default_device, resolve_dtype
+from advlib.networks.device import autocast, default_device, resolve_dtype
 from advlib.threat import ThreatModel
 
 

@@ -30,7 +30,7 @@ from advlib.attacks.pgd import (
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import evaluation_batches, stream_seed
 from advlib.labels import class_logits
-from advlib.networks.build import autocast, default_device
+from advlib.networks.device import autocast, default_device
 from advlib.predictions import kept, write_predictions
 from advlib.threat import ThreatModel
 

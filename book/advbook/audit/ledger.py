@@ -60,7 +60,7 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     from advbook.studies.evaluate import RUN_FACTS
     from advbook.studies.runs import load_run
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
-    from advlib.networks.build import default_device, resolve_dtype
+    from advlib.networks.device import default_device, resolve_dtype
     from advlib.predictions import kept, predict, write_predictions
 
     device = torch.device(device or default_device())

@@ -18,7 +18,7 @@ from advbook.studies.schema import Study, digest
 from advlib import distributed
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
-from advlib.networks.build import default_device, resolve_dtype
+from advlib.networks.device import default_device, resolve_dtype
 from advlib.predictions import (
     check_label_order,
     check_parts,

@@ -16,16 +16,8 @@ from advlib.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from advlib.data.sets import DATASETS, stream_seed
 from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
-from advlib.networks.build import (
-    WEIGHT_FILES,
-    build_model,
-    head_outputs,
-    load_weights,
-    preprocessing,
-    read_weights,
-    study_preprocessing,
-    weights_name,
-)
+from advlib.networks.build import build_model, preprocessing, study_preprocessing, weights_name
+from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
 from advlib.recipes import RECIPES
 from advlib.train import LOG_COLUMNS, batch_share, fit
 

@@ -64,7 +64,7 @@ def make_samples(study, *, device=None) -> Path:
     from advbook.studies.runs import load_run
     from advlib.attacks.pgd import classify, pgd_attack, start_noise
     from advlib.data.batches import stream_seed
-    from advlib.networks.build import autocast, default_device
+    from advlib.networks.device import autocast, default_device
 
     device = torch.device(device or default_device())
     seed, threat = study.seeds[0], study.threat(ATTACK)

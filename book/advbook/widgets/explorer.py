@@ -28,7 +28,7 @@ from advlib import metrics
 from advlib.attacks.pgd import attack_mode, pgd_iterates
 from advlib.data.batches import stream_seed
 from advlib.labels import class_logits
-from advlib.networks.build import default_device
+from advlib.networks.device import default_device
 from advlib.threat import ThreatModel
 
 ATTACK = ("eps", "steps", "automatic", "step_size", "random_start", "start")  # one column

@@ -1,0 +1,53 @@
+"""The device and the number format to compute in, and results that repeat bit for bit."""
+
+import contextlib
+
+import torch
+
+
+def default_device() -> torch.device:
+    """CUDA, MPS or the CPU, by availability."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
+    """ "auto" is bfloat16 where the device computes in it natively, else float32."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"dtype is one of auto, float32, bfloat16, got {dtype!r}")
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    kind = torch.device(device).type
+    if kind == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = kind == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype):
+    """Autocast to `dtype`; for float32 none, and none of TF32's 10 bits in convolutions either."""
+    if dtype == torch.float32:
+        cudnn = torch.backends.cudnn
+        return cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=cudnn.benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=False,
+        )
+    return torch.autocast(torch.device(device).type, dtype)
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device):
+    """Kernels that end a resumed run with the same bits, and torch's generators lent to the run."""
+    # No TF32 either, which gradients of float32 training would otherwise be computed in.
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    # Dropout and stochastic depth draw from torch's global generators.
+    with flags, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
