@@ -1,15 +1,10 @@
 """A study: one file that says what is trained, attacked and compared, and where its runs lie."""
 
-import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
-import os
 import re
 import reprlib
-import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,20 +12,19 @@ from pathlib import Path
 
 import yaml
 
-from advbook.text import one_line
-from advlib.files import file_hash
-from advlib.recipes import RECIPES, Training
-from advlib.threat import PROTOCOLS, ThreatModel, identity, parse_number
-
-ROOT = Path(__file__).resolve().parents[3]
-STUDIES = ROOT / "notebooks" / "studies"
-
-
-ABLATED = (
-    *("delta", "replace_head", "train_objective", "train_label_source", "transforms"),
-    *("train_steps", "train_step_size", "epochs", "lr", "weight_decay"),
+from advbook.studies.checks import (
+    COLUMNS,
+    check_choice,
+    check_distinct,
+    may_name,
+    refuse_unknown,
 )
-"""Keys that an ablation may change; all others stay, so that it can be compared with its study."""
+from advbook.studies.identity import ABLATED, training_settings
+from advbook.studies.places import ROOT, STUDIES, find_study, runs_folder
+from advbook.studies.views import FILES, Views
+from advbook.text import one_line
+from advlib.recipes import RECIPES
+from advlib.threat import PROTOCOLS, ThreatModel, parse_number
 
 TRANSFORMED = ("eps", "steps", "step_size", "random_start", "loss")
 """Keys of the threat model that may differ between the transformations of a study.
@@ -42,31 +36,8 @@ loss of its own is then refused.
 TAKEN = ("paper", "benchmark", "plan")
 """Folders of ``results/`` that hold no study: no study has one of these ids."""
 
-COLUMNS = (
-    *("label", "other", "benchmark", "direction", "place", "largest", "method", "seed"),
-    *("class_name", "statistic"),
-)
-"""Columns of tables that have one more for each method: no network has one of these names."""
-
-RECIPE_FIELDS = frozenset({"adversarial", "mix", "extra_logits", "label_augmentation"})
-RECIPE_FIELDS |= {"title", "label_smoothing"}
-DATA_FIELDS = ("dataset", "data_dir", "train_images", "test_images", "holdout_images")
-DATA_FIELDS += ("image_size", "resize", "interpolation", "evaluation_split")
-NETWORK_FIELDS = ("dataset", "model", "weights", "image_size", "resize", "interpolation")
-NETWORK_FIELDS += ("mean", "std")
-TRAINING_FIELDS = ("augment", "dtype", "batch_size", "momentum", "weight_decay", "lr_final_factor")
-STUDY_FIELDS = frozenset({*DATA_FIELDS, *NETWORK_FIELDS, *TRAINING_FIELDS})
-"""Fields by which results are always recognised; see `advlib.threat.identity`.
-
-A new field of `Recipe` needs nothing. A new one of `Study` that decides images or weights is named
-in `Study.data_settings` or `Study.training_settings`. Nothing is added here.
-"""
-
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
 """Keys of `advlib.data.sets.DATASETS`, which needs torch."""
-
-BROUGHT = "brought"
-"""What the id of predictions begins with that are brought without an id of their own."""
 
 AT_MOST = {"weight_decay": 1, "n_resamples": 1_000_000}
 AT_MOST |= dict.fromkeys(("epochs", "pretrain_epochs", "train_steps"), 1_000_000)
@@ -75,12 +46,9 @@ AT_MOST |= dict.fromkeys(("num_transforms", "workers", "devices"), 1_000)
 AT_MOST |= dict.fromkeys(("image_size", "resize"), 10_000)
 """Far beyond what anybody means: a digit too many is found before it takes hours or all memory."""
 
-HOW = ("devices", "accumulate")
-"""Keys about how a study is computed: they decide neither its name nor which run goes on."""
-
 
 @dataclass(frozen=True)
-class Study:
+class Study(Views):
     """Every setting of a study; the paper's values where it gives one.
 
     A study file states only what differs. ε and steps may be written ``8/255``.
@@ -225,7 +193,7 @@ class Study:
     def _check_methods(self) -> None:
         brought = [*self.predictions, *self.checkpoints]
         for name in brought:
-            if not _may_name(name):
+            if not may_name(name):
                 raise ValueError(
                     "the name of a model is of letters, digits, '.', '-' and '_', with a letter, "
                     f"and that of no column of a table ({', '.join(COLUMNS)}); got {name!r}: give "
@@ -238,7 +206,7 @@ class Study:
                 )
             check_choice("dataset", self.dataset, ("imagenet", "none"))
             for name in self.attacks:
-                if not _may_name(f"attack-{name}") or name in (*COLUMNS, ".", ".."):
+                if not may_name(f"attack-{name}") or name in (*COLUMNS, ".", ".."):
                     raise ValueError(
                         "the name of an attack is of letters, digits, '.', '-' and '_', and that "
                         f"of no column of a table; got {name!r}"
@@ -288,18 +256,18 @@ class Study:
                     f"ablation {name}: method is one of {', '.join([*RECIPES][1:])}, got {base!r}"
                 )
             taken = name in self.methods or (name in RECIPES and (name != base or changed))
-            if not _may_name(name) or taken:
+            if not may_name(name) or taken:
                 raise ValueError(
                     "the id of an ablation is of letters, digits, '.', '-' and '_', with a letter, "
                     "and that of no method and no column of a table "
                     f"({', '.join(COLUMNS)}); got {name!r}"
                 )
             try:
-                trained = self.training_settings(name, 0, "", None)
+                trained = training_settings(self, name, 0, "", None)
             except ValueError as error:
                 raise ValueError(f"ablation {name}: {error}") from error
             for other in (*self.methods, *self.ablations):
-                if other != name and self.training_settings(other, 0, "", None) == trained:
+                if other != name and training_settings(self, other, 0, "", None) == trained:
                     raise ValueError(
                         f"the ablation {name} would be trained just as {other} is: what it changes "
                         f"does nothing to {base}, so leave it out"
@@ -308,141 +276,16 @@ class Study:
         for title in titles:
             if not isinstance(title, str):
                 raise ValueError(f"the title of an ablation is a text, got {title!r}")
-        _check_distinct("the names and titles of networks", titles)
+        check_distinct("the names and titles of networks", titles)
         if self.ablations and not self.trained:
             raise ValueError("ablations are trained: a study of brought models has none")
 
     def _check_groups(self) -> None:
-        _check_distinct("class_names", self.class_names or [])
-        _check_distinct("the names of groups", self.groups)
+        check_distinct("class_names", self.class_names or [])
+        check_distinct("the names of groups", self.groups)
         named = [name for names in self.groups.values() for name in names]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"groups: {', '.join(twice)} in more than one place; once each")
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What pages call each method: its book name, or the name that its owner gave it."""
-        return {m: RECIPES[m].title if m in RECIPES else m for m in self.methods}
-
-    @property
-    def ablation_names(self) -> dict[str, str]:
-        """What pages call each ablation."""
-        return {
-            name: changes.get("title", RECIPES[name].title if name in RECIPES else name)
-            for name, changes in self.ablations.items()
-        }
-
-    @property
-    def method_runs(self) -> list[tuple[str, int]]:
-        """(method, seed) of every network that the chapters compare."""
-        return [(method, seed) for method in self.methods for seed in self.seeds]
-
-    @property
-    def ablation_runs(self) -> list[tuple[str, int]]:
-        """(ablation, seed) of every ablation: the first seed alone."""
-        return [(name, self.seeds[0]) for name in self.ablations]
-
-    def recipe(self, name: str) -> tuple["Study", str]:
-        """How a method or an ablation is trained: the study with its changes, and the method."""
-        if name not in self.ablations:
-            return self, name
-        changes = {k: v for k, v in self.ablations[name].items() if k in ABLATED}
-        if "transforms" in changes:
-            changes["num_transforms"] = max(1, len(changes["transforms"]))
-        changed = dataclasses.replace(self, ablations={}, **changes)
-        return changed, self.ablations[name]["method"]
-
-    @property
-    def trained(self) -> list[str]:
-        """The methods that are trained here; all others are brought."""
-        return [m for m in self.methods if m not in {*self.checkpoints, *self.predictions}]
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits whose images the study needs."""
-        return list(dict.fromkeys([*(["train"] * bool(self.trained)), self.evaluation_split]))
-
-    @property
-    def benchmarks(self) -> tuple[str, ...]:
-        """The benchmarks with prediction tables; ReaL and ImageNet-X are read off the clean one."""
-        corrupted = ("corruptions",) if self.corruptions != "none" else ()
-        return ("clean", *self.attacks, *corrupted)
-
-    @property
-    def audits(self) -> tuple[str, ...]:
-        """The parts of `make audit`, which attacks networks: predictions have none."""
-        if self.predictions:
-            return ()
-        return (*(["ablations"] if self.ablations else []), "ledger", "battery")
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The comparisons that pages make, (before, after): all pairs of a user's own models."""
-        if self.predictions or self.checkpoints:
-            return [(a, b) for i, a in enumerate(self.methods) for b in self.methods[i + 1 :]]
-        known = [("std", "adv"), ("std", "adv_plus"), ("adv", "adv_plus")]
-        known += [("adv_mix", "adv_plus_mix")]
-        found = [pair for pair in known if set(pair) <= set(self.methods)]
-        return found or [tuple(self.methods[:2])]
-
-    @property
-    def unavailable(self) -> dict[str, str]:
-        """The chapters that the study's data do not allow, and why."""
-        reasons = {}
-        if not self.trained:
-            reasons["training"] = "the models were trained elsewhere"
-        if self.predictions:
-            reasons["gallery"] = "pictures are made by attacking networks: bring checkpoints"
-        if self.corruptions == "none":
-            reasons["corruptions"] = (
-                "there are no predictions of corrupted images: bring rows with corruption and "
-                "severity"
-                if self.predictions
-                else "the study file says `corruptions: none`"
-            )
-        if self.dataset == "imagenet" and self.evaluation_split == "holdout":
-            for name in ("evaluate_imagenet_x", "evaluate_real"):
-                reasons[name] = "the evaluated images are training images"
-        if self.dataset != "imagenet":
-            only = "exist for ImageNet's validation images alone"
-            reasons["evaluate_imagenet_x"] = f"ImageNet-X's annotations {only}"
-            reasons["evaluate_real"] = f"ReaL's labels {only}"
-            if self.predictions:
-                reasons["factors"] = "factors are measured on images: no image files were brought"
-            if not self.groups:
-                reasons["groups"] = "the study file names no `groups` of classes"
-        if len(self.benchmarks) == 1 and "evaluate_real" in reasons:
-            reasons["hard_classes"] = "there is only one benchmark"
-        return reasons
-
-    def require(self, chapter: str) -> None:
-        """Refuse a chapter that is run by hand and that the study's data do not allow."""
-        if reason := self.unavailable.get(chapter):
-            raise ValueError(f"the chapter {chapter} is not for {self.study}: {reason}")
-
-    def group_of(self, class_names: list[str]) -> dict[int, str]:
-        """Each class's group by its number; empty if the study names no groups.
-
-        Raises
-        ------
-        ValueError
-            If `groups` names a class that there is not, or leaves one out.
-        """
-        named = {name: group for group, names in self.groups.items() for name in names}
-        unknown = [name for name in named if name not in class_names]
-        missing = [name for name in class_names if named and name not in named]
-        for said, names in (("names classes that there are not", unknown), ("lacks", missing)):
-            if names:
-                raise ValueError(f"groups {said}: {', '.join(names[:5])} ({len(names)} in all)")
-        return {i: named[name] for i, name in enumerate(class_names) if named}
-
-    def condition(self, benchmark: str) -> str:
-        """What a benchmark's predictions were made under, in words."""
-        if self.predictions and benchmark in self.attacks:
-            return (
-                f"{benchmark}, an attack that the brought file names; its threat model is unknown"
-            )
-        return str(self.threat(benchmark)) if benchmark in self.attacks else benchmark
 
     @property
     def train_threat(self) -> ThreatModel:
@@ -473,284 +316,23 @@ class Study:
                 raise ValueError(f"transforms {changes}: {error}") from error
         return threats
 
-    def training(self, method: str) -> Training:
-        """How this study trains one of `advlib.recipes.RECIPES`."""
-        clean = method == "pretrained"
-        return Training(
-            epochs=self.pretrain_epochs if clean else self.epochs,
-            batch_size=self.batch_size,
-            lr=self.pretrain_lr if clean else self.lr,
-            schedule=self.pretrain_schedule if clean else "cosine",
-            lr_final_factor=self.lr_final_factor,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            augment=self.augment,
-            threats=tuple(self.train_threats),
-            num_transforms=self.num_transforms,
-            delta=self.delta,
-            train_objective=self.train_objective,
-            accumulate=self.accumulate,
-            dtype=self.dtype,
-            workers=self.workers,
-        )
-
     def threat(self, attack: str) -> ThreatModel:
         """A named protocol at the study's norm and ε."""
         return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
 
-    @staticmethod
-    def file(given: str) -> Path:
-        """A file that the study names, from the project's root or from the working directory.
-
-        Raises
-        ------
-        FileNotFoundError
-            If it is at neither place.
-        ValueError
-            If another file is at each of them.
-        """
-        if path := _located(given):
-            return path
-        raise FileNotFoundError(
-            f"there is no file {given}: give its path from the project's folder, or the whole path"
-        )
-
-    @classmethod
-    def said(cls, given: str) -> str:
-        """A file that the study names, with the place where it was found, in words."""
-        if Path(given).expanduser().is_absolute():
-            return given
-        where = "project's folder" if (ROOT / given).is_file() else "working directory"
-        return f"{given} in the {where}"
-
-    def again(self, what: str = "book") -> str:
-        """The command that makes the study's tables anew, in words for a message."""
-        if self.predictions and self.study.startswith(BROUGHT + "-"):
-            return "run notebooks/bring_your_own.ipynb with these files again"
-        name = self.called
-        if self.study in _TRIALS:
-            return f"run its notebooks again with -p study {name} and the same parameters"
-        return f"run `make {what} STUDY={name}`"
-
-    def to_train(self, method: str, seed: int) -> str:
-        """The command that trains one network, in words for a message."""
-        command = f"papermill notebooks/train.ipynb out.ipynb -p study {self.called}"
-        same = ", with the same parameters" if self.study in _TRIALS else ""
-        return f"{command} -p method {method} -p seed {seed}{same}"
-
-    @property
-    def called(self) -> str:
-        """What commands call the study: its id, or the path of its file if that lies elsewhere."""
-        return shlex.quote(_FILES.get(self.study, self.study))
-
-    @property
-    def data_root(self) -> Path | None:
-        """`data_dir`, relative to the project's root whatever the working directory."""
-        return None if self.data_dir is None else ROOT / Path(self.data_dir).expanduser()
-
-    def images(self, split: str):
-        """The study's images of "train", "holdout" or "test", an `advlib.data.sets.Images`."""
-        # These need torch, which reading a study does not.
-        from advlib.data.sets import load_dataset
-        from advlib.networks.build import study_preprocessing
-
-        prepared = study_preprocessing(self)
-        return load_dataset(
-            self.dataset,
-            split,
-            data_dir=self.data_root,
-            n_images={"train": self.train_images, "test": self.test_images}.get(split),
-            holdout_images=self.holdout_images,
-            image_size=prepared["image_size"],
-            resize=prepared["resize"],
-            interpolation=prepared["interpolation"],
-        )
-
-    def audit_set(self, images, n_images: int | None):
-        """Up to `n_images` of the images, as many of each class, at least one; None: all.
-
-        Raises
-        ------
-        ValueError
-            If a class has fewer images than that, which would make the subset much smaller.
-        """
-        from advlib.data.sets import stratified_subset
-
-        if n_images is None or n_images >= len(images):
-            return images
-        classes = len(images.labels.unique())
-        return stratified_subset(images, max(1, n_images // classes) * classes)
-
-    def corruption_set(self, images) -> tuple:
-        """The images that are corrupted, and the folder of the published set or None."""
-        from advlib.data.corruptions import locate_published
-        from advlib.data.sets import stratified_subset
-
-        if self.corruption_images is not None:
-            images = stratified_subset(images, self.corruption_images)
-        if self.corruptions == "generated":
-            return images, None
-        folder = self.corruptions_dir
-        folder = None if folder is None else ROOT / Path(folder).expanduser()
-        return images, locate_published(self.dataset, folder)
-
     @property
     def runs(self) -> Path:
-        """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``.
-
-        Raises
-        ------
-        NotADirectoryError
-            If that is a file.
-        """
-        folder = ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(
-                f"{folder}, where runs are kept, is no folder: name one in ADVLIB_RUNS, or unset it"
-            )
-        return folder / self.study
+        """Where this study's fresh runs lie: see `advbook.studies.places.runs_folder`."""
+        return runs_folder(self.study)
 
     @property
     def published(self) -> Path:
         """Where this study's committed tables lie: ``results/<study>``."""
         return ROOT / "results" / self.study
 
-    def tables(self, source: str) -> Path:
-        """The folder that pages read: all "fresh" tables or all "committed" ones.
-
-        Raises
-        ------
-        FileNotFoundError
-            If that folder is not there.
-        """
-        check_choice("source", source, ("fresh", "committed"))
-        folder = self.runs if source == "fresh" else self.published
-        if not folder.is_dir():
-            other, there = ("committed", self.published), ("fresh", self.runs)
-            other, there = other if source == "fresh" else there
-            read = f", or read the {other} ones: source = {other!r}" if there.is_dir() else ""
-            raise FileNotFoundError(
-                f"the study {self.study!r} has no {source} tables in {folder}: {self.again()}{read}"
-            )
-        return folder
-
-    def data_settings(self) -> dict:
-        """What decides the images of the study."""
-        return self._said(DATA_FIELDS)
-
-    def _said(self, keys) -> dict:
-        """These fields, as far as they belong to a result's identity."""
-        said = identity(self, STUDY_FIELDS)
-        return {key: said[key] for key in keys if key in said}
-
-    def training_settings(self, method: str, seed: int, data: str, start) -> dict:
-        """All that decides the weights of one run; its hash names the run's folder.
-
-        Parameters
-        ----------
-        method : str
-            A key of `RECIPES`, of `checkpoints` or of `ablations`.
-        seed : int
-        data : str
-            Fingerprint of the training images.
-        start : str, dict or None
-            Hash of the checkpoint or of the weights file that the run starts from, or is; with what
-            those weights want of the images, where that is known.
-        """
-        if method in self.ablations:
-            changed, base = self.recipe(method)
-            return changed.training_settings(base, seed, data, start)
-        settings = {"method": method, "seed": seed, "data": data, "start": start}
-        network = self._said(NETWORK_FIELDS)
-        if method in self.checkpoints:
-            del network["weights"]
-            return network | settings
-        settings |= network | self._said(TRAINING_FIELDS)
-        recipe = RECIPES[method]
-        clean = method == "pretrained"
-        settings["epochs"] = self.pretrain_epochs if clean else self.epochs
-        settings["lr"] = self.pretrain_lr if clean else self.lr
-        settings |= self._said(("pretrain_schedule",)) if clean else {}
-        settings |= {k: v for k, v in identity(recipe, RECIPE_FIELDS).items() if k != "title"}
-        if recipe.adversarial:
-            threats = [threat.to_dict() for threat in self.train_threats]
-            settings["threat"] = threats if len(threats) > 1 else threats[0]
-        if recipe.label_augmentation or recipe.label_smoothing:
-            settings["delta"] = self.delta
-        if recipe.extra_logits:
-            settings["num_transforms"] = self.num_transforms
-            settings["replace_head"] = self.replace_head
-            settings["train_objective"] = self.train_objective
-            if self.train_objective == "label_augmentation" and any(
-                "loss" in changes for changes in self.transforms
-            ):
-                raise ValueError(
-                    f"the training attack of {method} climbs Eq. 4, and no loss of a "
-                    "transformation: leave loss out of transforms, or set train_objective to "
-                    "cross_entropy"
-                )
-        return settings
-
-    def changed_since(self, method: str, settings: dict) -> list[str]:
-        """The training settings in which a run of the method is not what the study now says."""
-        start = {key: settings.get(key) for key in ("seed", "data", "start")}
-        now = json.loads(json.dumps(self.training_settings(method, **start)))
-        changed = [k for k in now.keys() | settings.keys() if now.get(k) != settings.get(k)]
-        if given := self.checkpoints.get(method):
-            start = settings.get("start")  # by `advbook.studies.runs`
-            start = start.get("weights") if isinstance(start, dict) else start
-            with contextlib.suppress(FileNotFoundError):  # the run has a copy of its own
-                changed += [given] if file_hash(self.file(given)) != start else []
-        return sorted(changed)
-
     def to_dict(self) -> dict:
         """Plain values, as papermill and the pages take them."""
         return dataclasses.asdict(self)
-
-
-def digest(settings: dict) -> str:
-    """Ten hex digits of the SHA-256 of the settings as JSON: the same settings, the same name."""
-    text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-_FILES: dict[str, str] = {}  # by id, the file that a study was read from, if not in `STUDIES`
-_TRIALS: set[str] = set()  # ids of studies with other values than their files'
-
-
-def _located(given: str | Path) -> Path | None:
-    """The file at a path from the project's root, or else from the working directory."""
-    path = Path(given).expanduser()
-    places = [place for place in (ROOT / path, path) if place.is_file()]
-    if len(places) > 1 and file_hash(places[0]) != file_hash(places[1]):
-        raise ValueError(
-            f"there are two files {given}, which differ, in the project's folder and in the "
-            "working directory: give the whole path of the one that is meant"
-        )
-    return places[0] if places else None
-
-
-def find_study(name: str | Path) -> Path:
-    """The file of a study given by its id or by the path of its file.
-
-    Raises
-    ------
-    FileNotFoundError
-        Listing the studies there are.
-    ValueError
-        For what is neither, and for a path at which two files lie, one from the project's root and
-        one from the working directory.
-    """
-    if not isinstance(name, str | Path) or not str(name):
-        raise ValueError(f"study is an id or the path of a study file, got {name!r}")
-    if (own := STUDIES / f"{name}.yaml").is_file():
-        return own
-    if path := _located(name):
-        return path
-    known = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
-    raise FileNotFoundError(
-        f"no study {str(name)!r}: expected one of {known}, or the path of a study file"
-    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -821,9 +403,9 @@ def load_study(name: str | Path, **overrides) -> Study:
         study = make_study({**values, **overrides})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    _FILES.pop(study.study, None)
+    FILES.pop(study.study, None)
     if path != STUDIES / f"{study.study}.yaml":
-        _FILES[study.study] = str(name)
+        FILES[study.study] = str(name)
     return study
 
 
@@ -837,42 +419,8 @@ def make_study(values: dict) -> Study:
     study = Study(**values)
     # Not in Study itself, since that of an ablation trains its own method alone.
     for name in study.trained:
-        study.training_settings(name, 0, "", None)
+        training_settings(study, name, 0, "", None)
     return study
-
-
-def refuse_unknown(unknown: set[str], known: list[str]) -> None:
-    """Raise ValueError for unknown names, with the nearest known one."""
-    import difflib
-
-    for name in sorted(unknown, key=str):  # YAML reads 8 and yes as a number and a truth value
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown parameter {name!r}: {hint}")
-
-
-def _may_name(name: str) -> bool:
-    """Whether tables and commands can tell a network by this name: a number is none."""
-    valid = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and re.search("[A-Za-z]", name)
-    return bool(valid) and name not in COLUMNS
-
-
-def _check_distinct(what: str, names) -> None:
-    """Refuse an empty name, and two that read alike: pages and charts tell things apart by name."""
-    shown = [one_line(name) for name in names]
-    if "" in shown:
-        raise ValueError(f"{what}: number {shown.index('') + 1} of {len(shown)} is empty; name it")
-    for i, name in enumerate(shown):
-        if name in shown[:i]:
-            raise ValueError(
-                f"{what}: numbers {shown.index(name) + 1} and {i + 1} are both {name!r}; charts "
-                "would show them as one, so add what tells them apart"
-            )
-
-
-def check_choice(name: str, value, allowed: tuple) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
 
 
 def _typed(key: dataclasses.Field, value):
