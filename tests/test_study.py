@@ -1,9 +1,12 @@
 import dataclasses
+import json
 import re
 import subprocess
 import sys
 
+import jsonschema
 import pytest
+import yaml
 
 from advbook.studies.identity import data_settings, recipe_of, training_settings
 from advbook.studies.inputs import audit_set, images_of
@@ -15,6 +18,7 @@ from advbook.studies.schema import (
     STUDIES,
     Study,
     find_study,
+    json_schema,
     load_study,
     make_study,
 )
@@ -32,6 +36,30 @@ def test_committed_studies_are_valid(path):
     assert study.study == path.stem
     for attack in study.attacks:
         assert study.threat(attack).eps == study.eps
+
+
+def test_the_committed_json_schema_is_that_of_the_code():
+    """Else editors would complete what is refused: `python -m advbook.studies.schema` writes it."""
+    committed = json.loads((STUDIES / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == json.loads(json_schema())
+    keys = {key.name for key in dataclasses.fields(Study)}
+    assert set(committed["properties"]) == keys and committed["additionalProperties"] is False
+    for path in STUDIES.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# yaml-language-server: $schema=study.schema.json\n")
+        jsonschema.validate(yaml.safe_load(text), committed)
+    for wrong in ({"epocs": 3}, {"epochs": "3"}, {"dataset": "digit"}, {"delta": 1}, {"seeds": 0}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(SHORT | wrong, committed)
+    jsonschema.validate(SHORT | {"eps": "8/255"}, committed)
+
+
+def test_a_changed_study_is_checked_too():
+    study = make_study(SHORT)
+    with pytest.raises(ValueError, match="^eps is a number or a text such as '8/255', got 'x'$"):
+        dataclasses.replace(study, eps="x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        study.eps = 0.1
 
 
 def test_the_imagenet_study_is_the_papers():

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pydantic
 import pytest
 import yaml
 
@@ -268,8 +269,12 @@ def _fields_added(monkeypatch):
     for name, threat in PROTOCOLS.items():
         monkeypatch.setitem(PROTOCOLS, name, threats(**dataclasses.asdict(threat)))
     monkeypatch.setattr("advbook.studies.schema.ThreatModel", threats)
-    grown = _grown(Study)
-    monkeypatch.setattr("advbook.studies.schema.Study", grown)
+
+    @pydantic.dataclasses.dataclass(frozen=True)
+    class Grown(Study):
+        newer: int = 0
+
+    monkeypatch.setattr("advbook.studies.schema.Study", Grown)
     monkeypatch.setattr("advbook.studies.identity.TRAINING_FIELDS", (*TRAINING_FIELDS, "newer"))
     monkeypatch.setattr("advbook.studies.identity.DATA_FIELDS", (*DATA_FIELDS, "newer"))
 

@@ -2,6 +2,11 @@
 
 import difflib
 import re
+import reprlib
+import types
+import typing
+
+from pydantic import ValidationError
 
 from advbook.text import one_line
 
@@ -40,3 +45,37 @@ def check_distinct(what: str, names) -> None:
                 f"{what}: numbers {shown.index(name) + 1} and {i + 1} are both {name!r}; charts "
                 "would show them as one, so add what tells them apart"
             )
+
+
+def in_words(error: ValidationError, values: dict, kinds: dict) -> str:
+    """The first of pydantic's errors as a sentence with the key, what is expected, and the value.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    values, kinds : dict
+        The values that were given, and the type of each key.
+    """
+    first = error.errors(include_url=False)[0]
+    said, got = first.get("ctx", {}), first["input"]
+    match first["type"]:
+        case "value_error":
+            return str(said["error"])
+        case "literal_error":
+            expected = "one of " + ", ".join(re.findall("'([^']*)'", said["expected"]))
+        case "greater_than":
+            expected = "positive"
+        case "greater_than_equal":
+            expected = f"at least {said['ge']:g}"
+        case "less_than":
+            expected = f"in [0, {said['lt']:g})"
+        case "less_than_equal":
+            expected, got = f"at most {said['le']:,.9g}", float(got)
+        case _:
+            kind, got = kinds[first["loc"][0]], values[first["loc"][0]]
+            united = typing.get_origin(kind) in (typing.Union, types.UnionType)
+            either = typing.get_args(kind) if united else (kind,)
+            named = [str(one) if typing.get_args(one) else one.__name__ for one in either]
+            expected = " or ".join(named).replace("NoneType", "null")
+    got = f"{got:g}" if isinstance(got, float) else reprlib.repr(got)
+    return f"{first['loc'][0]} is {expected}, got {got}"

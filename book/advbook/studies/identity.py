@@ -46,25 +46,13 @@ def recipe_of(study, name: str) -> tuple:
 
 
 def training_of(study, method: str) -> Training:
-    """How this study trains one of `advlib.recipes.RECIPES`."""
-    clean = method == "pretrained"
-    return Training(
-        epochs=study.pretrain_epochs if clean else study.epochs,
-        batch_size=study.batch_size,
-        lr=study.pretrain_lr if clean else study.lr,
-        schedule=study.pretrain_schedule if clean else "cosine",
-        lr_final_factor=study.lr_final_factor,
-        momentum=study.momentum,
-        weight_decay=study.weight_decay,
-        augment=study.augment,
-        threats=tuple(study.train_threats),
-        num_transforms=study.num_transforms,
-        delta=study.delta,
-        train_objective=study.train_objective,
-        accumulate=study.accumulate,
-        dtype=study.dtype,
-        workers=study.workers,
-    )
+    """How this study trains one of `advlib.recipes.RECIPES`; equal names mean the same."""
+    names = {one.name for one in dataclasses.fields(Training)}
+    values = {name: getattr(study, name) for name in names if hasattr(study, name)}
+    if method == "pretrained":
+        values |= {"epochs": study.pretrain_epochs, "lr": study.pretrain_lr}
+        values |= {"schedule": study.pretrain_schedule}
+    return Training(**values, threats=tuple(study.train_threats))
 
 
 def data_settings(study) -> dict:

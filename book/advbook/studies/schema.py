@@ -1,21 +1,26 @@
 """A study: one file that says what is trained, attacked and compared, and where its runs lie."""
 
 import dataclasses
+import functools
+import inspect
 import itertools
+import json
 import math
 import re
-import reprlib
-import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from advbook.studies.checks import (
     COLUMNS,
     check_choice,
     check_distinct,
+    in_words,
     may_name,
     refuse_unknown,
 )
@@ -39,19 +44,48 @@ TAKEN = ("paper", "benchmark", "plan")
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
 """Keys of `advlib.data.sets.DATASETS`, which needs torch."""
 
-AT_MOST = {"weight_decay": 1, "n_resamples": 1_000_000}
-AT_MOST |= dict.fromkeys(("epochs", "pretrain_epochs", "train_steps"), 1_000_000)
-AT_MOST |= dict.fromkeys(("batch_size", "eval_batch_size", "accumulate"), 1_000_000)
-AT_MOST |= dict.fromkeys(("num_transforms", "workers", "devices"), 1_000)
-AT_MOST |= dict.fromkeys(("image_size", "resize"), 10_000)
-"""Far beyond what anybody means: a digit too many is found before it takes hours or all memory."""
+
+def _whole(least: int, most: int | None = None):
+    return Annotated[int, Field(ge=least, le=most)]
 
 
-@dataclass(frozen=True)
+def _number(**limits):
+    plain, text = Annotated[float, Field(**limits)], Annotated[str, Field(pattern=r"^[-+./\deE]+$")]
+    return Annotated[plain, BeforeValidator(_read, json_schema_input_type=plain | text)]
+
+
+def _read(value, info):
+    return parse_number(value, info.field_name)
+
+
+# The largest are far beyond what anybody means: a digit too many is found before it takes hours or
+# all memory. A number may also be a text such as "8/255".
+Count, Many, Few, Pixels = _whole(1), _whole(1, 1_000_000), _whole(1, 1_000), _whole(1, 10_000)
+Number, Positive, Share = _number(), _number(gt=0), _number(ge=0, lt=1)
+
+
+def _plainly(model):
+    """A pydantic dataclass whose errors are one plain sentence: see `in_words`."""
+    check, kinds = model.__init__, typing.get_type_hints(model)
+
+    @functools.wraps(check)
+    def init(self, *args, **values):
+        try:
+            check(self, *args, **values)
+        except ValidationError as error:
+            raise ValueError(in_words(error, values, kinds)) from error
+
+    model.__init__ = init
+    return model
+
+
+@_plainly
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Study(Views):
     """Every setting of a study; the paper's values where it gives one.
 
-    A study file states only what differs. ε and steps may be written ``8/255``.
+    A study file states only what differs. ε and steps may be written ``8/255``. It cannot be
+    changed; `dataclasses.replace` makes another one, which is checked too.
 
     Raises
     ------
@@ -60,135 +94,107 @@ class Study(Views):
     """
 
     study: str  # id: the name of its file and of its folders
-    dataset: str  # digits, fashion_mnist, cifar10, cifar100, imagenet, or folder (an ImageFolder)
+    dataset: Literal[*DATASETS, "none"]  # folder: an ImageFolder; none: of predictions
     model: str = ""  # cifar_resnet8, cifar_resnet8_w32, … or a torchvision or timm classifier
     title: str = ""  # as pages show it; the id if empty
     note: str = ""  # what the study's index page says of its settings, where they deviate
     data_dir: str | None = None  # folder with the data; None looks in the usual places
-    image_size: int | None = None  # px after cropping; None: the data set's own
-    resize: int | None = None  # px of the short side before cropping, for large images
-    interpolation: str | None = None  # bilinear or bicubic; None: as the named weights want
-    mean: list[float] | None = None  # the network's normalisation, per channel of pixels in [0, 1];
-    std: list[float] | None = None  # None: what the named weights want, else the data set's own
-    train_images: int | None = None  # a stratified subset; None: all
-    test_images: int | None = None
-    holdout_images: int = 0  # training images kept apart for choices such as ε
-    evaluation_split: str = "test"  # or holdout: for choices that must not see the test images
-    augment: str = "none"  # none, crop, crop_flip, random_resized_crop
-    workers: int = 0  # processes that decode images, for each of `devices`
+    image_size: Pixels | None = None  # px after cropping; None: the data set's own
+    resize: Pixels | None = None  # px of the short side before cropping
+    interpolation: Literal["bilinear", "bicubic"] | None = None  # None: the weights' own
+    mean: list[Number] | None = None  # what is subtracted, per channel of pixels in [0, 1]
+    std: list[Number] | None = None  # what divides; None: as the weights or the data set want
+    train_images: Count | None = None  # a stratified subset; None: all
+    test_images: Count | None = None
+    holdout_images: _whole(0) = 0  # training images kept apart for choices such as ε
+    evaluation_split: Literal["test", "holdout"] = "test"  # holdout: for choices such as ε
+    augment: Literal["none", "crop", "crop_flip", "random_resized_crop"] = "none"
+    workers: _whole(0, 1_000) = 0  # processes that decode images, for each of `devices`
     weights: str | None = None  # pretrained: a name such as DEFAULT, or a .safetensors or .pt file
-    pretrain_epochs: int = 0  # clean epochs first, needed without weights or for other classes
-    pretrain_lr: float = 0.1
-    pretrain_schedule: str = "cosine"  # or one_cycle: up to pretrain_lr, then down
-    epochs: int = 10
-    lr: float = 0.01
-    lr_final_factor: float = 1e-4  # cosine annealing ends at lr times this
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # not stated in the paper
-    batch_size: int = 64  # images a step, those of all processes together
-    norm: str = "Linf"
-    eps: float = 0.03  # pixels in [0, 1]
-    train_steps: int = 10
-    train_step_size: float | None = None  # None: 2.5 eps / min(steps, 10)
-    delta: float = 0.03  # weight of the transformation label, Eq. 3
-    num_transforms: int = 1  # M
+    pretrain_epochs: _whole(0, 1_000_000) = 0  # clean, first: without weights, or for other classes
+    pretrain_lr: Positive = 0.1
+    pretrain_schedule: Literal["cosine", "one_cycle"] = "cosine"
+    epochs: Many = 10
+    lr: Positive = 0.01
+    lr_final_factor: _number(ge=0, le=1) = 1e-4  # cosine annealing ends at lr times this
+    momentum: Share = 0.9
+    weight_decay: _number(ge=0, le=1) = 1e-4  # not stated in the paper
+    batch_size: Many = 64  # images a step, those of all processes together
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: Number = 0.03  # pixels in [0, 1]
+    train_steps: Annotated[int, Field(le=1_000_000)] = 10
+    train_step_size: Number | None = None  # None: 2.5 eps / min(steps, 10)
+    delta: Share = 0.03  # weight of the transformation label, Eq. 3
+    num_transforms: Few = 1  # M
     replace_head: bool = False  # draw the whole head afresh when widening it
-    train_objective: str = "label_augmentation"  # what Adv+'s attack climbs: Eq. 4 or cross_entropy
-    train_label_source: str = "true"  # the label that the training attack leaves; or predicted
+    # What the attack of a method with extra logits climbs: Eq. 4, or the K classes alone.
+    train_objective: Literal["label_augmentation", "cross_entropy"] = "label_augmentation"
+    train_label_source: Literal["true", "predicted"] = "true"  # what the training attack leaves
     # Changes of the training attack, one dict for each transformation logit: images take turns.
     transforms: list[dict] = field(default_factory=list)
     methods: list[str] | None = None  # of RECIPES; None: pretrained, std, adv and adv_plus
     seeds: list[int] = field(default_factory=lambda: [0])
     attacks: list[str] | None = None  # of threat.PROTOCOLS; None: pgd40
-    corruptions: str | None = None  # generated, published or none; None: generated
+    corruptions: Literal["generated", "published", "none"] | None = None  # None: generated
     corruptions_dir: str | None = None  # folder of the published set; None looks beside the data
-    corruption_images: int | None = None  # a stratified subset of the evaluated images; None: all
+    corruption_images: Count | None = None  # a stratified subset; None: all
     # Trained and evaluated by `make audit`, with the first seed alone: id -> {method: of RECIPES,
     # title: …, and the keys of ABLATED that it changes}.
     ablations: dict[str, dict] = field(default_factory=dict)
-    ledger_images: int | None = None  # under every switch of the threat model; a subset, None: all
-    battery_images: int | None = 500  # under the battery of attacks, AutoAttack among them
+    ledger_images: Count | None = None  # under every switch of the threat model; None: all
+    battery_images: Count | None = 500  # under the battery of attacks, AutoAttack among them
     groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
     class_names: list[str] | None = None  # for predictions about a data set that is not known here
-    eval_batch_size: int | None = None  # None: 128, on a GPU 512 where images are small
-    dtype: str = "auto"  # auto: bfloat16 where the device computes in it natively
-    n_resamples: int | None = None  # of the bootstrap; None: 10,000, or 1,000 for predictions
-    devices: int | None = None  # processes on this machine, one a GPU; None: one
-    accumulate: int = 1  # equal pieces in which a process computes its part of a training batch
+    eval_batch_size: Many | None = None  # None: 128, on a GPU 512 where images are small
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if native
+    n_resamples: Many | None = None  # None: 10,000, or 1,000 for predictions
+    devices: Few | None = None  # processes on this machine, one a GPU; None: one
+    accumulate: Many = 1  # equal pieces in which a process computes its part of a batch
 
     def __post_init__(self):
-        for key in dataclasses.fields(self):
-            object.__setattr__(self, key.name, _typed(key, getattr(self, key.name)))
-        if isinstance(self.predictions, str):  # one file, named by itself
-            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(self.predictions).name.split(".")[0])
-            named = {stem: self.predictions}
-            object.__setattr__(self, "predictions", named if self.predictions else {})
-        brought = list(self.predictions or self.checkpoints)
-        methods = brought or ["pretrained", "std", "adv", "adv_plus"]
-        defaults = {"title": self.study, "methods": methods}
-        defaults |= {"attacks": [] if self.predictions else ["pgd40"]}
-        defaults |= {"corruptions": "none" if self.predictions else "generated"}
-        defaults |= {"n_resamples": 1_000 if self.predictions else 10_000}
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if value in (None, "") or (name == "title" and not one_line(value)):
-                object.__setattr__(self, name, default)
+        for name, value in self._filled().items():
+            object.__setattr__(self, name, value)
         named = re.fullmatch(r"[A-Za-z0-9_-]+", self.study) and re.search("[A-Za-z]", self.study)
         if not named or self.study in TAKEN:
             raise ValueError(
                 "study is an id of letters, digits, '-' and '_', with a letter, other than "
                 f"{', '.join(map(repr, TAKEN))}; got {self.study!r}"
             )
-        check_choice("augment", self.augment, ("none", "crop", "crop_flip", "random_resized_crop"))
-        check_choice("pretrain_schedule", self.pretrain_schedule, ("cosine", "one_cycle"))
-        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16"))
-        check_choice("evaluation_split", self.evaluation_split, ("test", "holdout"))
-        check_choice(
-            "train_objective", self.train_objective, ("label_augmentation", "cross_entropy")
-        )
-        check_choice("train_label_source", self.train_label_source, ("true", "predicted"))
-        if self.interpolation is not None:
-            check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
-        check_choice("corruptions", self.corruptions, ("generated", "published", "none"))
         for name in ("methods", "seeds", "attacks"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or name == "attacks"):
                 raise ValueError(f"{name} is a list without repetition, got {values}")
-        if self.transforms:
-            object.__setattr__(self, "num_transforms", len(self.transforms))
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"seeds are at least 0, below 2**63, got {self.seeds}")
         self._check_methods()
         self._check_groups()
-        for name in (
-            *("epochs", "batch_size", "num_transforms", "eval_batch_size", "n_resamples"),
-            *("train_images", "test_images", "corruption_images", "image_size", "resize"),
-            *("devices", "accumulate", "ledger_images", "battery_images"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is at least 1, got {value}")
-        for name in ("holdout_images", "workers", "pretrain_epochs", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is at least 0, got {getattr(self, name)}")
-        for name, most in AT_MOST.items():
-            if (getattr(self, name) or 0) > most:
-                raise ValueError(f"{name} is at most {most:,}, got {getattr(self, name):g}")
         if self.class_names is not None and self.dataset != "none":
             raise ValueError(
                 f"class_names are those of predictions with dataset: none; {self.dataset} has "
                 "names of its own: leave class_names out"
             )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is in [0, 1), got {self.momentum}")
-        if not 0 <= self.lr_final_factor <= 1 or not all(0 <= seed < 2**63 for seed in self.seeds):
-            raise ValueError("lr_final_factor is in [0, 1] and seeds are at least 0, below 2**63")
-        if not 0 <= self.delta < 1:
-            raise ValueError(f"delta is in [0, 1), got {self.delta}")
-        if not self.lr > 0 or not self.pretrain_lr > 0:
-            raise ValueError(f"lr and pretrain_lr are positive, got {self.lr}, {self.pretrain_lr}")
         _ = self.train_threats  # checks norm, eps, steps and step size
         self._check_ablations()
+
+    def _filled(self) -> dict:
+        """What the study file left out and other keys decide."""
+        given = self.predictions
+        if isinstance(given, str):  # one file, named by itself
+            stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(given).name.split(".")[0])
+            given = {stem: given} if given else {}
+        brought = list(given or self.checkpoints)
+        found = {
+            "title": self.title if one_line(self.title) else self.study,
+            "methods": brought or ["pretrained", "std", "adv", "adv_plus"],
+            "attacks": [] if given else ["pgd40"],
+            "corruptions": "none" if given else "generated",
+            "n_resamples": 1_000 if given else 10_000,
+        }
+        found = {key: found[key] for key in found if getattr(self, key) is None or key == "title"}
+        found |= {"num_transforms": len(self.transforms)} if self.transforms else {}
+        return found | {"predictions": given}
 
     def _check_methods(self) -> None:
         brought = [*self.predictions, *self.checkpoints]
@@ -423,34 +429,19 @@ def make_study(values: dict) -> Study:
     return study
 
 
-def _typed(key: dataclasses.Field, value):
-    """The value as the annotated type, or an error that names the key."""
-    options = typing.get_args(key.type) if isinstance(key.type, types.UnionType) else (key.type,)
-    for option in options:
-        if _fits(value, option):
-            if option is float:
-                return parse_number(value, key.name)
-            if option == list[float]:
-                return [parse_number(item, key.name) for item in value]
-            return value
-    expected = " or ".join(
-        (o.__name__ if isinstance(o, type) and not typing.get_args(o) else str(o)).replace(
-            "NoneType", "null"
-        )
-        for o in options
-    )
-    raise ValueError(f"{key.name} is {expected}, got {reprlib.repr(value)}")
+def json_schema() -> str:
+    """The JSON schema of a study file, by which editors complete and check it.
+
+    What a comment above says of a key is shown beside it.
+    """
+    schema = TypeAdapter(Study).json_schema() | {"description": "A study file of this book."}
+    source = inspect.getsource(Study)
+    for name, key in schema["properties"].items():
+        del key["title"]
+        if said := re.search(rf"^    {name}: .*  # (.+)$", source, re.MULTILINE):
+            key["description"] = said[1].replace("None", "null")
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 
-def _fits(value, kind) -> bool:
-    """Whether a plain value can stand for the type; numbers may be written 8/255."""
-    inner = typing.get_args(kind)
-    if typing.get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if typing.get_origin(kind) is dict:
-        return isinstance(value, dict) and all(
-            _fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items()
-        )
-    if kind is float:
-        return isinstance(value, int | float | str) and not isinstance(value, bool)
-    return type(value) is kind
+if __name__ == "__main__":
+    (STUDIES / "study.schema.json").write_text(json_schema(), encoding="utf-8")
