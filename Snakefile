@@ -27,7 +27,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.env
 
 from advbook.build import pages
 from advbook.build.closure import code_of
-from advbook.studies.schema import HOW, ROOT, check_choice, find_study, load_study, refuse_unknown
+from advbook.studies.checks import check_choice, refuse_unknown
+from advbook.studies.identity import HOW, data_settings, training_settings
+from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
+from advbook.studies.schema import load_study
 from advbook.studies.tables import AUDIT, SAMPLES, audit_paths, table_paths
 from advlib.data.fetch import walk
 from pipeline import jobs
@@ -159,10 +162,10 @@ def settings(*keys):
 
 def listing():
     """A hash of the files in a folder of images: that they changed, no setting tells."""
-    if STUDY.dataset != "folder" or STUDY.data_root is None:
+    if STUDY.dataset != "folder" or data_root(STUDY) is None:
         return {}
     found = hashlib.sha256()
-    for base in (STUDY.data_root, STUDY.data_root / "folder"):  # as `advlib.data.fetch` looks for them
+    for base in (data_root(STUDY), data_root(STUDY) / "folder"):  # as `advlib.data.fetch` looks for them
         for split in ("train", "test", "val"):
             for path in map(Path, walk(base / split, {}) if (base / split).is_dir() else ()):
                 status = path.stat() if path.exists() else path.lstat()
@@ -174,7 +177,7 @@ def listing():
 def training(wildcards):
     """What decides a training run, apart from its inputs."""
     keys = ("data_dir", "train_images", "holdout_images")
-    return STUDY.training_settings(wildcards.method, int(wildcards.seed), "", None) | settings(*keys)
+    return training_settings(STUDY, wildcards.method, int(wildcards.seed), "", None) | settings(*keys)
 
 
 def start_of(wildcards):
@@ -186,7 +189,7 @@ def start_of(wildcards):
 def weights_of(wildcards):
     """The local weights file that a run starts from, if there is one; a name has no ending."""
     path = STUDY.checkpoints.get(wildcards.method) or STUDY.weights
-    return from_here(STUDY.file(path)) if path and Path(path).suffix else []
+    return from_here(named_file(path)) if path and Path(path).suffix else []
 
 
 def source_of(study_id, chapter=None):
@@ -205,7 +208,7 @@ def shown(study, chapter):
 
 def folder_of(study, source):
     """Where a study's tables lie; those of a run need not be there yet."""
-    return from_here(study.tables(source) if source == "committed" else study.runs)
+    return from_here(tables_folder(study, source) if source == "committed" else study.runs)
 
 
 def tables_of(study_id, chapter=None):
@@ -300,7 +303,7 @@ if STUDY.predictions:
     rule bring:
         input:
             notebook="notebooks/bring_your_own.ipynb",
-            files=[from_here(STUDY.file(path)) for path in STUDY.predictions.values()],
+            files=[from_here(named_file(path)) for path in STUDY.predictions.values()],
             file=FILE,
         output:
             tables=list(table_paths(STUDY, RUNS)),
@@ -319,7 +322,7 @@ else:
             touch(RUNS / "fetched"),
         params:
             settings=settings("dataset", "data_dir") | listing(),
-            folder=f"--data-dir {shlex.quote(str(from_here(STUDY.data_root)))}" if STUDY.data_root else "",
+            folder=f"--data-dir {shlex.quote(str(from_here(data_root(STUDY))))}" if data_root(STUDY) else "",
             # A holdout is a part of the training images.
             splits=" ".join(dict.fromkeys(s.replace("holdout", "train") for s in STUDY.splits)),
         benchmark:
@@ -337,7 +340,7 @@ else:
             measures=RUNS / "measures.parquet",
             executed=RUNS / "executed/data.ipynb",
         params:
-            settings=STUDY.data_settings(),
+            settings=data_settings(STUDY),
         threads: cores("data") if CLUSTER else 1
         resources:
             **needs("data", "mem_mb", "runtime"),
@@ -382,7 +385,7 @@ else:
             tables=expand(RUNS / "predictions/clean/{run}.parquet", run=RUN_IDS),
             executed=RUNS / "executed/evaluate_clean.ipynb",
         params:
-            settings=STUDY.data_settings(),
+            settings=data_settings(STUDY),
         threads: cores("evaluate_clean")
         resources:
             **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
@@ -404,7 +407,7 @@ else:
             table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
             executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
         params:
-            settings=STUDY.data_settings() | settings("dtype"),
+            settings=data_settings(STUDY) | settings("dtype"),
             threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
         threads: cores("evaluate_attack")
         resources:
@@ -428,7 +431,7 @@ else:
             table=RUNS / SAMPLES,
             executed=RUNS / "executed/evaluate_samples.ipynb",
         params:
-            settings=STUDY.data_settings(),
+            settings=data_settings(STUDY),
             threat=STUDY.threat("pgd40_last").to_dict(),
         threads: cores("evaluate_samples")
         resources:
@@ -453,7 +456,7 @@ else:
                 tables=expand(RUNS / "predictions/clean/{run}.parquet", run=ABLATION_IDS),
                 executed=RUNS / "executed/evaluate_ablations.ipynb",
             params:
-                settings=STUDY.data_settings(),
+                settings=data_settings(STUDY),
             threads: cores("evaluate_clean")
             resources:
                 **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
@@ -475,7 +478,7 @@ else:
             table=RUNS / "audit/ledger/{method}-seed{seed}.parquet",
             executed=RUNS / "executed/evaluate_ledger-{method}-seed{seed}.ipynb",
         params:
-            settings=STUDY.data_settings() | settings("dtype", "ledger_images"),
+            settings=data_settings(STUDY) | settings("dtype", "ledger_images"),
             threat=STUDY.threat("pgd40").to_dict(),
         threads: cores("evaluate_ledger")
         resources:
@@ -499,7 +502,7 @@ else:
             table=RUNS / "audit/battery/{method}-seed{seed}.parquet",
             executed=RUNS / "executed/evaluate_battery-{method}-seed{seed}.ipynb",
         params:
-            settings=STUDY.data_settings() | settings("battery_images", "eval_batch_size"),
+            settings=data_settings(STUDY) | settings("battery_images", "eval_batch_size"),
             threat=STUDY.threat("pgd40").to_dict(),
         threads: cores("evaluate_battery")
         resources:
@@ -522,7 +525,7 @@ else:
             tables=expand(RUNS / "predictions/corruptions/{run}.parquet", run=RUN_IDS),
             executed=RUNS / "executed/evaluate_corruptions.ipynb",
         params:
-            settings=STUDY.data_settings()
+            settings=data_settings(STUDY)
             | settings("corruptions", "corruptions_dir", "corruption_images"),
         threads: cores("evaluate_corruptions")
         resources:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from advbook.studies.identity import training_of
 from advbook.studies.runs import load_run
 from advbook.studies.schema import make_study
 from advlib.attacks.folding import folding
@@ -332,7 +333,7 @@ def training_step(bench: Bench, job: dict, model: nn.Module):
         fused=bench.device.type == "cuda",
     )
     own = {"num_classes": len(bench.classes), "dtype": dtype}
-    training = study.training("adv")
+    training = training_of(study, "adv")
     objective = standard(RECIPES["adv"], training, own["num_classes"])
     loss_of = _peer_loss(study, job, model, tuned, dtype) if peer else None
 

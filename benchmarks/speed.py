@@ -26,8 +26,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from advbook.studies.inputs import images_of
+from advbook.studies.places import ROOT, data_root
 from advbook.studies.runs import load_run, train_method
-from advbook.studies.schema import ROOT, Study, load_study
+from advbook.studies.schema import Study, load_study
 from advlib import __version__
 from advlib.data.sets import Images, fetch
 from advlib.files import replacing
@@ -94,7 +96,7 @@ def choose_study(options) -> Study:
     study = load_study(options.study)
     if study.dataset == "cifar10":
         try:
-            fetch.locate("cifar10", study.data_root)
+            fetch.locate("cifar10", data_root(study))
         except fetch.DataError as error:
             print(f"{error}\nCIFAR-10 is not there: Fashion-MNIST takes its place.")
             name, title = f"{study.study}_fashion_mnist", "Fashion-MNIST, for timing"
@@ -127,8 +129,8 @@ def prepare(options) -> Path:
     runs = {m: train_method(study, m, study.seeds[0]) for m in methods}
     scale = FULL | (CPU if device.type == "cpu" else GPU) | (QUICK if options.quick else {})
     scale |= {k: v for k in ("images", "repeats") if (v := getattr(options, k))}
-    test = keep(study.images("test"), scale["images"] - scale["images"] % scale["repeats"])
-    train = keep(study.images("train"), scale["train_batches"] * study.batch_size)
+    test = keep(images_of(study, "test"), scale["images"] - scale["images"] % scale["repeats"])
+    train = keep(images_of(study, "train"), scale["train_batches"] * study.batch_size)
     native = resolve_dtype("auto", device) == torch.bfloat16
     settings = scale | {
         "study": study.to_dict(),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbook.studies.schema import ROOT, Study, load_study
+from advbook.studies.places import ROOT
+from advbook.studies.schema import Study, load_study
 from advlib.files import replacing
 from advlib.predictions import read_table
 from advlib.recipes import RECIPES

@@ -12,7 +12,9 @@ import sys
 import yaml
 
 from advbook.commands import plainly
-from advbook.studies.schema import Study, load_study, refuse_unknown
+from advbook.studies.checks import refuse_unknown
+from advbook.studies.identity import recipe_of
+from advbook.studies.schema import Study, load_study
 from advlib.recipes import RECIPES
 from pipeline.cost import CONDITIONS, SIZES
 
@@ -64,7 +66,7 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     train, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
-        study, method = study.recipe(method)
+        study, method = recipe_of(study, method)
         if method not in RECIPES:
             return 0  # brought: taken as it is
         recipe = RECIPES[method]

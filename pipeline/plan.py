@@ -21,7 +21,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from advbook.studies.schema import ROOT, Study, find_study, load_study
+from advbook.studies.identity import training_of
+from advbook.studies.inputs import corruption_set, images_of, study_preprocessing
+from advbook.studies.places import ROOT, find_study
+from advbook.studies.schema import Study, load_study
 from advlib.files import usable_cores
 from advlib.predictions import read_table
 from advlib.recipes import RECIPES
@@ -155,11 +158,10 @@ def image_sizes(study: Study) -> dict:
         If the data are a folder that is not there.
     """
     from advlib.data.sets import DATASETS
-    from advlib.networks.build import study_preprocessing
 
     info, known = DATASETS[study.dataset], SIZES.get(study.dataset)
     if known is None:
-        here = {split: study.images(split) for split in study.splits}
+        here = {split: images_of(study, split) for split in study.splits}
     else:
         here = {study.evaluation_split: _images_here(study, study.evaluation_split)}
     evaluated = here[study.evaluation_split]
@@ -193,7 +195,7 @@ def _images_here(study, split):
     downloads = dict(fetch.DOWNLOADS)
     fetch.DOWNLOADS.clear()
     try:
-        return study.images(split)
+        return images_of(study, split)
     except DataError:
         return None
     finally:
@@ -206,7 +208,7 @@ def _corrupted_kept(study, images) -> bool:
 
     if study.corruptions != "generated":
         return False
-    chosen, _ = study.corruption_set(images)
+    chosen, _ = corruption_set(study, images)
     try:
         return all(len(corrupted(chosen, c, s)) for c in CORRUPTIONS for s in SEVERITIES)
     except DataError:
@@ -267,7 +269,7 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
     from advlib.data.sets import DATASETS, Images
     from advlib.labels import widen_head
-    from advlib.networks.build import build_model, study_preprocessing
+    from advlib.networks.build import build_model
     from advlib.networks.device import default_device
     from advlib.predictions import predict
     from advlib.threat import ThreatModel
@@ -342,7 +344,7 @@ def _network(study, sizes, seconds) -> tuple[list[tuple], dict[str, int]]:
         # What one process computes at once.
         piece = study.batch_size // (study.devices or 1) // study.accumulate
         batch = max(2, _count(seconds / pass_forward / passes, piece))
-        own = replace(study.training(method), batch_size=batch, accumulate=1, workers=0)
+        own = replace(training_of(study, method), batch_size=batch, accumulate=1, workers=0)
         own = replace(own, augment="none", epochs=10**6)
         times: list[float] = []
 

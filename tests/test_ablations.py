@@ -12,6 +12,7 @@ import yaml
 
 from advbook.audit import ablations, ledger
 from advbook.charts import verdict as charts_verdict
+from advbook.studies.identity import training_settings
 from advbook.studies.schema import load_study
 from advlib.predictions import write_predictions
 from test_claims import evidence, execute, made_up_run, predictions, shown
@@ -398,7 +399,7 @@ def made_up_ledger(study, n_images) -> None:
             for i, name in enumerate([ledger.CLEAN, *threats])
         ]
         table = pd.concat(parts)
-        facts = {"settings": study.training_settings(run, 0, "train-images", "start")}
+        facts = {"settings": training_settings(study, run, 0, "train-images", "start")}
         facts |= {"data": "images", "split": "test", "data_title": "Digits", "method": run}
         facts |= {"seed": 0, "dtype": "float32", "device": "cpu", "checkpoint_hash": "none"}
         facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images, "same": {}}

@@ -23,6 +23,7 @@ from advbook.audit.battery import (
     battery_predictions,
 )
 from advbook.charts import battery as charts_battery
+from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
 from advlib.attacks.worst_case import evaluate_attack
@@ -562,7 +563,7 @@ def test_the_chapter_says_which_images_and_attacks_it_is_about(tmp_path, capsys,
     file.write_text(json.dumps(settings))  # JSON is YAML
     study = load_study(file)
     data = {"train": {"fingerprint": "train"}, "test": {"fingerprint": "x", "images": 100}}
-    data |= {"class_names": ["a", "b", "c"], "settings": study.data_settings()}
+    data |= {"class_names": ["a", "b", "c"], "settings": data_settings(study)}
     study.runs.mkdir(parents=True)
     (study.runs / "data.json").write_text(json.dumps(data))
     found = {"clean": 5, "fgsm": 10, "noise": 6, "eps_0.2": 40, "eps_1": n_images, "apgd_ce": 20}
@@ -575,7 +576,7 @@ def test_the_chapter_says_which_images_and_attacks_it_is_about(tmp_path, capsys,
     facts |= {"threat": study.threat("pgd40").to_dict(), "subset": study.battery_images}
     facts |= {"data_title": "Digits", "dtype": "float32", "device": "cpu", "checkpoint_hash": "0"}
     for method in study.methods:
-        facts["settings"] = study.training_settings(method, 0, "train", "start")
+        facts["settings"] = training_settings(study, method, 0, "train", "start")
         write_predictions(table, study.runs / f"audit/battery/{method}-seed0.parquet", **facts)
     chapter = nbformat.read(ROOT / "notebooks/battery.ipynb", as_version=4)
     names = {"In": [f"# Parameters\nstudy = {str(file)!r}\nsource = 'fresh'\noutput = ''"]}

@@ -15,6 +15,7 @@ import yaml
 from advbook.charts import verdict as charts_verdict
 from advbook.claims import claims, verdict
 from advbook.studies import tables as tables_module
+from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.schema import ROOT, load_study
 from advbook.studies.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
 from advlib import metrics
@@ -424,7 +425,7 @@ def test_real_evidence_is_the_clean_table_judged_anew(study, monkeypatch):
     monkeypatch.setattr(tables_module, "read_tables", read_tables)
     monkeypatch.setattr(claims, "read_tables", read_tables)
     monkeypatch.setattr(tables_module, "read_data", lambda folder: {"class_names": []})
-    monkeypatch.setattr(type(study), "tables", lambda self, source: None)
+    monkeypatch.setattr(tables_module, "tables_folder", lambda study, source: None)
     tables, facts = claims.read_evidence(study, "fresh")
     assert set(tables) == {(b, m, 0) for b in ("clean", "real", "pgd40") for m in ("std", "adv")}
     expected = metrics.multilabel_table(made["clean", "adv", 0], SETS)
@@ -667,12 +668,12 @@ def made_up_run(study, errors=None) -> None:
     data |= {"test": {"title": "Digits", "fingerprint": "images", "images": images}}
     names = [str(i) for i in range(CLASSES)]
     (study.runs / "train").mkdir(parents=True)
-    record = data | {"class_names": names, "settings": study.data_settings()}
+    record = data | {"class_names": names, "settings": data_settings(study)}
     (study.runs / "data.json").write_text(json.dumps(record))
     (study.runs / "measures.parquet").touch()
     for number, (method, seed) in enumerate([*study.method_runs, *study.ablation_runs]):
         (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
-        settings = study.training_settings(method, seed, "train-images", "start")
+        settings = training_settings(study, method, seed, "train-images", "start")
         facts = {"settings": settings, "data": "images", "split": "test", "data_title": "Digits"}
         facts |= {"checkpoint_hash": "none", "threat": None, "corruptions": None}
         facts |= {"dtype": "torch.float32", "device": "cpu"}

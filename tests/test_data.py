@@ -1034,7 +1034,7 @@ def test_corruptions_that_cannot_be_are_refused_before_anything_is_trained(
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
     notebook = json.loads((ROOT / "notebooks/data.ipynb").read_text(encoding="utf-8"))
-    cell = next(cell for cell in notebook["cells"] if "study.images" in "".join(cell["source"]))
+    cell = next(cell for cell in notebook["cells"] if "images_of" in "".join(cell["source"]))
     values = {"study": "digits", **change}
     given = "\n".join(["# Parameters", *(f"{k} = {v!r}" for k, v in values.items())])
     with pytest.raises((ValueError, DataError), match=said):

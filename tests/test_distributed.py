@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from advbook.__main__ import main
 from advbook.studies import evaluate, launch
+from advbook.studies.identity import training_settings
+from advbook.studies.inputs import images_of
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
 from advlib import distributed, steps
@@ -180,7 +182,7 @@ def test_a_gpu_less_than_processes_is_said_at_once(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["crop", "crop_flip"])
 def test_any_number_of_processes_sees_the_same_augmented_images(kind):
-    images = small_study().images("train")
+    images = images_of(small_study(), "train")
     options = dict(seed=0, epoch=1, start_step=2, augment=kind)
     x, y, index = next(training_batches(images, batch_size=64, **options))
     parts = [
@@ -256,7 +258,7 @@ def test_how_a_study_is_computed_does_not_decide_what_it_is(tmp_path):
     values = {"study": "digits", "devices": 2, "accumulate": 4}
     study, _ = notebook_parameters(values)
     assert (study.study, study.devices, study.accumulate) == ("digits", 2, 4)
-    settings = [s.training_settings("adv", 0, "data", None) for s in (study, load_study("digits"))]
+    settings = [training_settings(s, "adv", 0, "data", None) for s in (study, load_study("digits"))]
     assert settings[0] == settings[1]
     for change in ({"devices": 0}, {"accumulate": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):

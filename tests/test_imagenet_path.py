@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from advbook.studies.evaluate import clean_predictions
+from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import make_study
 from advlib.data import fetch
@@ -142,7 +143,7 @@ def test_the_weights_decide_how_images_are_prepared(study, lite0):
     assert start["mean"] == start["std"] == [0.5] * 3
     assert (start["resize"], start["image_size"], start["interpolation"]) == (256, 224, "bicubic")
     assert len(start["weights"]) == 16
-    images = study.images("test")
+    images = images_of(study, "test")
     assert (images.resize, images.image_size, images.interpolation) == (128, 112, "bicubic")
     model, _ = load_run(study, "pretrained", 0)
     table = predict({"it": model}, images, num_classes=1000)["it"]
@@ -309,7 +310,7 @@ KILLED = """
     kill = int(sys.argv[3])
     before = torch.get_rng_state()
     train.fit(
-        model, study.images("train"), study.training("adv"), RECIPES["adv"], seed=0,
+        model, images_of(study, "train"), training_of(study, "adv"), RECIPES["adv"], seed=0,
         folder=Path(sys.argv[1]),
         checkpoint_seconds=0,
         on_step=lambda done: done == kill and os.kill(os.getpid(), signal.SIGKILL),

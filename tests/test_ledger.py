@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from advbook.audit import ledger
 from advbook.charts import switches as charts_ledger
 from advbook.studies import switches
+from advbook.studies.identity import data_settings
+from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
 from advlib.attacks import worst_case
@@ -131,9 +133,9 @@ def trained(tmp_path_factory):
         patch.setenv("ADVLIB_RUNS", str(folder))
         for method in (*study.methods, *study.ablations):
             train_method(study, method, 0)
-        record = {"class_names": list("0123456789"), "settings": study.data_settings()}
+        record = {"class_names": list("0123456789"), "settings": data_settings(study)}
         for split in ("train", "test"):
-            images = study.images(split)
+            images = images_of(study, split)
             record[split] = {"fingerprint": images.fingerprint, "images": len(images)}
         (study.runs / "data.json").write_text(json.dumps(record))
     return study, folder
@@ -213,7 +215,7 @@ def test_rows_are_those_of_the_attack_itself(with_ledgers):
     study = with_ledgers
     table = pd.read_parquet(study.runs / "audit/ledger/adv_plus-seed0.parquet")
     model, _ = load_run(study, "adv_plus", 0)
-    images = study.audit_set(study.images("test"), 20)
+    images = audit_set(images_of(study, "test"), 20)
     for name in ("default", "last_predicted"):
         threat = ledger.ledger_threats(study)[name]
         direct = evaluate_attack(model, images, threat, num_classes=10, dtype="float32")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from advbook.studies.inputs import study_preprocessing
 from advbook.studies.schema import make_study
 from advlib.data.vision import torchvision
 from advlib.labels import find_head, widen_head
@@ -18,7 +19,6 @@ from advlib.networks.build import (
     build_model,
     pixel_std,
     preprocessing,
-    study_preprocessing,
     weights_name,
 )
 from advlib.networks.device import autocast, resolve_dtype

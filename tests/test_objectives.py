@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from advbook.studies.identity import training_of
+from advbook.studies.inputs import images_of
 from advlib.attacks.pgd import pgd_attack
 from advlib.networks.build import build_model
 from advlib.objectives import OBJECTIVES, Step, trades_loss
@@ -26,14 +28,14 @@ class Stopped(Exception):
 
 def trained(study, recipe, folder, stop=None, **changes):
     """The weights of a run, killed after step `stop` and resumed if that is given."""
-    training = dataclasses.replace(study.training("adv"), **changes)
+    training = dataclasses.replace(training_of(study, "adv"), **changes)
 
     def on_step(done):
         if done == stop:
             raise Stopped
 
     how = dict(seed=0, folder=folder, checkpoint_seconds=0)
-    images = study.images("train")
+    images = images_of(study, "train")
     if stop is not None:
         with pytest.raises(Stopped):
             fit(network(), images, training, recipe, on_step=on_step, **how)
@@ -55,7 +57,7 @@ def test_trades_is_its_formula():
 
 def test_the_attack_of_trades_climbs_the_divergence(tiny_study):
     """Attacked images diverge more from the clean prediction than their start, for every image."""
-    model, training = network().eval(), tiny_study.training("adv")
+    model, training = network().eval(), training_of(tiny_study, "adv")
     objective = OBJECTIVES["trades"](RECIPES["trades"], training, 10)
     x, y = torch.rand(8, 1, 8, 8), torch.randint(0, 10, (8,))
     clean = model(x).softmax(1).detach()

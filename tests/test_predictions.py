@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from advbook.studies.inputs import images_of
 from advbook.studies.tables import read_data
 from advlib.predictions import (
     COLUMNS,
@@ -23,7 +24,7 @@ from advlib.predictions import (
 
 
 def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
-    test = tiny_study.images("test")
+    test = images_of(tiny_study, "test")
 
     class Fixed(torch.nn.Module):
         """Class 3 among the classes, and a larger transformation logit that must not count."""

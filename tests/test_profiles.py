@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from advbook.studies.inputs import images_of
 from advbook.studies.schema import ROOT, load_study
 from conftest import OWN_STUDY, snakemake
 from pipeline import gpus, jobs
@@ -50,7 +51,7 @@ def test_subsets_cost_less():
 
 def test_the_known_sizes_are_those_of_the_data():
     study = load_study("digits")
-    assert jobs.images(study)[:2] == (len(study.images("train")), len(study.images("test")))
+    assert jobs.images(study)[:2] == (len(images_of(study, "train")), len(images_of(study, "test")))
 
 
 def test_time_follows_the_stated_speed_and_the_gpus(imagenet):

@@ -18,6 +18,8 @@ from PIL import Image
 
 from advbook.build import pages
 from advbook.charts import pictures as charts_gallery
+from advbook.studies.identity import data_settings, training_settings
+from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.samples import (
     coarse_share,
@@ -52,10 +54,10 @@ def made(tmp_path_factory):
         patch.setenv("ADVLIB_RUNS", str(folder))
         for method in study.methods:
             train_method(study, method, 0)
-        train, test = study.images("train"), study.images("test")
+        train, test = images_of(study, "train"), images_of(study, "test")
         record = {"train": {"fingerprint": train.fingerprint, "images": len(train)}}
         record |= {"test": {"fingerprint": test.fingerprint, "images": len(test)}}
-        record |= {"class_names": test.class_names, "settings": study.data_settings()}
+        record |= {"class_names": test.class_names, "settings": data_settings(study)}
         (study.runs / "data.json").write_text(json.dumps(record))
         make_samples(study)
     return study, folder
@@ -109,7 +111,7 @@ def test_png_is_what_others_read(shape):
 
 
 def test_samples_hold_the_images_and_what_the_attack_does_to_them(study):
-    samples, images = read_samples(study, "fresh"), study.images("test")
+    samples, images = read_samples(study, "fresh"), images_of(study, "test")
     assert len(samples) == 3 * 30 and samples.groupby(["method", "label"]).size().eq(3).all()
     place = {name: i for i, name in enumerate(images.file_names)}
     chosen = [place[name] for name in samples.file_name]
@@ -126,7 +128,7 @@ def test_samples_hold_the_images_and_what_the_attack_does_to_them(study):
 
 
 def test_samples_are_those_of_the_attack_on_the_whole_data_set(study):
-    samples, images = read_samples(study, "fresh"), study.images("test")
+    samples, images = read_samples(study, "fresh"), images_of(study, "test")
     for method, found in samples.groupby("method"):
         model, _ = load_run(study, method, 0)
         threat, k = study.threat("pgd40_last"), images.num_classes
@@ -160,7 +162,7 @@ def test_under_l2_the_largest_change_is_black_or_white(study):
     for file in (study.runs / "train").glob("*.json"):
         run = json.loads(file.read_text(encoding="utf-8"))
         was = {key: run["settings"][key] for key in ("seed", "data", "start")}
-        run["settings"] = other.training_settings(run["method"], **was)
+        run["settings"] = training_settings(other, run["method"], **was)
         file.write_text(json.dumps(run), encoding="utf-8")
     table = pq.read_table(make_samples(other)).to_pandas()
     facts = json.loads(pq.read_schema(study.runs / "samples.parquet").metadata[b"advlib"])

@@ -1,20 +1,28 @@
 import dataclasses
+import json
 import re
 import subprocess
 import sys
 
+import jsonschema
 import pytest
+import yaml
 
+from advbook.studies.identity import data_settings, recipe_of, training_settings
+from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parameters import notebook_parameters
+from advbook.studies.places import data_root, named_file, tables_folder, where_found
 from advbook.studies.schema import (
     DATASETS,
     ROOT,
     STUDIES,
     Study,
     find_study,
+    json_schema,
     load_study,
     make_study,
 )
+from advbook.studies.views import to_make
 from advlib.recipes import RECIPES
 
 BOMB = "a0: &a0 [x]\n"
@@ -28,6 +36,30 @@ def test_committed_studies_are_valid(path):
     assert study.study == path.stem
     for attack in study.attacks:
         assert study.threat(attack).eps == study.eps
+
+
+def test_the_committed_json_schema_is_that_of_the_code():
+    """Else editors would complete what is refused: `python -m advbook.studies.schema` writes it."""
+    committed = json.loads((STUDIES / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == json.loads(json_schema())
+    keys = {key.name for key in dataclasses.fields(Study)}
+    assert set(committed["properties"]) == keys and committed["additionalProperties"] is False
+    for path in STUDIES.glob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# yaml-language-server: $schema=study.schema.json\n")
+        jsonschema.validate(yaml.safe_load(text), committed)
+    for wrong in ({"epocs": 3}, {"epochs": "3"}, {"dataset": "digit"}, {"delta": 1}, {"seeds": 0}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(SHORT | wrong, committed)
+    jsonschema.validate(SHORT | {"eps": "8/255"}, committed)
+
+
+def test_a_changed_study_is_checked_too():
+    study = make_study(SHORT)
+    with pytest.raises(ValueError, match="^eps is a number or a text such as '8/255', got 'x'$"):
+        dataclasses.replace(study, eps="x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        study.eps = 0.1
 
 
 def test_the_imagenet_study_is_the_papers():
@@ -178,7 +210,7 @@ def test_the_data_sets_of_studies_are_those_that_can_be_read():
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     study = make_study(SHORT | {"data_dir": "here"})
     monkeypatch.chdir(tmp_path)
-    assert study.data_root == ROOT / "here"
+    assert data_root(study) == ROOT / "here"
     monkeypatch.delenv("ADVLIB_RUNS")
     assert study.runs == ROOT / "runs" / "mine"
     assert load_study("digits").study == "digits"
@@ -218,7 +250,7 @@ def test_a_trial_of_a_file_elsewhere_gets_runs_of_its_own(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{said}$"):
         read_run(plain, "adv", 0)
     with pytest.raises(FileNotFoundError, match=re.escape(f"run `make book STUDY='{file}'`")):
-        plain.tables("fresh")
+        tables_folder(plain, "fresh")
 
 
 def test_a_network_of_other_settings_than_the_studys_is_not_judged():
@@ -241,25 +273,25 @@ def test_predictions_without_an_id_have_a_folder_of_their_own(tmp_path, monkeypa
         monkeypatch.chdir(tmp_path / name)
         found += [notebook_parameters(given)[0].study for _ in range(2)]
     assert found[0] == found[1] != found[2] == found[3]
-    assert "bring_your_own.ipynb with these files again" in notebook_parameters(given)[0].again()
+    assert "bring_your_own.ipynb with these files again" in to_make(notebook_parameters(given)[0])
 
 
 def test_of_two_files_at_one_path_none_is_taken(tmp_path, monkeypatch):
     """From the project's folder and from the working directory: which is meant?"""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("advbook.studies.schema.ROOT", tmp_path / "project")
+    monkeypatch.setattr("advbook.studies.places.ROOT", tmp_path / "project")
     for folder in (tmp_path, tmp_path / "project"):
         folder.mkdir(exist_ok=True)
         (folder / "a.csv").write_text("the same")
-    assert Study.file("a.csv") == tmp_path / "project/a.csv"
-    assert Study.said("a.csv") == "a.csv in the project's folder"
+    assert named_file("a.csv") == tmp_path / "project/a.csv"
+    assert where_found("a.csv") == "a.csv in the project's folder"
     (tmp_path / "a.csv").write_text("another")
-    for find in (Study.file, find_study):
+    for find in (named_file, find_study):
         with pytest.raises(ValueError, match="two files a.csv, which differ.* whole path"):
             find("a.csv")
     (tmp_path / "project/a.csv").unlink()
-    assert Study.file("a.csv").read_text() == "another"
-    assert Study.said("a.csv") == "a.csv in the working directory"
+    assert named_file("a.csv").read_text() == "another"
+    assert where_found("a.csv") == "a.csv in the working directory"
 
 
 @pytest.mark.parametrize(
@@ -306,8 +338,8 @@ def test_a_note_decides_nothing():
     """Words on a page: tables stay current, and runs stay where they are."""
     study = load_study("digits")
     noted = dataclasses.replace(study, note="Another text.")
-    assert study.note and noted.data_settings() == study.data_settings()
-    settings = [one.training_settings("adv_plus", 0, "", None) for one in (study, noted)]
+    assert study.note and data_settings(noted) == data_settings(study)
+    settings = [training_settings(one, "adv_plus", 0, "", None) for one in (study, noted)]
     assert settings[0] == settings[1]
     assert notebook_parameters(noted.to_dict())[0].study == "digits"
 
@@ -394,7 +426,9 @@ def test_a_transformation_has_a_loss_of_its_own_only_where_that_is_climbed():
         assert [threat.loss for threat in study.train_threats] == ["dlr", "margin"]
     # An ablation of Adv climbs them, whatever else the study trains.
     study = load_study("digits", ablations={"new": {"method": "adv", "transforms": losses}})
-    assert [threat["loss"] for threat in study.training_settings("new", 0, "", None)["threat"]] == [
+    assert [
+        threat["loss"] for threat in training_settings(study, "new", 0, "", None)["threat"]
+    ] == [
         "dlr",
         "margin",
     ]
@@ -414,24 +448,24 @@ def test_an_ablation_without_the_studys_transformations_has_one_logit():
         transforms=[{}, {"steps": 1}],
         ablations={"one": {"method": "adv_plus", "transforms": []}},
     )
-    assert study.num_transforms == 2 and study.recipe("one")[0].num_transforms == 1
+    assert study.num_transforms == 2 and recipe_of(study, "one")[0].num_transforms == 1
 
 
 def test_ablations_leave_the_methods_settings_alone():
     plain = load_study("digits")
     study = load_study("digits", ablations={"new": {"method": "adv_plus", "delta": 0.2}})
-    assert plain.training_settings("adv_plus", 0, "", None) == study.training_settings(
-        "adv_plus", 0, "", None
+    assert training_settings(plain, "adv_plus", 0, "", None) == training_settings(
+        study, "adv_plus", 0, "", None
     )
-    changed = study.training_settings("new", 0, "", None)
+    changed = training_settings(study, "new", 0, "", None)
     assert changed["delta"] == 0.2 and changed["method"] == "adv_plus"
 
 
 def test_audited_images_are_as_many_of_each_class():
     study = load_study("digits")
-    images = study.images("test")
+    images = images_of(study, "test")
     for asked, got in ((57, 50), (3, 10), (10_000, len(images)), (None, len(images))):
-        subset = study.audit_set(images, asked)
+        subset = audit_set(images, asked)
         assert len(subset) == got
         if got < len(images):
             assert subset.labels.unique(return_counts=True)[1].tolist() == [got // 10] * 10

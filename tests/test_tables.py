@@ -8,19 +8,19 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pydantic
 import pytest
 import yaml
 
 from advbook.studies.bring import bring
-from advbook.studies.schema import (
+from advbook.studies.identity import (
     DATA_FIELDS,
-    ROOT,
     TRAINING_FIELDS,
-    Study,
+    data_settings,
     digest,
-    load_study,
-    make_study,
+    training_settings,
 )
+from advbook.studies.schema import ROOT, Study, load_study, make_study
 from advbook.studies.tables import (
     arithmetic,
     attack_lines,
@@ -36,6 +36,7 @@ from advbook.studies.tables import (
     table_paths,
     with_real,
 )
+from advbook.studies.views import condition_of, require
 from advlib import metrics
 from advlib.data import annotations
 from advlib.predictions import read_facts, read_predictions, write_predictions
@@ -55,13 +56,13 @@ def small_run(tiny_study, table):
     data = {"train": {"fingerprint": "train-images", "images": 9}}
     data |= {"test": {"fingerprint": "images", "images": 3}}
     study.runs.mkdir(parents=True)
-    record = data | {"class_names": names, "settings": study.data_settings()}
+    record = data | {"class_names": names, "settings": data_settings(study)}
     (study.runs / "data.json").write_text(json.dumps(record))
     (study.runs / "measures.parquet").touch()
     (study.runs / "train").mkdir()
     for method in study.methods:
         (study.runs / "train" / f"{method}-seed0.csv").touch()
-        settings = study.training_settings(method, 0, "train-images", "start")
+        settings = training_settings(study, method, 0, "train-images", "start")
         for benchmark in ("clean", "pgd40"):
             threat = study.threat("pgd40").to_dict() if benchmark == "pgd40" else None
             path = study.runs / "predictions" / benchmark / f"{method}-seed0.parquet"
@@ -156,7 +157,7 @@ def small_audit(small_run, table):
     study = dataclasses.replace(small_run, ablations=ablations, battery_images=2)
     (study.runs / "train" / "new-seed0.csv").touch()
     for method in (*study.methods, "new"):
-        settings = study.training_settings(method, 0, "train-images", "start")
+        settings = training_settings(study, method, 0, "train-images", "start")
         facts = {"settings": settings, "data": "images", "split": "test"}
         threat = study.threat("pgd40").to_dict()
         attacked = pd.concat([table[:2].assign(attack=name) for name in ("pgd40", "noise")])
@@ -268,10 +269,14 @@ def _fields_added(monkeypatch):
     for name, threat in PROTOCOLS.items():
         monkeypatch.setitem(PROTOCOLS, name, threats(**dataclasses.asdict(threat)))
     monkeypatch.setattr("advbook.studies.schema.ThreatModel", threats)
-    grown = _grown(Study)
-    monkeypatch.setattr("advbook.studies.schema.Study", grown)
-    monkeypatch.setattr("advbook.studies.schema.TRAINING_FIELDS", (*TRAINING_FIELDS, "newer"))
-    monkeypatch.setattr("advbook.studies.schema.DATA_FIELDS", (*DATA_FIELDS, "newer"))
+
+    @pydantic.dataclasses.dataclass(frozen=True)
+    class Grown(Study):
+        newer: int = 0
+
+    monkeypatch.setattr("advbook.studies.schema.Study", Grown)
+    monkeypatch.setattr("advbook.studies.identity.TRAINING_FIELDS", (*TRAINING_FIELDS, "newer"))
+    monkeypatch.setattr("advbook.studies.identity.DATA_FIELDS", (*DATA_FIELDS, "newer"))
 
 
 def _committed_runs():
@@ -284,7 +289,7 @@ def test_a_new_field_with_a_default_leaves_every_committed_run_current(monkeypat
     _fields_added(monkeypatch)
     for run in _committed_runs():
         study, was = load_study(run["study"]), run["settings"]
-        now = study.training_settings(run["method"], was["seed"], was["data"], was["start"])
+        now = training_settings(study, run["method"], was["seed"], was["data"], was["start"])
         assert json.loads(json.dumps(now)) == was
         assert run["folder"].endswith(digest(now))
     for name in RESULTS:
@@ -303,7 +308,7 @@ def test_a_new_field_counts_once_it_is_set(monkeypatch, small_run):
     assert len(study_tables(study, small_run.runs)) == 6
     with pytest.raises(ValueError, match="other images"):
         study_tables(dataclasses.replace(study, newer=1), small_run.runs)
-    monkeypatch.setattr("advbook.studies.schema.DATA_FIELDS", DATA_FIELDS)
+    monkeypatch.setattr("advbook.studies.identity.DATA_FIELDS", DATA_FIELDS)
     with pytest.raises(ValueError, match="another newer"):
         study_tables(dataclasses.replace(study, newer=1), small_run.runs)
     recipe = dataclasses.replace(RECIPES["adv"], newer=1)
@@ -337,7 +342,7 @@ def test_an_attack_names_the_numbers_that_it_was_computed_in():
     assert arithmetic([whole, {"dtype": "float32", "device": "cpu"}]) == "in float32, on cpu"
     assert arithmetic([half, whole | {"device": "cuda"}]).endswith(" or in float32, on cuda")
     brought = {("pgd40", "adv", 0): {"dtype": None, "device": None}}
-    assert attack_lines(study, brought) == [f"pgd40: {study.condition('pgd40')}"]
+    assert attack_lines(study, brought) == [f"pgd40: {condition_of(study, 'pgd40')}"]
 
 
 def test_images_kept_apart_are_called_images_of_the_training_split():
@@ -465,7 +470,7 @@ def test_severity_goes_from_one(brought, tmp_path):
 def test_a_chapter_that_the_data_do_not_allow_says_why():
     given = {"study": "own", "dataset": "none", "predictions": "a.csv"}
     with pytest.raises(ValueError, match="hard_classes is not for own: there is only one bench"):
-        make_study(given).require("hard_classes")
+        require(make_study(given), "hard_classes")
 
 
 @pytest.mark.parametrize(
@@ -610,13 +615,13 @@ def test_the_corruptions_count_the_signs_of_all_seeds(tiny_study, table, tmp_pat
     table = pd.concat([table.assign(file_name=table.file_name + str(i)) for i in range(20)])
     data = {s: {"fingerprint": s, "images": 60} for s in ("train", "test")}
     study.runs.mkdir(parents=True)
-    record = data | {"class_names": list("abcd"), "settings": study.data_settings()}
+    record = data | {"class_names": list("abcd"), "settings": data_settings(study)}
     (study.runs / "data.json").write_text(json.dumps(record))
     (study.runs / "measures.parquet").touch()
     (study.runs / "train").mkdir()
     for method, seed in study.method_runs:
         (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
-        facts = {"settings": study.training_settings(method, seed, "train", "start")}
+        facts = {"settings": training_settings(study, method, seed, "train", "start")}
         facts |= {"data": "test", "split": "test", "data_title": "Digits", "num_classes": 4}
         facts |= {"n_images": 60, "checkpoint_hash": "x"}
         for benchmark in study.benchmarks:

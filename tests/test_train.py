@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from advbook.studies.identity import digest, training_of, training_settings
+from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
-from advbook.studies.schema import digest
 from advlib import metrics, steps, train
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.checkpoints import CHECKPOINT, save_checkpoint
@@ -44,7 +45,7 @@ def network():
 
 def loss_of(study, method, model, x, y, num_classes=10, **more):
     """Loss and error of one batch by one method of a study."""
-    training, recipe = study.training(method), RECIPES[method]
+    training, recipe = training_of(study, method), RECIPES[method]
     objective = OBJECTIVES[recipe.objective](recipe, training, num_classes)
     return training_loss(objective, model, x, y, training, num_classes=num_classes, **more)
 
@@ -53,8 +54,8 @@ def run(study, method="std", folder=None, network=None, seed=0, **more):
     model = network or build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
     return fit(
         model,
-        study.images("train"),
-        study.training(method),
+        images_of(study, "train"),
+        training_of(study, method),
         RECIPES[method],
         seed=seed,
         folder=folder,
@@ -71,7 +72,7 @@ def test_adversarial_training_on_real_digits(tiny_study):
     for method in ("pretrained", "std", "adv", "adv_plus"):
         train_method(study, method, 0)
         models[method] = load_run(study, method, 0)[0]
-    test = study.images("test")
+    test = images_of(study, "test")
     clean = {m: metrics.error(t) for m, t in predict(models, test, num_classes=10).items()}
     robust = {
         method: metrics.error(
@@ -181,7 +182,7 @@ def test_pretraining_alone_follows_its_schedule(tiny_study, tmp_path):
     ]
     assert log.lr.tolist() == pytest.approx(expected) and log.lr.max() > 1.1 * log.lr[0]
     for method in RECIPES:
-        stated = "pretrain_schedule" in study.training_settings(method, 0, "", None)
+        stated = "pretrain_schedule" in training_settings(study, method, 0, "", None)
         assert stated == (method == "pretrained")
 
 
@@ -220,7 +221,7 @@ KILLED = """
         checkpoints.save_file = half
     model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
     train.fit(
-        model, study.images("train"), study.training("adv_mix"), RECIPES["adv_mix"], seed=0,
+        model, images_of(study, "train"), training_of(study, "adv_mix"), RECIPES["adv_mix"], seed=0,
         folder=folder,
         checkpoint_seconds=0, on_step=lambda done: moment == "step" and done == step and die(),
     )
@@ -291,7 +292,7 @@ def test_a_finished_run_is_found_and_a_changed_one_is_trained_beside_it(tiny_stu
 def test_epsilon_changes_adv_and_not_std(tiny_study):
     other = dataclasses.replace(tiny_study, eps=0.05)
     hashes = [
-        [digest(study.training_settings(method, 0, "data", "start")) for method in RECIPES]
+        [digest(training_settings(study, method, 0, "data", "start")) for method in RECIPES]
         for study in (tiny_study, other)
     ]
     unchanged = {m for m, a, b in zip(RECIPES, *hashes, strict=True) if a == b}

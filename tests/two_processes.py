@@ -35,11 +35,13 @@ def network():
 
 
 def train(study, method, folder, make=None, **more):
+    from advbook.studies.identity import training_of
+    from advbook.studies.inputs import images_of
     from advlib.recipes import RECIPES
     from advlib.train import fit
 
-    training = dataclasses.replace(study.training(method), augment="crop_flip")
-    images, recipe = study.images("train"), RECIPES[method]
+    training = dataclasses.replace(training_of(study, method), augment="crop_flip")
+    images, recipe = images_of(study, "train"), RECIPES[method]
     how = dict(seed=0, folder=folder, checkpoint_seconds=0)
     return fit((make or network)(), images, training, recipe, **how, **more)
 

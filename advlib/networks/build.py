@@ -275,42 +275,6 @@ def preprocessing(name: str, weights: str | None) -> dict:
     }
 
 
-def study_preprocessing(study) -> dict:
-    """`preprocessing` of a study: its own values, where it leaves them out those of its weights.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-
-    Returns
-    -------
-    dict
-        As `preprocessing`; None is left to the data set. Digits, Fashion-MNIST and CIFAR-10 keep
-        their size, whatever the weights. With an ``image_size`` of its own the study's ``resize``
-        keeps the weights' ratio of the two.
-
-    Raises
-    ------
-    ValueError
-        As `preprocessing`, and for weights that want their images squashed or padded.
-    """
-    found = preprocessing(
-        study.model, study.weights or next(iter(study.checkpoints.values()), None)
-    )
-    own = {key: getattr(study, key) for key in found}
-    if study.dataset not in ("imagenet", "folder"):
-        found |= dict.fromkeys(("resize", "image_size", "interpolation"))
-    elif found["image_size"] and own["resize"] is None:
-        if found["resize"] is None:
-            raise ValueError(
-                f"timm squashes or pads the images for {study.model} to {found['image_size']} px, "
-                "which is not offered here: set resize, the px of the short side before cropping"
-            )
-        side = own["image_size"] or found["image_size"]
-        found["resize"] = round(side * found["resize"] / found["image_size"])
-    return {key: found[key] if own[key] is None else own[key] for key in found}
-
-
 def pixel_std(model: nn.Module) -> torch.Tensor:
     """The standard deviations (1, C, 1, 1) that the model divides by.
 

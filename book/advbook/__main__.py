@@ -10,7 +10,8 @@ import argparse
 from collections.abc import Sequence
 
 from advbook.commands import plainly, under_torchrun
-from advbook.studies.schema import check_choice, load_study
+from advbook.studies.checks import check_choice
+from advbook.studies.schema import load_study
 from advlib.recipes import RECIPES
 from advlib.threat import PROTOCOLS
 

@@ -5,6 +5,7 @@ import math
 
 import pandas as pd
 
+from advbook.studies.identity import recipe_of, training_settings
 from advbook.studies.seeds import over_seeds, t_interval, with_spread
 from advbook.studies.tables import in_per_cent, per_cent, read_study
 from advbook.text import all_as_typed, as_typed
@@ -42,7 +43,7 @@ CLIMBED_TOO = ", in the loss and in what the attack climbs"
 def adversarial_runs(study) -> dict[str, str]:
     """The adversarially trained methods and ablations of a study: id -> name."""
     names = study.names | study.ablation_names
-    known = {name: study.recipe(name)[1] for name in names}
+    known = {name: recipe_of(study, name)[1] for name in names}
     return {
         name: title
         for name, title in names.items()
@@ -68,9 +69,9 @@ def ingredients(study, name: str) -> dict:
         "threat.<key>", and all other settings of the training. What has no effect on a run is as in
         the study.
     """
-    changed, method = study.recipe(name)
+    changed, method = recipe_of(study, name)
     recipe = RECIPES[method]
-    settings = changed.training_settings(method, 0, "", None)
+    settings = training_settings(changed, method, 0, "", None)
     apart = {field.name for field in dataclasses.fields(recipe)}
     apart |= {"method", "seed", "data", "start", "threat", "delta", "num_transforms"}
     found = {key: value for key, value in settings.items() if key not in apart}

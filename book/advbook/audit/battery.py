@@ -16,9 +16,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from advbook.studies.checks import check_choice
 from advbook.studies.evaluate import RUN_FACTS
+from advbook.studies.identity import digest
+from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.runs import load_run, read_run
-from advbook.studies.schema import Study, check_choice, digest
+from advbook.studies.schema import Study
 from advlib.attacks.folding import folding
 from advlib.attacks.pgd import (
     attack_mode,
@@ -292,8 +295,8 @@ def battery_predictions(
     model, run = load_run(study, method, seed)
     others = [name for name in study.methods if name != method]
     hashes = {name: read_run(study, name, seed)["checkpoint_hash"] for name in others}
-    whole = study.images(study.evaluation_split)
-    images = study.audit_set(whole, study.battery_images)
+    whole = images_of(study, study.evaluation_split)
+    images = audit_set(whole, study.battery_images)
     threat = study.threat("pgd40")
     facts = {key: run[key] for key in RUN_FACTS}
     facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.battery_images}

@@ -12,7 +12,10 @@ import numpy as np
 import pandas as pd
 
 from advbook.studies import tables
-from advbook.studies.schema import ROOT, Study, digest
+from advbook.studies.identity import digest
+from advbook.studies.inputs import audit_set, images_of
+from advbook.studies.places import ROOT
+from advbook.studies.schema import Study
 from advbook.studies.switches import LEDGER, ledger_threats, same_attacks
 from advlib import metrics
 
@@ -65,8 +68,8 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
 
     device = torch.device(device or default_device())
     model, run = load_run(study, method, seed)
-    whole = study.images(study.evaluation_split)
-    images = study.audit_set(whole, study.ledger_images)
+    whole = images_of(study, study.evaluation_split)
+    images = audit_set(whole, study.ledger_images)
     with torch.no_grad():
         n_logits = model.eval()(images[0][0][None]).shape[1]
     threats = ledger_threats(study, method)

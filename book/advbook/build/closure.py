@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from advbook.studies.schema import ROOT
+from advbook.studies.places import ROOT
 
 HOMES = {"advlib": ROOT, "advbook": ROOT / "book", "pipeline": ROOT}
 

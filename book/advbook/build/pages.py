@@ -11,7 +11,9 @@ import pandas as pd
 from advbook.build.place import GENERATED, expand_toc, place_study
 from advbook.claims.front import given_name, shown_path, titled
 from advbook.commands import plainly
-from advbook.studies.schema import HOW, ROOT, STUDIES, Study, find_study, load_study
+from advbook.studies.identity import HOW
+from advbook.studies.places import ROOT, STUDIES, find_study, tables_folder
+from advbook.studies.schema import Study, load_study
 from advbook.studies.tables import (
     AUDIT,
     SAMPLES,
@@ -21,6 +23,7 @@ from advbook.studies.tables import (
     study_tables,
     table_paths,
 )
+from advbook.studies.views import condition_of
 from advbook.text import as_code, as_typed, note_html, one_line
 from advlib.recipes import RECIPES
 
@@ -211,7 +214,7 @@ def gallery_source(study: Study, source: str | None, running: bool) -> str | Non
     """
     if source is None or study.predictions:
         return None
-    return source if running or is_current(study, study.tables(source), "samples") else None
+    return source if running or is_current(study, tables_folder(study, source), "samples") else None
 
 
 def place_pages(
@@ -403,7 +406,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     absent = "\n\n**Chapters that are not here**\n\n" + "\n".join(absent) if absent else ""
     if study.predictions:
         files = ", ".join(as_typed(Path(path).name) for path in study.predictions.values())
-        conditions = [study.condition(benchmark) for benchmark in study.benchmarks]
+        conditions = [condition_of(study, benchmark) for benchmark in study.benchmarks]
         rows = {"Models": names, "Predictions": files, "Benchmarks": ", ".join(conditions)}
         return _opening(study, rows) + absent
     images = {key: f"{n:,}" if (n := getattr(study, f"{key}_images")) else "all" for key in SPLITS}
@@ -440,7 +443,7 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
         )
         files = [as_typed(Path(path).name) for path in study.checkpoints.values()]
         rows["Weights"] = ", ".join(files)
-    rows |= {f"Attack {attack}": study.condition(attack) for attack in study.attacks}
+    rows |= {f"Attack {attack}": condition_of(study, attack) for attack in study.attacks}
     if study.corruptions != "none":
         rows["Corruptions"] = f"15 at 5 severities, {study.corruptions}, of " + (
             f"{study.corruption_images:,} of these images"

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from advbook.claims.table_check import noise_corrected_sd
+from advbook.studies.places import tables_folder
 from advbook.studies.seeds import t_interval
 from advbook.studies.tables import audit_paths, read_audit, read_study, read_tables, with_real
 from advlib import metrics
@@ -212,7 +213,7 @@ def read_evidence(study, source: str) -> tuple[dict, dict]:
     for key, table, known in read_tables(study, source, ["corruptions"]):
         tables[key], facts[key] = table, known
     ablated = methods & _as_they_are(study)
-    paths = audit_paths(study, study.tables(source), "ablations") if ablated else {}
+    paths = audit_paths(study, tables_folder(study, source), "ablations") if ablated else {}
     if paths and all(path.is_file() for path in paths):
         whole = read_audit(study, source, "ablations")
         whole = whole[whole.method.isin(ablated)]

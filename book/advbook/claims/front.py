@@ -10,9 +10,11 @@ import pandas as pd
 
 from advbook.claims import claims
 from advbook.claims.verdict import EXCLUDED, OF_ONE_SEED, counted, in_points
-from advbook.studies.schema import ROOT, STUDIES, Study, load_study
+from advbook.studies.places import ROOT, STUDIES, tables_folder
+from advbook.studies.schema import Study, load_study
 from advbook.studies.seeds import over_seeds, with_spread
 from advbook.studies.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
+from advbook.studies.views import condition_of
 from advbook.text import as_typed, one_line
 from advlib.predictions import read_facts
 
@@ -187,7 +189,7 @@ def class_errors(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
 def attack_in_short(study: Study) -> str:
     """The attack behind the headline, with a link to what it leaves out (Markdown)."""
     if study.predictions:
-        return study.condition("pgd40")
+        return condition_of(study, "pgd40")
     name, _, size = str(study.threat("pgd40")).split(", ")[:3]
     return f"{name}, {size.partition(' (')[0]}; each page has its full {{term}}`threat model`"
 
@@ -410,7 +412,7 @@ def tables_shown(study: Study, sources: Mapping[str, str | None]) -> list[Path]:
     paths = {}
     for part, source in sources.items():
         if source is not None:
-            folder = study.tables(source)
+            folder = tables_folder(study, source)
             paths |= (
                 table_paths(study, folder) if part == "study" else audit_paths(study, folder, part)
             )

@@ -6,6 +6,9 @@ import re
 
 import pandas as pd
 
+from advbook.studies.identity import data_settings
+from advbook.studies.places import named_file, where_found
+from advbook.studies.views import group_of
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
 from advlib.metrics import CORRECT_COLUMNS, correct, counted, mean_corruption_error
@@ -42,8 +45,8 @@ def bring(study) -> None:
     """
     tables = {}
     for name, given in study.predictions.items():
-        path = study.file(given)
-        print(f"{name}: {study.said(given)}")
+        path = named_file(given)
+        print(f"{name}: {where_found(given)}")
         table = read_predictions(path, "imagenet" if study.dataset == "imagenet" else None)
         try:
             parts = _benchmarks(study, table)
@@ -62,7 +65,7 @@ def bring(study) -> None:
                     f"{odd[0]}"
                 )
     class_names = _class_names(study, [parts["clean"] for _, parts in tables.values()])
-    study.group_of(class_names)  # refuses groups of other classes
+    group_of(study, class_names)  # refuses groups of other classes
     listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images["clean"].items()))
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     title = "ImageNet" if study.dataset == "imagenet" else study.title
@@ -81,7 +84,7 @@ def bring(study) -> None:
     record |= {"found in": "the brought files", "fingerprint": fingerprint}
     record = {study.evaluation_split: record, "class_names": class_names}
     with replacing(study.runs / "data.json") as path:
-        text = json.dumps(record | {"settings": study.data_settings()}, indent=1)
+        text = json.dumps(record | {"settings": data_settings(study)}, indent=1)
         path.write_text(text, encoding="utf-8")
 
 

@@ -13,8 +13,10 @@ import torch
 from tqdm import tqdm
 
 from advbook.studies import launch
+from advbook.studies.identity import digest
+from advbook.studies.inputs import corruption_set, images_of
 from advbook.studies.runs import load_run
-from advbook.studies.schema import Study, digest
+from advbook.studies.schema import Study
 from advlib import distributed
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
@@ -113,7 +115,7 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
         launch.launch(study, "evaluate", "--benchmark", "corruptions")
         return paths
     clean, models, runs = _images_and_networks(study, paths)
-    images, published = study.corruption_set(clean)
+    images, published = corruption_set(study, clean)
     with distributed.in_turns():
         recipe = prepare(images, published=published)
     facts = _image_facts(study, clean) | {"threat": None, "dtype": "float32"}
@@ -249,7 +251,7 @@ def _paths(study, benchmark, ablations=False) -> dict[tuple[str, int], Path]:
 def _images_and_networks(study, keys) -> tuple:
     """The evaluated images, and the networks and facts of runs under each (method, seed)."""
     with distributed.in_turns():
-        images = study.images(study.evaluation_split)
+        images = images_of(study, study.evaluation_split)
     found = {(m, s): load_run(study, m, s) for m, s in keys}
     models = {key: model for key, (model, _) in found.items()}
     return images, models, {key: run for key, (_, run) in found.items()}

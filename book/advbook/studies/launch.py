@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from advbook.studies.schema import ROOT, Study
+from advbook.studies.places import ROOT
+from advbook.studies.schema import Study
+from advbook.studies.views import called
 from advlib import distributed
 
 
@@ -76,5 +78,5 @@ def launch(study: Study, *arguments: str, module: str = "advbook") -> None:
             if error.is_file():
                 said = json.loads(error.read_text())["message"]
                 said = said["message"] if isinstance(said, dict) else said
-                said = said.replace(str(file), study.called)  # that file is gone by then
+                said = said.replace(str(file), called(study))  # that file is gone by then
             raise RuntimeError(f"one of {study.devices} processes failed and all ended: {said}")

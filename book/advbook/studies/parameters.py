@@ -5,19 +5,11 @@ import itertools
 import types
 from pathlib import Path
 
-from advbook.studies.schema import (
-    _FILES,
-    _TRIALS,
-    BROUGHT,
-    HOW,
-    STUDIES,
-    Study,
-    check_choice,
-    digest,
-    load_study,
-    make_study,
-    refuse_unknown,
-)
+from advbook.studies.checks import check_choice, refuse_unknown
+from advbook.studies.identity import HOW, digest
+from advbook.studies.places import STUDIES, named_file
+from advbook.studies.schema import Study, load_study, make_study
+from advbook.studies.views import BROUGHT, FILES, TRIALS
 from advlib.threat import parse_number
 
 
@@ -81,7 +73,7 @@ def _of_these_files(given: dict) -> Study:
     So neither another file's tables nor those of a run at the same time are taken for these.
     """
     study = make_study(given | {"study": BROUGHT})
-    files = {name: str(study.file(path).resolve()) for name, path in study.predictions.items()}
+    files = {name: str(named_file(path).resolve()) for name, path in study.predictions.items()}
     own = f"{BROUGHT}-{digest(given | {'predictions': files})}"
     title = own if study.title == BROUGHT else study.title
     return dataclasses.replace(study, study=own, title=title)
@@ -107,7 +99,7 @@ def _off_file(study: Study, name: str | Path) -> Study:
     """The study; under another id if it is not what its file says, that of this id or path.
 
     So a trial with other values neither overwrites the study's tables nor is taken for them. The
-    number of processes and the like (`advbook.studies.schema.HOW`) may differ, and so may the note.
+    number of processes and the like (`advbook.studies.identity.HOW`) and the note may differ.
     """
     try:
         filed = load_study(name)
@@ -118,8 +110,8 @@ def _off_file(study: Study, name: str | Path) -> Study:
     if not changed:
         return study
     study = dataclasses.replace(study, study=f"{study.study}-{digest(changed)}")
-    _TRIALS.add(study.study)
-    _FILES[study.study] = _FILES.get(filed.study, filed.study)
+    TRIALS.add(study.study)
+    FILES[study.study] = FILES.get(filed.study, filed.study)
     print(
         f"Other values than the study file's ({', '.join(changed)}): runs lie in {study.runs.name}"
     )

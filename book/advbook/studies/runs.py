@@ -10,13 +10,23 @@ import torch
 from torch import nn
 
 from advbook.studies import launch
-from advbook.studies.schema import Study, digest
+from advbook.studies.identity import (
+    changed_since,
+    digest,
+    recipe_of,
+    training_of,
+    training_settings,
+)
+from advbook.studies.inputs import images_of, study_preprocessing
+from advbook.studies.places import named_file, tables_folder, where_found
+from advbook.studies.schema import Study
+from advbook.studies.views import to_make, to_train
 from advlib import distributed
 from advlib.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
 from advlib.data.sets import DATASETS, stream_seed
 from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
-from advlib.networks.build import build_model, preprocessing, study_preprocessing, weights_name
+from advlib.networks.build import build_model, preprocessing, weights_name
 from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
 from advlib.recipes import RECIPES
 from advlib.train import LOG_COLUMNS, batch_share, fit
@@ -62,31 +72,31 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     if not taken:
         alone = launch.to_launch(study)
         processes = study.devices if alone else distributed.world_size()
-        batch_share(study.training(study.recipe(method)[1]), processes)
+        batch_share(training_of(study, recipe_of(study, method)[1]), processes)
         if alone:
             arguments = ("--method", method, "--seed", str(seed))
             launch.launch(study, "train", *arguments)
             return read_run(study, method, seed)
     with distributed.in_turns():
-        train_set = study.images(study.evaluation_split if brought else "train")
+        train_set = images_of(study, study.evaluation_split if brought else "train")
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
         _check_current(study, "pretrained", start, train_set.fingerprint)
-    settings = study.training_settings(
-        method, seed, train_set.fingerprint, _origin(study, method, start)
+    settings = training_settings(
+        study, method, seed, train_set.fingerprint, _origin(study, method, start)
     )
-    changed, base = study.recipe(method)
+    changed, base = recipe_of(study, method)
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     with distributed.in_turns():
         if brought:
-            path = study.file(study.checkpoints[method])
+            path = named_file(study.checkpoints[method])
             model = brought_model(study, path, train_set.num_classes)
         else:
             model = initial_model(changed, base, seed, train_set.num_classes, start)
     first = distributed.rank() == 0
     if first and (study.weights or brought):
         if (given := study.checkpoints.get(method, study.weights)).endswith(WEIGHT_FILES):
-            print(f"Weights: {study.said(given)}")
+            print(f"Weights: {where_found(given)}")
         print(_preparation(train_set, model))
     if taken:
         if first:
@@ -99,7 +109,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         log = fit(
             model,
             train_set,
-            changed.training(base),
+            training_of(changed, base),
             RECIPES[base],
             seed=seed,
             folder=folder,
@@ -158,7 +168,7 @@ def _origin(study, method, start) -> str | dict | None:
         return None
     prepared = preprocessing(study.model, weights)
     if weights.endswith(WEIGHT_FILES):
-        origin = file_hash(study.file(weights))
+        origin = file_hash(named_file(weights))
     else:
         origin = weights_name(study.model, weights)
     return {"weights": origin} | prepared if prepared["mean"] else origin
@@ -181,7 +191,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     """The network a method starts from: pretrained weights, with a wider head where needed."""
     weights = None if start else study.weights
     if weights and weights.endswith(WEIGHT_FILES):
-        weights = str(study.file(weights))
+        weights = str(named_file(weights))
     model = build_model(
         study.model,
         num_classes=num_classes,
@@ -276,7 +286,7 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
     path = _checkpoint(study, run, source)
     if method in study.checkpoints:
         return brought_model(study, path, run["num_classes"]), run
-    changed, base = study.recipe(method)
+    changed, base = recipe_of(study, method)
     bare = dataclasses.replace(changed, weights=None, pretrain_epochs=1)
     model = initial_model(bare, base, seed, run["num_classes"])
     return load_weights(model, path), run
@@ -284,16 +294,16 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
 
 def _checkpoint(study, run: dict, source: str = "fresh") -> Path:
     """The path of a run's checkpoint, if it is the one that the run's facts were written for."""
-    path = study.tables(source) / "models" / run["folder"] / CHECKPOINT
+    path = tables_folder(study, source) / "models" / run["folder"] / CHECKPOINT
     fresh, whose = source == "fresh", f"{run['method']} (seed {run['seed']}) of {study.study}"
     if not fresh and not path.is_file():
         raise FileNotFoundError(
-            f"the weights of {whose} are not published: to train them, {study.again()}"
+            f"the weights of {whose} are not published: to train them, {to_make(study)}"
         )
     if not path.is_file() or file_hash(path) != run["checkpoint_hash"]:
         way = "restore it (`git checkout`)"
         if fresh:
-            way = f"train again, which sets it aside: {study.to_train(run['method'], run['seed'])}"
+            way = f"train again, which sets it aside: {to_train(study, run['method'], run['seed'])}"
         raise RuntimeError(
             f"the checkpoint {path} is missing or has changed since training ended: {way}"
         )
@@ -302,24 +312,24 @@ def _checkpoint(study, run: dict, source: str = "fresh") -> Path:
 
 def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dict:
     """The facts of a finished run, from ``train/<method>-seed<seed>.json``."""
-    folder = study.runs if source == "fresh" else study.tables(source)
+    folder = study.runs if source == "fresh" else tables_folder(study, source)
     path = folder / "train" / f"{method}-seed{seed}.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{method} (seed {seed}) of {study.study} is not trained yet: "
-            f"{study.to_train(method, seed)}"
+            f"{to_train(study, method, seed)}"
         )
     return read_json(path)
 
 
 def _check_current(study: Study, method: str, run: dict, data: str | None = None) -> None:
     """Refuse a network that was trained before the study, or a file that it names, was changed."""
-    changed = study.changed_since(method, run.get("settings", {}))
+    changed = changed_since(study, method, run.get("settings", {}))
     if data not in (None, run.get("data")):
         changed.append("set of training images")
     if changed:
         raise ValueError(
             f"{method} (seed {run.get('seed')}) of {study.study} was trained with another "
             f"{', '.join(changed)} than the study now says: "
-            f"{study.to_train(method, run.get('seed'))}"
+            f"{to_train(study, method, run.get('seed'))}"
         )

@@ -23,6 +23,8 @@ import pandas as pd
 import pyarrow as pa
 from scipy.special import stdtrit
 
+from advbook.studies.inputs import images_of
+from advbook.studies.places import tables_folder
 from advbook.studies.tables import SAMPLES, read_data, samples_table
 from advlib.predictions import environment, read_table, write_parquet
 
@@ -69,7 +71,7 @@ def make_samples(study, *, device=None) -> Path:
     device = torch.device(device or default_device())
     seed, threat = study.seeds[0], study.threat(ATTACK)
     found = {method: load_run(study, method, seed) for method in study.methods}
-    images = study.images(study.evaluation_split)
+    images = images_of(study, study.evaluation_split)
     k = images.num_classes
     chosen = sample_positions(images.file_names, images.labels.numpy(), images[0][0].shape[-1])
     x, y, names = zip(*(images[i] for i in chosen), strict=True)
@@ -138,7 +140,7 @@ def read_samples(study, source: str) -> pd.DataFrame:
         As `samples_table`; also where a column is missing, an image lacks a method, a
         class is out of range, or what should be a PNG is none.
     """
-    folder = study.tables(source)
+    folder = tables_folder(study, source)
     path, facts = samples_table(study, folder)
     class_names = read_data(folder)["class_names"]
     table = read_table(path)

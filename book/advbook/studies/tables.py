@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbook.studies.schema import check_choice
+from advbook.studies.checks import check_choice
+from advbook.studies.identity import changed_since, data_settings
+from advbook.studies.places import named_file, tables_folder
 from advbook.studies.switches import ledger_threats
+from advbook.studies.views import condition_of, to_make
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash, read_json, replacing
@@ -136,7 +139,7 @@ def attack_lines(study, facts: Mapping[tuple, Mapping]) -> list[str]:
     lines = []
     for attack in study.attacks:
         how = arithmetic(known for key, known in facts.items() if key[0] == attack)
-        lines.append(f"{attack}: {study.condition(attack)}{how and f'; {how}'}")
+        lines.append(f"{attack}: {condition_of(study, attack)}{how and f'; {how}'}")
     return lines
 
 
@@ -173,7 +176,7 @@ def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd
     FileNotFoundError, ValueError
         As `study_tables`, and where a table breaks the contract.
     """
-    folder = study.tables(source)
+    folder = tables_folder(study, source)
     found = study_tables(study, folder)
     num_classes = len(read_data(folder)["class_names"])
     for key, (path, facts) in found.items():
@@ -208,7 +211,7 @@ def read_study(study, source: str, benchmarks=None) -> pd.DataFrame:
     whole = pd.concat(tables, ignore_index=True)
     whole.attrs["facts"] = facts
     whole.attrs["dataset"] = study.dataset
-    whole.attrs["class_names"] = read_data(study.tables(source))["class_names"]
+    whole.attrs["class_names"] = read_data(tables_folder(study, source))["class_names"]
     return whole
 
 
@@ -235,7 +238,7 @@ def read_audit(study, source: str, part: str) -> pd.DataFrame:
     FileNotFoundError, ValueError
         As `audit_tables`, and where a table breaks the contract.
     """
-    folder = study.tables(source)
+    folder = tables_folder(study, source)
     class_names = read_data(folder)["class_names"]
     tables, facts = [], _Facts()
     for (name, method, seed), (path, known) in audit_tables(study, folder, part).items():
@@ -267,7 +270,7 @@ def on_all_images(study, source: str, facts: Mapping[str, dict]) -> str:
     """
     errors, n_images = [], 0
     for method, known in facts.items():
-        place = study.tables(source) / "predictions/pgd40"
+        place = tables_folder(study, source) / "predictions/pgd40"
         path = place / f"{method}-seed{study.seeds[0]}.parquet"
         if method in study.methods and path.is_file():
             other = read_facts(path)
@@ -317,7 +320,7 @@ def is_validation(dataset: str, file_names: pd.Series) -> bool:
 
 def read_measures(study, source: str) -> pd.DataFrame:
     """What was measured on the pixels of the study's evaluated images (`annotations.measure`)."""
-    return read_table(study.tables(source) / "measures.parquet")
+    return read_table(tables_folder(study, source) / "measures.parquet")
 
 
 def read_data(folder: Path) -> dict:
@@ -347,13 +350,13 @@ def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
         If one was made from other images, under another threat model or with other training
         settings than the study file's.
     """
-    return _checked(study, folder, table_paths(study, folder), study.again())
+    return _checked(study, folder, table_paths(study, folder), to_make(study))
 
 
 def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
     """As `study_tables`, for a part (`AUDIT`) of `make audit`: by (name, method, seed)."""
     check_choice("part", part, AUDIT)
-    return _checked(study, folder, audit_paths(study, folder, part), study.again("audit"))
+    return _checked(study, folder, audit_paths(study, folder, part), to_make(study, "audit"))
 
 
 def samples_table(study, folder: Path) -> tuple[Path, dict]:
@@ -363,7 +366,7 @@ def samples_table(study, folder: Path) -> tuple[Path, dict]:
     """
     if study.predictions:
         raise ValueError(f"{study.study} holds predictions: there is no image to attack")
-    path, again = folder / SAMPLES, study.again()
+    path, again = folder / SAMPLES, to_make(study)
     _checked(study, folder, {path: None}, again)
     data, facts = read_data(folder), read_facts(path)
     of = facts["seed"], sorted(facts["networks"])
@@ -381,7 +384,7 @@ def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {again} to the end")
     data = read_data(folder)
-    if data["settings"] != study.data_settings():
+    if data["settings"] != data_settings(study):
         raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
     found = {}
     for path, key in paths.items():
@@ -445,7 +448,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
     if study.predictions:
         given = study.predictions[method]
         try:
-            same = facts.get("checkpoint_hash") == file_hash(study.file(given))
+            same = facts.get("checkpoint_hash") == file_hash(named_file(given))
         except FileNotFoundError:  # tables outlive the file they were made from
             same = facts.get("brought") == given
         if not same:
@@ -474,7 +477,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
         odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
         changed += [f"threat model under {name}" for name in odd]
     settings = facts.get("settings", {})
-    changed += study.changed_since(method, settings)
+    changed += changed_since(study, method, settings)
     trained = method in {*study.trained, *study.ablations}
     if trained and settings.get("data") != data["train"]["fingerprint"]:
         changed.append("set of training images")
@@ -497,7 +500,7 @@ def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dic
         Those of `read_study`, by (benchmark, method, seed).
     """
     known = [facts[key] for key in zip(rows.benchmark, rows.method, rows.seed, strict=True)]
-    conditions = {b: study.condition(b) for b in set(rows.benchmark)}
+    conditions = {b: condition_of(study, b) for b in set(rows.benchmark)}
     if "condition" not in rows:
         rows = rows.assign(condition=rows.benchmark.map(conditions))
     rows = rows.assign(

@@ -20,9 +20,11 @@ from advbook.charts.explorer import (
     pictures,
     probability_chart,
 )
+from advbook.studies.checks import check_choice
+from advbook.studies.places import STUDIES, tables_folder
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
-from advbook.studies.schema import STUDIES, Study, check_choice, load_study
+from advbook.studies.schema import Study, load_study
 from advbook.studies.tables import read_data, read_tables
 from advlib import metrics
 from advlib.attacks.pgd import attack_mode, pgd_iterates
@@ -107,7 +109,7 @@ def class_errors(study: Study, source: str) -> pd.DataFrame:
             errors = metrics.class_error(table).reset_index(drop=True)
             errors["rank"] = errors.error.rank(method="min").astype(int)
             parts.append(errors.assign(method=study.names[method], benchmark=BENCHMARKS[benchmark]))
-    names = read_data(study.tables(source))["class_names"]
+    names = read_data(tables_folder(study, source))["class_names"]
     whole = pd.concat(parts, ignore_index=True)
     return whole.assign(class_name=[names[label] for label in whole.label])
 
