@@ -23,7 +23,7 @@ import yaml
 
 from advbook.studies.schema import ROOT, Study, find_study, load_study
 from advlib.files import usable_cores
-from advlib.predictions import read_table
+from advlib.parquet import read_table
 from advlib.recipes import RECIPES
 from pipeline.cost import (
     CONDITIONS,

@@ -276,6 +276,7 @@ UNLISTED = {  # what no script of a user's needs
     *(f"advbook.build.{name}" for name in ("closure", "pages", "place", "sphinx")),
     *(f"pipeline.{name}" for name in ("gpus", "jobs", "lab", "locked", "preflight")),
     "advbook.commands",
+    "advbook.studies.parts",
 }
 
 

@@ -9,13 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from advlib.data.annotations import imagenet_labels
-from advlib.predictions import (
-    COLUMNS,
-    check_label_order,
-    check_predictions,
-    read_predictions,
-    write_predictions,
-)
+from advlib.importing import check_label_order, read_predictions
+from advlib.predictions import COLUMNS, check_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from advbook.studies.evaluate import RUN_FACTS
+from advbook.studies.parts import kept
 from advbook.studies.runs import load_run, read_run
 from advbook.studies.schema import Study, check_choice, digest
 from advlib.attacks.folding import folding
@@ -31,7 +32,7 @@ from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import evaluation_batches, stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import autocast, default_device
-from advlib.predictions import kept, write_predictions
+from advlib.predictions import write_predictions
 from advlib.threat import ThreatModel
 
 STEPS = (1, 2, 5, 10, 20, 40, 100)

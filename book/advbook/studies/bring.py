@@ -8,14 +8,9 @@ import pandas as pd
 
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
+from advlib.importing import check_label_order, read_predictions, without_clean
 from advlib.metrics import counted, mean_corruption_error
-from advlib.predictions import (
-    COLUMNS,
-    check_label_order,
-    read_predictions,
-    without_clean,
-    write_predictions,
-)
+from advlib.predictions import COLUMNS, write_predictions
 
 
 def bring(study) -> None:
@@ -36,7 +31,7 @@ def bring(study) -> None:
     FileNotFoundError
         If a file is not there.
     ValueError
-        If a file breaks the contract (`advlib.predictions.read_predictions`), looks as if its
+        If a file breaks the contract (`advlib.importing.read_predictions`), looks as if its
         classes were in another order, is about other images than the first file, or holds other
         benchmarks than the study names.
     """

@@ -24,7 +24,8 @@ import pyarrow as pa
 from scipy.special import stdtrit
 
 from advbook.studies.tables import SAMPLES, read_data, samples_table
-from advlib.predictions import environment, read_table, write_parquet
+from advlib.parquet import read_table, write_parquet
+from advlib.predictions import environment
 
 COLUMNS = ["method", "seed", "file_name", "label", "image", "perturbation", "scale"]
 COLUMNS += ["predicted_class", "predicted_probability"]
