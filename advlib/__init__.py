@@ -14,7 +14,8 @@ _HOMES = {
     "advlib.labels": ("label_augmentation_targets", "label_augmentation_loss", "class_logits"),
     "advlib.recipes": ("RECIPES", "Training"),
     "advlib.train": ("fit",),
-    "advlib.predictions": ("predict", "read_predictions"),
+    "advlib.predictions": ("predict",),
+    "advlib.importing": ("read_predictions",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [*_WHERE, "metrics"]

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from advlib import metrics
-from advlib.predictions import read_predictions, write_predictions
+from advlib.importing import read_predictions
+from advlib.predictions import write_predictions
 
 BENCHMARKS = ("clean", "corruptions")
 KILOBYTES = 1024 if sys.platform == "darwin" else 1  # the unit of getrusage's ru_maxrss

@@ -11,7 +11,7 @@ import pandas as pd
 from advbook.studies.places import ROOT
 from advbook.studies.schema import Study, load_study
 from advlib.files import replacing
-from advlib.predictions import read_table
+from advlib.parquet import read_table
 from advlib.recipes import RECIPES
 
 DEFAULT = "fashion_mnist_quick"  # its committed tables stand in for what a study has not shown yet

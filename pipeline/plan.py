@@ -26,7 +26,7 @@ from advbook.studies.inputs import corruption_set, images_of, study_preprocessin
 from advbook.studies.places import ROOT, find_study
 from advbook.studies.schema import Study, load_study
 from advlib.files import usable_cores
-from advlib.predictions import read_table
+from advlib.parquet import read_table
 from advlib.recipes import RECIPES
 from pipeline.cost import (
     CONDITIONS,

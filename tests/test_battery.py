@@ -28,7 +28,8 @@ from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import load_dataset, stratified_subset
-from advlib.predictions import read_facts, read_predictions, write_predictions
+from advlib.importing import read_predictions
+from advlib.predictions import read_facts, write_predictions
 from advlib.threat import ThreatModel
 
 THREAT = ThreatModel(eps=0.15, steps=40)

@@ -277,6 +277,7 @@ UNLISTED = {  # what no script of a user's needs
     *(f"pipeline.{name}" for name in ("gpus", "jobs", "lab", "locked", "preflight")),
     "advbook.commands",
     "advbook.studies.checks",
+    "advbook.studies.parts",
 }
 
 

@@ -18,11 +18,11 @@ from advbook.__main__ import main
 from advbook.studies import evaluate, launch
 from advbook.studies.identity import training_settings
 from advbook.studies.inputs import images_of
+from advbook.studies.parts import missing_parts
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
 from advlib import distributed, steps
 from advlib.data.sets import training_batches
-from advlib.predictions import missing_parts
 from advlib.train import batch_share
 from two_processes import Stopped, stop_at, train, without_corrupting
 

@@ -10,13 +10,8 @@ import pytest
 
 from advlib import metrics
 from advlib.data.annotations import imagenet_labels
-from advlib.predictions import (
-    COLUMNS,
-    check_label_order,
-    check_predictions,
-    read_predictions,
-    write_predictions,
-)
+from advlib.importing import check_label_order, read_predictions
+from advlib.predictions import COLUMNS, check_predictions, write_predictions
 
 
 @pytest.fixture(scope="module")

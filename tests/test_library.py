@@ -20,7 +20,6 @@ PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagen
 # What may not grow. The aim is 300 lines a module and 60 a function: lower these, never raise them.
 LINES = {"advlib": 6900, "book/advbook": 10400}
 LONG_MODULES = {
-    "predictions.py": 600,
     "networks/build.py": 330,
     "data/folders.py": 520,
     "data/sets.py": 470,

@@ -16,8 +16,9 @@ from advbook.charts import cover as charts_cover
 from advbook.claims import claims
 from advbook.claims import front as overview
 from advbook.studies.schema import ROOT, Study, make_study
+from advbook.studies.tables import results_date
 from advlib import __version__
-from advlib.predictions import results_date, write_predictions
+from advlib.predictions import write_predictions
 
 QUICK = "notebooks/studies/fashion_mnist_quick.yaml"
 ABOUT_ALL = ("verdict", "claims", "table_check", "cost", "benchmark", "study_index", "not_run")

@@ -12,7 +12,8 @@ import pytest
 from advbook.build import pages
 from advbook.studies.schema import load_study
 from advlib import metrics
-from advlib.predictions import read_facts, read_predictions
+from advlib.importing import read_predictions
+from advlib.predictions import read_facts
 from advlib.recipes import RECIPES
 from advlib.threat import ThreatModel
 from conftest import OWN_STUDY, snakemake

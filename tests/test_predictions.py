@@ -8,19 +8,10 @@ import pytest
 import torch
 
 from advbook.studies.inputs import images_of
+from advbook.studies.parts import check_parts, keep_part, missing_parts, read_parts
 from advbook.studies.tables import read_data
-from advlib.predictions import (
-    COLUMNS,
-    check_parts,
-    check_predictions,
-    keep_part,
-    missing_parts,
-    predict,
-    read_facts,
-    read_parts,
-    read_predictions,
-    write_predictions,
-)
+from advlib.importing import read_predictions
+from advlib.predictions import COLUMNS, check_predictions, predict, read_facts, write_predictions
 
 
 def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):

@@ -34,8 +34,8 @@ from advbook.studies.samples import (
 from advbook.studies.schema import ROOT, load_study
 from advlib.attacks.pgd import classify
 from advlib.attacks.worst_case import evaluate_attack
+from advlib.importing import read_predictions
 from advlib.networks.device import default_device
-from advlib.predictions import read_predictions
 
 QUICK = load_study("fashion_mnist_quick")
 

@@ -39,7 +39,8 @@ from advbook.studies.tables import (
 from advbook.studies.views import condition_of, require
 from advlib import metrics
 from advlib.data import annotations
-from advlib.predictions import read_facts, read_predictions, write_predictions
+from advlib.importing import read_predictions
+from advlib.predictions import read_facts, write_predictions
 from advlib.recipes import RECIPES, Recipe
 from advlib.threat import PROTOCOLS, ThreatModel
 

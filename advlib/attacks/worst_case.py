@@ -208,7 +208,7 @@ class _Chunk:
     def judge(self, pool: _Pool, final: bool) -> torch.Tensor:
         """Classify iterates in float32; returns which images take more steps.
 
-        The first misclassified iterate of an image is recorded; of an image that survives the last
+        Recorded is the first misclassified iterate of an image. If there is none, it is the last
         iterate of the last (`final`) restart.
         """
         image, x_adv, taken = pool

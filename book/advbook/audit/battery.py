@@ -20,6 +20,7 @@ from advbook.studies.checks import check_choice
 from advbook.studies.evaluate import RUN_FACTS
 from advbook.studies.identity import digest
 from advbook.studies.inputs import audit_set, images_of
+from advbook.studies.parts import kept
 from advbook.studies.runs import load_run, read_run
 from advbook.studies.schema import Study
 from advlib.attacks.folding import folding
@@ -34,7 +35,7 @@ from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import evaluation_batches, stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import autocast, default_device
-from advlib.predictions import kept, write_predictions
+from advlib.predictions import write_predictions
 from advlib.threat import ThreatModel
 
 STEPS = (1, 2, 5, 10, 20, 40, 100)

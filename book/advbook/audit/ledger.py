@@ -61,10 +61,11 @@ def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> 
     from tqdm import tqdm
 
     from advbook.studies.evaluate import RUN_FACTS
+    from advbook.studies.parts import kept
     from advbook.studies.runs import load_run
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
     from advlib.networks.device import default_device, resolve_dtype
-    from advlib.predictions import kept, predict, write_predictions
+    from advlib.predictions import predict, write_predictions
 
     device = torch.device(device or default_device())
     model, run = load_run(study, method, seed)

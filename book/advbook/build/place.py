@@ -21,9 +21,9 @@ import nbformat
 import pandas as pd
 import yaml
 
+from advbook.studies.tables import images_read, results_date
 from advbook.text import as_typed
 from advlib import __version__
-from advlib.predictions import images_read, results_date
 
 BOOK = Path(__file__).resolve().parents[2]
 GENERATED = BOOK / "generated"

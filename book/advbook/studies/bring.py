@@ -11,14 +11,9 @@ from advbook.studies.places import named_file, where_found
 from advbook.studies.views import group_of
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
+from advlib.importing import check_label_order, read_predictions, without_clean
 from advlib.metrics import CORRECT_COLUMNS, correct, counted, mean_corruption_error
-from advlib.predictions import (
-    COLUMNS,
-    check_label_order,
-    read_predictions,
-    without_clean,
-    write_predictions,
-)
+from advlib.predictions import COLUMNS, write_predictions
 
 
 def bring(study) -> None:
@@ -39,7 +34,7 @@ def bring(study) -> None:
     FileNotFoundError
         If a file is not there.
     ValueError
-        If a file breaks the contract (`advlib.predictions.read_predictions`), looks as if its
+        If a file breaks the contract (`advlib.importing.read_predictions`), looks as if its
         classes were in another order, is about other images than the first file, or holds other
         benchmarks than the study names.
     """

@@ -15,24 +15,16 @@ from tqdm import tqdm
 from advbook.studies import launch
 from advbook.studies.identity import digest
 from advbook.studies.inputs import corruption_set, images_of
+from advbook.studies.parts import check_parts, keep_part, kept, kept_rows, missing_parts, read_parts
 from advbook.studies.runs import load_run
 from advbook.studies.schema import Study
 from advlib import distributed
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
+from advlib.importing import check_label_order
 from advlib.networks.device import default_device, resolve_dtype
-from advlib.predictions import (
-    check_label_order,
-    check_parts,
-    keep_part,
-    kept,
-    kept_rows,
-    missing_parts,
-    predict,
-    read_parts,
-    read_table,
-    write_predictions,
-)
+from advlib.parquet import read_table
+from advlib.predictions import predict, write_predictions
 
 ATTACK_PART = 2048  # images of a part that is kept once attacked
 RUN_FACTS = ("study", "method", "seed", "checkpoint_hash", "settings")

@@ -26,7 +26,8 @@ from scipy.special import stdtrit
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
 from advbook.studies.tables import SAMPLES, read_data, samples_table
-from advlib.predictions import environment, read_table, write_parquet
+from advlib.parquet import read_table, write_parquet
+from advlib.predictions import environment
 
 COLUMNS = ["method", "seed", "file_name", "label", "image", "perturbation", "scale"]
 COLUMNS += ["predicted_class", "predicted_probability"]

@@ -1,5 +1,7 @@
 """The tables of a study: which there are, whether they belong together, and reading them."""
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -14,7 +16,9 @@ from advbook.studies.views import condition_of, to_make
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash, read_json, replacing
-from advlib.predictions import check_predictions, read_facts, read_predictions, read_table
+from advlib.importing import read_predictions
+from advlib.parquet import read_table
+from advlib.predictions import check_predictions, read_facts
 
 AUDIT = ("ablations", "ledger", "battery")  # the parts of what `make audit` makes
 SAMPLES = "samples.parquet"  # made by `advbook.studies.samples.make_samples`, in the study's folder
@@ -100,6 +104,34 @@ def images_of(known: Mapping) -> str:
     """How many images of which split a table has, by its facts: "4,000 test images"."""
     kinds = {"test": "test images", "holdout": "images of the training split"}
     return f"{known['n_images']:,} {kinds[known['split']]}"
+
+
+def results_date(paths: Iterable[Path | str]) -> str:
+    """The day on which the newest of these tables was made, "" if none says it.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        Prediction tables (Parquet) and files of facts (JSON); others are passed over.
+    """
+    days = [""]
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            try:
+                days.append(read_facts(path).get("time", "")[:10])
+            except ValueError:
+                continue  # a table without facts, such as the measured pixels
+        elif path.suffix == ".json":
+            text = json.dumps(read_json(path))
+            days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
+    return max(days)
+
+
+def images_read(paths: Iterable[Path | str]) -> str:
+    """How many images each of these prediction tables holds, in words; "" if they differ."""
+    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
+    found = {read_facts(path)["n_images"] for path in tables}
+    return f"{found.pop():,} images" if len(found) == 1 else ""
 
 
 def arithmetic(facts: Iterable[Mapping]) -> str:
