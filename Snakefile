@@ -552,7 +552,7 @@ rule analyse:
         file=lambda wildcards: FILES[wildcards.study],
         source=lambda wildcards: source_of(wildcards.study, wildcards.chapter),
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
-        folder=lambda wildcards: ROOT / "_build/studies" / wildcards.study / "results",
+        folder=lambda wildcards: Path("_build/studies") / wildcards.study / "results",
         shown=lambda wildcards: shown(BY_ID[wildcards.study], wildcards.chapter),
     retries: 1  # two kernels that start at once may take the same port
     threads: cores("analyse") if CLUSTER else 1
