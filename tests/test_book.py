@@ -281,18 +281,6 @@ UNLISTED = {  # what no script of a user's needs
 }
 
 
-def test_the_example_of_the_reference_runs(tmp_path):
-    code = (ROOT / "book/reference.md").read_text().split("```python\n")[1].split("```")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "PGD-40, L∞, ε = 0.1" in done.stdout
-    error = float(re.search(r"error +(0\.\d+)", done.stdout)[1])
-    assert error < 0.5  # trained: chance is 0.9
-    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["adv_plus", "std"]
-
-
 def test_the_reference_is_made_without_torch():
     """Each of its modules first, as a page of its own, where torch and others are mocked."""
     mocked = re.search(r"autodoc_mock_imports: \[(.*)\]", (ROOT / "_config.yml").read_text())[1]

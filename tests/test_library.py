@@ -121,4 +121,6 @@ def test_the_wheel_runs_the_example_without_the_repository(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "sd_noise_corrected" in done.stdout
+    assert "PGD-40, L∞, ε = 0.1" in done.stdout and "sd_noise_corrected" in done.stdout
+    error = float(re.search(r"error +(0\.\d+)", done.stdout)[1])
+    assert error < 0.6  # trained and attacked: chance is 0.9
