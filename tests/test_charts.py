@@ -176,7 +176,7 @@ def test_only_methods_have_the_colours_of_methods():
         if (found := methods & set(re.findall(r"#[0-9a-f]{6}", path.read_text("utf-8").lower())))
     }
     # The gallery's buttons and frames are no chart.
-    assert set(written) <= {"charts.py", "charts_gallery.py"}
+    assert set(written) <= {"base.py", "pictures.py"}
     text = (ROOT / "book/advbook/charts/base.py").read_text("utf-8").lower()
     assert all(text.count(colour) == 1 for colour in methods)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -366,7 +367,8 @@ def test_the_notebook_runs_without_data_and_network(tmp_path, monkeypatch):
     """From the committed weights and samples; its output keeps the first selection."""
     (tmp_path / "path").mkdir()
     (tmp_path / "path/sitecustomize.py").write_text(OFFLINE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    places = [tmp_path / "path", ROOT, ROOT / "book"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
     monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / "nothing"))
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]

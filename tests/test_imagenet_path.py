@@ -298,6 +298,8 @@ KILLED = """
     from advlib import train
     from advlib.networks.build import build_model
     from advbook.studies.schema import make_study
+    from advbook.studies.identity import training_of
+    from advbook.studies.inputs import images_of
     from advlib.recipes import RECIPES
 
     torch.set_num_threads(1)

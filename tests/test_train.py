@@ -200,6 +200,8 @@ KILLED = """
     from advlib import checkpoints, train
     from advlib.networks.build import build_model
     from advbook.studies.schema import load_study
+    from advbook.studies.identity import training_of
+    from advbook.studies.inputs import images_of
     from advlib.recipes import RECIPES
 
     folder, moment, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
