@@ -43,7 +43,7 @@ def test_sources(path):
 def test_every_figure_has_a_caption_and_is_cited(path):
     notebook = nbformat.read(path, as_version=4)
     prose = " ".join(c.source for c in notebook.cells)  # some sentences are computed
-    prose = re.sub(r'seeds_words\(.*, "(.+)"\)', r"{numref}`\1`", prose)
+    prose = re.sub(r'seeds_words\(.*?, "(.+?)"\)', r"{numref}`\1`", prose)
     for cell in notebook.cells:
         figure = cell.metadata.get("mystnb", {}).get("figure")
         if figure:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from advbook.studies.inputs import images_of
 from advbook.studies.schema import ROOT, load_study
-from conftest import OWN_STUDY, snakemake
+from conftest import copy_project, snakemake
 from pipeline import gpus, jobs
 
 PROFILES = ROOT / "profiles"
@@ -141,7 +141,7 @@ def test_jobs_on_slurm_ask_for_what_the_study_file_says(tmp_path):
             assert found[key][name] == str(expected[name]), (key, name)
     assert found["train method=adv, seed=0"]["gpu"] == "8"
     assert "-r method adv -p seed 0 -p devices 8" in done.stdout
-    assert "gpus.py" not in done.stdout  # Slurm says which GPUs a job has
+    assert "python pipeline/gpus.py" not in done.stdout  # Slurm says which GPUs a job has
 
 
 def test_jobs_beside_each_other_share_gpus_and_cores(tmp_path):
@@ -218,9 +218,7 @@ echo $!
 
 def test_a_job_runs_through_a_submit_command(tmp_path):
     copy = tmp_path / "copy"
-    left_out = (".*", "_build", "generated", "runs", "data", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left_out))
-    (copy / "my_study.yaml").write_text(OWN_STUDY)
+    copy_project(copy)
     log, submit = tmp_path / "submitted.txt", tmp_path / "submit.sh"
     submit.write_text(SUBMIT.format(log=shlex.quote(str(log))))
     asks = "{rule}:{threads}:{resources.gpu}:{resources.mem_mb}:{resources.runtime}"
