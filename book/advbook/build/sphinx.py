@@ -230,6 +230,11 @@ def _mocked_union(left, right):
     return _make_subclass(f"{text(left)} | {text(right)}", "torch")()
 
 
+def short_signature(app, what, name, obj, options, signature, returns):
+    """The study file has a field a line below; its signature is long, and speaks pydantic."""
+    return ("", None) if name == "advbook.studies.schema.Study" else None
+
+
 def setup(app: Sphinx) -> dict:
     """Register the parts above."""
     escape_titles()
@@ -246,6 +251,7 @@ def setup(app: Sphinx) -> dict:
     app.add_transform(CaptionTables)
     app.add_css_file("book.css", priority=900)
     app.add_js_file("book.js")
+    app.connect("autodoc-process-signature", short_signature)
     app.connect("builder-inited", write_scripts)
     app.connect("html-page-context", load_vega)
     app.connect("html-page-context", stamp)
