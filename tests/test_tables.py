@@ -16,6 +16,7 @@ from advbook.studies.bring import bring
 from advbook.studies.identity import (
     DATA_FIELDS,
     TRAINING_FIELDS,
+    changed_since,
     data_settings,
     digest,
     training_settings,
@@ -39,6 +40,7 @@ from advbook.studies.tables import (
 from advbook.studies.views import condition_of, require
 from advlib import metrics
 from advlib.data import annotations
+from advlib.files import file_hash
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts, write_predictions
 from advlib.recipes import RECIPES, Recipe
@@ -111,6 +113,25 @@ def test_other_images_have_no_real_labels(small_run):
 def test_tables_of_another_setting_are_refused(small_run, change, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         read_study(dataclasses.replace(small_run, **change), "fresh")
+
+
+def test_networks_of_another_start_are_refused(small_run, tmp_path):
+    """Of the pretrained network that is there now, or of the file of weights as it is now."""
+    first = small_run.runs / "train/pretrained-seed0.json"
+    first.write_text('{"checkpoint_hash": "start"}')
+    assert len(read_study(small_run, "fresh"))
+    first.write_text('{"checkpoint_hash": "trained again"}')
+    with pytest.raises(ValueError, match="another pretrained network: run"):
+        read_study(small_run, "fresh")
+    study = dataclasses.replace(small_run, weights=str(tmp_path / "w.pt"), pretrain_epochs=0)
+    (tmp_path / "w.pt").write_text("as it was")
+    for start in (file_hash(tmp_path / "w.pt"), {"weights": file_hash(tmp_path / "w.pt")}):
+        settings = training_settings(study, "adv", 0, "data", start)
+        assert not changed_since(study, "adv", settings, small_run.runs)
+    (tmp_path / "w.pt").write_text("as it is")
+    assert changed_since(study, "adv", settings, small_run.runs) == [study.weights]
+    (tmp_path / "w.pt").unlink()  # what was trained outlives it
+    assert not changed_since(study, "adv", settings, small_run.runs)
 
 
 @pytest.mark.parametrize(
@@ -417,6 +438,14 @@ def test_what_one_file_says_is_correct_is_said_of_every_table(brought, tmp_path)
     assert errors.set_index(["benchmark", "method"])["error"].to_dict() == {
         (benchmark, model): model == "a" for benchmark in ("clean", "pgd40") for model in ("a", "b")
     }
+
+
+def test_tables_under_other_class_names_are_refused(brought):
+    bring(brought)
+    names = read_study(brought, "fresh").attrs["class_names"]
+    assert len(read_study(dataclasses.replace(brought, class_names=names), "fresh"))
+    with pytest.raises(ValueError, match="other class_names than the study's: run"):
+        read_study(dataclasses.replace(brought, class_names=names[::-1]), "fresh")
 
 
 def test_the_fifteen_corruptions_of_mce_count_and_no_others(brought, tmp_path, capsys):

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 from advbook.studies.places import named_file
-from advlib.files import file_hash
+from advlib.files import file_hash, read_json
 from advlib.recipes import RECIPES, Training
 from advlib.threat import identity
 
@@ -115,15 +116,23 @@ def training_settings(study, method: str, seed: int, data: str, start) -> dict:
     return settings
 
 
-def changed_since(study, method: str, settings: dict) -> list[str]:
-    """The training settings in which a run of the method is not what the study now says."""
+def changed_since(study, method: str, settings: dict, folder: Path) -> list[str]:
+    """The training settings in which a run of the method is not what the study now says.
+
+    What it starts from is one of them: a file of weights as it is now, or the pretrained network
+    whose facts lie in `folder`, that of the run.
+    """
     start = {key: settings.get(key) for key in ("seed", "data", "start")}
     now = json.loads(json.dumps(training_settings(study, method, **start)))
     changed = [k for k in now.keys() | settings.keys() if now.get(k) != settings.get(k)]
-    if given := study.checkpoints.get(method):
-        start = settings.get("start")  # by `advbook.studies.runs`
-        start = start.get("weights") if isinstance(start, dict) else start
-        with contextlib.suppress(FileNotFoundError):  # the run has a copy of its own
+    start = settings.get("start")  # by `advbook.studies.runs`
+    start = start.get("weights") if isinstance(start, dict) else start
+    if study.pretrain_epochs and method not in ("pretrained", *study.checkpoints):
+        first = folder / "train" / f"pretrained-seed{settings.get('seed')}.json"
+        if first.is_file() and read_json(first).get("checkpoint_hash") != start:
+            changed.append("pretrained network")
+    elif given := study.checkpoints.get(method, study.weights):
+        with contextlib.suppress(FileNotFoundError):  # the run has a copy; or it is no file
             changed += [given] if file_hash(named_file(given)) != start else []
     return sorted(changed)
 

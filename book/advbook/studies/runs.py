@@ -81,7 +81,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         train_set = images_of(study, study.evaluation_split if brought else "train")
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
-        _check_current(study, "pretrained", start, train_set.fingerprint)
+        _check_current(study, "pretrained", start, study.runs, train_set.fingerprint)
     settings = training_settings(
         study, method, seed, train_set.fingerprint, _origin(study, method, start)
     )
@@ -282,7 +282,7 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
         If it was trained with other settings than the study's.
     """
     run = read_run(study, method, seed, source)
-    _check_current(study, method, run)
+    _check_current(study, method, run, tables_folder(study, source))
     path = _checkpoint(study, run, source)
     if method in study.checkpoints:
         return brought_model(study, path, run["num_classes"]), run
@@ -322,9 +322,9 @@ def read_run(study: Study, method: str, seed: int, source: str = "fresh") -> dic
     return read_json(path)
 
 
-def _check_current(study: Study, method: str, run: dict, data: str | None = None) -> None:
+def _check_current(study, method: str, run: dict, folder: Path, data: str | None = None) -> None:
     """Refuse a network that was trained before the study, or a file that it names, was changed."""
-    changed = changed_since(study, method, run.get("settings", {}))
+    changed = changed_since(study, method, run.get("settings", {}), folder)
     if data not in (None, run.get("data")):
         changed.append("set of training images")
     if changed:

@@ -418,6 +418,8 @@ def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -
     data = read_data(folder)
     if data["settings"] != data_settings(study):
         raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
+    if data["class_names"] != (study.class_names or data["class_names"]):
+        raise ValueError(f"{folder / 'data.json'} has other class_names than the study's: {again}")
     found = {}
     for path, key in paths.items():
         if key is not None:
@@ -429,7 +431,7 @@ def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -
 
 def _check_facts(study, folder: Path, path: Path, facts: dict, data: dict, key, again: str) -> None:
     """Refuse a table of other images, settings or networks than the study's."""
-    if changed := _changed(study, facts, data, *key[:2]):
+    if changed := _changed(study, folder, facts, data, *key[:2]):
         raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
     run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
     if not study.predictions and run.is_file():
@@ -472,7 +474,9 @@ def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
     return {place / f"{name}-seed{seed}.parquet": (part, name, seed) for name in audited}
 
 
-def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> list[str]:
+def _changed(
+    study, folder: Path, facts: dict, data: dict, benchmark: str, method: str
+) -> list[str]:
     """What differs between a table's facts and the study."""
     split = study.evaluation_split
     n_images = data[split]["images"]
@@ -509,7 +513,7 @@ def _changed(study, facts: dict, data: dict, benchmark: str, method: str) -> lis
         odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
         changed += [f"threat model under {name}" for name in odd]
     settings = facts.get("settings", {})
-    changed += changed_since(study, method, settings)
+    changed += changed_since(study, method, settings, folder)
     trained = method in {*study.trained, *study.ablations}
     if trained and settings.get("data") != data["train"]["fingerprint"]:
         changed.append("set of training images")
