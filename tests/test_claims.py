@@ -673,7 +673,7 @@ def made_up_run(study, errors=None) -> None:
     (study.runs / "measures.parquet").touch()
     for number, (method, seed) in enumerate([*study.method_runs, *study.ablation_runs]):
         (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
-        settings = training_settings(study, method, seed, "train-images", "start")
+        settings = training_settings(study, method, seed, "train-images", "none")
         facts = {"settings": settings, "data": "images", "split": "test", "data_title": "Digits"}
         facts |= {"checkpoint_hash": "none", "threat": None, "corruptions": None}
         facts |= {"dtype": "torch.float32", "device": "cpu"}
