@@ -100,9 +100,14 @@ def run(command: list[str], lock: int, folder: str) -> int:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda number, _: told.append(number))
-    # In a session of its own: Ctrl-C in a terminal comes here, once, and not to every job.
+    # In a session of its own: Ctrl-C in a terminal comes here, once, and not to every job. A shell
+    # starts what runs in the background deaf to SIGINT, which Snakemake is asked to end with.
     process = subprocess.Popen(
-        command, env=os.environ | {MARK: folder}, pass_fds=[lock], start_new_session=True
+        command,
+        env=os.environ | {MARK: folder},
+        pass_fds=[lock],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     parent, until = os.getppid(), float("inf")
     while process.poll() is None and time.monotonic() < until:

@@ -34,6 +34,7 @@ def start():
     def starting(folder, *command, **options):
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         words = [sys.executable, ROOT / "pipeline/locked.py", *command]
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         started.append(subprocess.Popen(words, cwd=folder, text=True, **pipes, **options))
         return started[-1]
 
@@ -114,6 +115,15 @@ def test_a_command_under_nohup_outlives_its_terminal(start, tmp_path):
     assert process.poll() is None
     process.terminate()
     assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_a_command_in_the_background_of_a_shell_ends_when_asked(start, tmp_path):
+    deaf = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = start(tmp_path, sys.executable, "-c", COMMAND, **deaf)
+    process.stdout.readline()
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM
+    assert ended(own_folder(tmp_path))
 
 
 def test_a_command_says_how_it_ended(start, tmp_path):
