@@ -544,7 +544,7 @@ def test_the_contents_hold_each_kind_of_page_once():
     pages_there = [p for folder in ("book", "book/reference") for p in (ROOT / folder).glob("*.md")]
     pages_there = {str(path.relative_to(ROOT).with_suffix("")) for path in pages_there}
     assert pages_there == {name for name in named if "generated" not in name}
-    assert toc["root"] == "book/generated/index"
+    assert toc["root"] == "book/generated/cover"
 
 
 def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):

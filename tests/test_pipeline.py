@@ -23,14 +23,15 @@ PLACED = {"cover", "study_index", "not_run", "place_study", "toc", "book", "all"
 
 
 def planned(folder, *config) -> list[tuple[str, str]]:
-    """Rules that a dry run would execute, each with its wildcards."""
+    """Rules that a dry run would execute, each with its wildcards; pages by their names."""
     done = snakemake(folder, *config, "-n")
     assert done.returncode == 0, done.stderr
     jobs = re.split(r"\n(?:local)?rule (\w+):\n", done.stdout + done.stderr)[1:]
     found = []
     for rule, text in zip(jobs[::2], jobs[1::2], strict=True):
         wildcards = re.search(r"wildcards: (.*)", text)
-        found.append((rule, wildcards[1] if wildcards else ""))
+        named = wildcards[1] if wildcards else ""
+        found.append((named.removeprefix("page="), "") if rule == "page" else (rule, named))
     return found
 
 
