@@ -574,6 +574,7 @@ LISTED = "chapters: " + json.dumps(
 )
 SHOWN_TABLES = [path for name in SHOWN for path in tables_of(name)]
 EVERY_TABLE = [*SHOWN_TABLES, *[path for name in FILES for path in audit_tables_of(name)]]
+ON_IMAGENET = [name for name in SHOWN if BY_ID[name].dataset == "imagenet"]
 VERDICT = "book/generated/verdict.ipynb"
 PAGES = {
     "claims": {"tables": ["results/paper/published.csv"]},
@@ -583,16 +584,29 @@ PAGES = {
             for name in ("published", "percentages", "public_models", "leaderboard")
         ]
     },
+    "imagenet_models": {
+        "tables": [
+            f"results/imagenet_models/{name}.csv"
+            for name in ("networks", "conditions", "label", "real", "groups", "predictions")
+        ],
+        "read": [path for name in ON_IMAGENET for path in tables_of(name)],
+        "told": [
+            *("-y", "studies: " + json.dumps([f"{FILES[n]}:{SOURCES[n]}" for n in ON_IMAGENET])),
+            *("-p", "output", "_build/imagenet_models"),
+        ],
+    },
     "verdict": {
         "made": "_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
         "read": SHOWN_TABLES,
         "after": [
             "results/paper/published.csv",
+            "book/generated/imagenet_models.ipynb",
             *[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
         ],
         "told": [
             *("-y", "studies: " + json.dumps([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN])),
             *("-y", "ablations: " + json.dumps({n: path for n in SHOWN for path in ablations_of(n)})),
+            *("-p", "public", "_build/imagenet_models/claims.csv"),
             *("-p", "output", "_build/verdict"),
         ],
         "settings": [BY_ID[name].n_resamples for name in SHOWN],

@@ -1,0 +1,148 @@
+"""Public networks by their accuracy: where those that are robust lie beside all others."""
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from advbook.claims.public_models import Trend
+
+KINDS = {
+    "other networks": "#bdbdbd",
+    "fewer images, stopped early": "#8e63ce",
+    "trained on noise": "#a0662a",
+    "adversarial": "#D55E00",
+    "Std": "#0072B2",
+    "yours": "black",
+}
+
+
+def against_accuracy(
+    table: pd.DataFrame, accuracy: str, figure: str, trend: Trend, title: str, as_error: bool = True
+) -> alt.LayerChart:
+    """A figure of every network by its error, the trend of those that are not robust, and names.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per network: ``model``, ``kind`` (of `KINDS`), ``name`` (empty: not written out),
+        and the columns that are shown.
+    accuracy, figure : str
+        Columns; fractions of images classified rightly.
+    trend : Trend
+    title : str
+        Of the vertical axis.
+    as_error : bool
+        The figure is an accuracy, and its error is shown.
+    """
+    sign = (lambda v: 1 - v) if as_error else (lambda v: v)
+    shown = table[["model", "kind", "name"]].assign(x=1 - table[accuracy], y=sign(table[figure]))
+    shown = shown.dropna()
+    grid = np.linspace(1 - shown.x.max(), 1 - shown.x.min(), 60)
+    band = pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid))})
+    band["low"], band["high"] = (sign(trend.at(grid, s)) for s in (-1.96, 1.96))
+    axis = alt.Axis(format=".0%")
+    x = alt.X("x:Q", title="Clean error", axis=axis, scale=alt.Scale(zero=False))
+    y = alt.Y(
+        "y:Q", title=title, axis=axis if as_error else alt.Axis(), scale=alt.Scale(zero=False)
+    )
+    area = (
+        alt.Chart(band).mark_area(color="#bdbdbd", opacity=0.25).encode(x, y="low:Q", y2="high:Q")
+    )
+    line = alt.Chart(band).mark_line(color="#808080", strokeWidth=1.5).encode(x, y)
+    known = [kind for kind in KINDS if kind in set(shown.kind)]
+    colour = alt.Color(
+        "kind:N",
+        title=None,
+        sort=known,
+        scale=alt.Scale(domain=known, range=[KINDS[kind] for kind in known]),
+        legend=alt.Legend(orient="top", columns=3, labelLimit=280),
+    )
+    form = ".1%" if as_error else ".2f"
+    points = (
+        alt.Chart(shown)
+        .mark_circle(size=45, opacity=0.85)
+        .encode(
+            x,
+            y,
+            colour,
+            tooltip=[
+                alt.Tooltip("model:N", title="Network"),
+                alt.Tooltip("x:Q", title="Clean error", format=".1%"),
+                alt.Tooltip("y:Q", title=title, format=form),
+            ],
+        )
+    )
+    names = shown[shown.name != ""]
+    text = alt.Chart(names).mark_text(align="left", dx=7, fontSize=11).encode(x, y, text="name:N")
+    return (area + line + points + text).properties(width="container", height=340)
+
+
+def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
+    """How far robust networks lie from the trend, in its spreads, one row per figure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``figure``, ``name`` and ``distance``.
+    order : list of str
+        The figures, from above.
+    """
+    y = alt.Y("figure:N", sort=order, title=None)
+    x = alt.X("distance:Q", title="Distance from the trend (spreads of other networks)")
+    chance = pd.DataFrame({"low": [-1.96], "high": [1.96]})
+    area = (
+        alt.Chart(chance)
+        .mark_rect(color="#bdbdbd", opacity=0.25)
+        .encode(x=alt.X("low:Q"), x2="high:Q")
+    )
+    dots = (
+        alt.Chart(table)
+        .mark_circle(size=60, opacity=0.9, color=KINDS["adversarial"])
+        .encode(
+            x,
+            y,
+            tooltip=[
+                alt.Tooltip("name:N", title="Network"),
+                alt.Tooltip("figure:N", title="Figure"),
+                alt.Tooltip("distance:Q", title="Distance", format="+.2f"),
+            ],
+        )
+    )
+    return (area + dots).properties(width="container", height=22 * len(order))
+
+
+def conditions(table: pd.DataFrame, corruptions: list[str]) -> alt.FacetChart:
+    """Differences of errors under corruption, a panel for each pair of networks.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``pair``, ``corruption``, ``severity`` and ``difference`` (a fraction).
+    corruptions : list of str
+        In the order of the columns.
+    """
+    limit = float(table.difference.abs().max())
+    base = (
+        alt.Chart(table)
+        .mark_rect()
+        .encode(
+            x=alt.X("corruption:N", sort=corruptions, title=None, axis=alt.Axis(labelAngle=-45)),
+            y=alt.Y("severity:O", title="Severity"),
+            color=alt.Color(
+                "difference:Q",
+                title="Difference of errors",
+                scale=alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0),
+                legend=alt.Legend(format="+.0%", orient="top"),
+            ),
+            tooltip=[
+                alt.Tooltip("corruption:N", title="Corruption"),
+                alt.Tooltip("severity:O", title="Severity"),
+                alt.Tooltip("difference:Q", title="Difference", format="+.1%"),
+            ],
+        )
+    )
+    return base.properties(width=480, height=90).facet(
+        row=alt.Row(
+            "pair:N", sort=None, title=None, header=alt.Header(orient="top", labelAnchor="start")
+        )
+    )
