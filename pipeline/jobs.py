@@ -28,7 +28,7 @@ LEDGER_PASSES = 82 * 25  # an image: some twenty switches, one of them with five
 BATTERY_PASSES = 20_000  # an image: PGD some 25 times, and AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
-    "passes_per_second": 600.0,  # forward, of one GPU, the least to expect; small networks are faster
+    "passes_per_second": 600.0,  # forward ones, of one GPU; small networks are faster
     "max_minutes": 1440,  # what a partition grants; a job stopped there goes on when it is retried
     "gpu": True,  # False: a cluster without GPUs
 }

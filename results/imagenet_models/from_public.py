@@ -33,7 +33,7 @@ TRAINING = {
     r"instagram|swsl|noisystudent|jft|tencent|11k|21k|BiT-M|FixResNeXt|vit_|clip": "more images",
     r"ssl|simclr|simsiam|swav|vtab": "self-supervised",
 }
-# Networks of one origin, which differ by less than others do; all others are a family of their name.
+# Networks of one origin, which differ less than others do; any other is a family by itself.
 FAMILIES = {
     r"subsample_1_of_": "ResNet-50, fewer images",
     r"resnet101_\d_epochs": "ResNet-101, stopped early",
@@ -95,7 +95,7 @@ def networks(testbed: Path) -> pd.DataFrame:
 
 
 def classes(imagenetx: Path, kept: pd.Index) -> None:
-    """Accuracies on the annotated images (CC BY-NC 4.0): all, worst 100 classes, groups, factors."""
+    """Accuracies on the annotated images (CC BY-NC 4.0)."""
     columns = ["average", "worst_100_classes", *IMAGENET_X_FACTORS]
     for judged, file in {"label": "class", "real": "real_class"}.items():
         table = pd.read_csv(imagenetx / X / file / "accuracies_per_factor.csv", index_col="model")
@@ -106,7 +106,7 @@ def classes(imagenetx: Path, kept: pd.Index) -> None:
 
 
 def public_predictions(imagenetx: Path) -> None:
-    """What the predictions of four networks on all validation images say, by this project's metrics."""
+    """Class-wise figures of four networks, from their predictions on all validation images."""
     parts, sets, factors = [], real_label_sets(), imagenet_x()
     for path in sorted((imagenetx / "model_predictions/base").glob("*.csv")):
         table = read_predictions(path, "imagenet")

@@ -74,7 +74,8 @@ def place_notebook(
         in Markdown and captions.
     source
         Where the page's numbers come from, one or two sentences of Markdown; else what the
-        notebook's own metadata say, `advbook.source`. They are shown with the download links, the project's version, the date of the tables, and the command that
+        notebook's own metadata say, `advbook.source`. They are shown with the download links, the
+        project's version, the date of the tables, and the command that
         makes the page again: under the heading, or where the text says ``{{ provenance }}``.
     tables
         CSV files that the page offers for download, each also as LaTeX. They are copied into

@@ -152,8 +152,8 @@ def worst_classes(mean: float, sd: float, n_images: int, k: int = 100, n: int = 
     """What choosing the worst classes on the images that judge them does.
 
     Of 1,000 classes whose true accuracies have a beta distribution of this mean and SD, each
-    seen in ``n_images``: the accuracy of the k classes that look worst, and of the k that are, in each of n
-    simulations, (n, 2).
+    seen in ``n_images``: the accuracy of the k classes that look worst, and of the k that are, in
+    each of n simulations, (n, 2).
     """
     size = mean * (1 - mean) / sd**2 - 1
     generator = np.random.default_rng(0)
