@@ -111,17 +111,19 @@ def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
     return (area + dots).properties(width="container", height=22 * len(order))
 
 
-def conditions(table: pd.DataFrame, corruptions: list[str]) -> alt.FacetChart:
+def conditions(table: pd.DataFrame, corruptions: list[str], pairs: list[str]) -> alt.FacetChart:
     """Differences of errors under corruption, a panel for each pair of networks.
 
     Parameters
     ----------
     table : DataFrame
         ``pair``, ``corruption``, ``severity`` and ``difference`` (a fraction).
-    corruptions : list of str
-        In the order of the columns.
+    corruptions, pairs : list of str
+        The columns, and the panels from above.
     """
     limit = float(table.difference.abs().max())
+    table = table.assign(corruption=table.corruption.str.replace("_", " "))
+    corruptions = [name.replace("_", " ") for name in corruptions]
     base = (
         alt.Chart(table)
         .mark_rect()
@@ -141,8 +143,8 @@ def conditions(table: pd.DataFrame, corruptions: list[str]) -> alt.FacetChart:
             ],
         )
     )
-    return base.properties(width=480, height=90).facet(
+    return base.properties(width=alt.Step(20), height=90).facet(
         row=alt.Row(
-            "pair:N", sort=None, title=None, header=alt.Header(orient="top", labelAnchor="start")
+            "pair:N", sort=pairs, title=None, header=alt.Header(orient="top", labelAnchor="start")
         )
     )
