@@ -44,8 +44,8 @@ def label_augmentation_targets(
     if num_transforms < 1:
         raise ValueError(f"num_transforms is at least 1, got {num_transforms}")
     if check:
-        _check_range("label", y, 0, num_classes)
-        _check_range("transform", transform, -1, num_transforms)
+        check_range("label", y, 0, num_classes)
+        check_range("transform", transform, -1, num_transforms)
     transformed = (transform >= 0).float()
     targets = torch.zeros(len(y), num_classes + num_transforms, device=y.device)
     targets.scatter_(1, y[:, None], 1 - delta * transformed[:, None])
@@ -205,11 +205,21 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     return linear[-1]
 
 
-def _check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:
-    """One look at the device a batch."""
+def check_range(name: str, values: torch.Tensor, low: int, high: int) -> None:
+    """Raise ValueError unless all are whole numbers in [low, high); waits for the device once."""
     if values.dtype == torch.bool or values.is_floating_point():
         raise ValueError(f"{name} holds whole numbers, got {values.dtype}")
     if len(values) and (int(values.min()) < low or int(values.max()) >= high):
         raise ValueError(
             f"{name} is in [{low}, {high}), got {int(values.min())} to {int(values.max())}"
+        )
+
+
+def check_pixels(x: torch.Tensor) -> None:
+    """Raise ValueError unless the images are in [0, 1]; waits for the device once."""
+    low, high = torch.stack(x.aminmax()).tolist()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"images are in [0, 1], got [{low:.3g}, {high:.3g}]: pass pixels as they are and put "
+            "the normalisation inside the model (advlib.networks.build.Normalize)"
         )

@@ -57,15 +57,14 @@ def predict(
     Raises
     ------
     TypeError, ValueError
-        For a data set without images and labels, or a model that gives no logits.
+        For images, labels or file names that cannot be meant, or a model that gives no logits.
     FloatingPointError
         With the names of model and images, where logits are no numbers.
     """
     import torch
 
-    from advlib.data.batches import item_names
-    from advlib.data.sets import evaluation_batches
-    from advlib.labels import class_logits, model_logits
+    from advlib.data.batches import evaluation_batches, item_names
+    from advlib.labels import check_pixels, class_logits, model_logits
     from advlib.networks.device import autocast, default_device
 
     device = torch.device(device or default_device())
@@ -76,6 +75,8 @@ def predict(
         dataset, batch_size=batch_size, workers=workers, device=device, indices=indices
     )
     for x, y, index in batches:
+        if not chosen:  # in every batch it would take time
+            check_pixels(x)
         chosen += index.tolist()
         labels.append(y)
         for name, model in models.items():
@@ -97,7 +98,8 @@ def predict(
                 "are no numbers"
             )
         values = (names, y, predicted, probability)
-        tables[name] = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+        table = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+        tables[name] = check_predictions(table, num_classes=num_classes)
     return tables
 
 
@@ -123,13 +125,11 @@ def check_predictions(
         For a missing column or value, a missing or duplicated image, conditions of other images
         or labels, a label, class or probability out of range.
     """
-    missing = [c for c in COLUMNS if c not in table]
-    if missing:
+    if missing := [c for c in COLUMNS if c not in table]:
         raise ValueError(f"the prediction table lacks the columns {', '.join(missing)}")
     if not len(table):
         raise ValueError("the prediction table has no rows")
-    holes = [c for c in COLUMNS if table[c].isna().any()]
-    if holes:
+    if holes := [c for c in COLUMNS if table[c].isna().any()]:
         raise ValueError(f"the prediction table has missing values in {', '.join(holes)}")
     _check_images(table, n_images)
     for column in ("label", "predicted_class"):

@@ -15,7 +15,7 @@ from advlib.attacks.folding import folding
 from advlib.attacks.pgd import attack_mode, pgd_attack, start_noise
 from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.data.sets import Images
-from advlib.labels import class_logits
+from advlib.labels import check_range, class_logits
 from advlib.networks.device import autocast
 from advlib.objectives import Objective, Step
 from advlib.recipes import Recipe, Training
@@ -244,9 +244,7 @@ def check_images(dataset: Images, training: Training) -> None:
             f"{len(dataset)} training images do not fill one batch: choose a batch_size of at most "
             f"{len(dataset)}, got {training.batch_size}"
         )
-    low, high = int(dataset.labels.min()), int(dataset.labels.max())
-    if low < 0 or high >= dataset.num_classes:
-        raise ValueError(f"labels are in [0, {dataset.num_classes}), got {low} to {high}")
+    check_range("label", dataset.labels, 0, dataset.num_classes)
 
 
 def check_outputs(model: nn.Module, dataset: Images, training: Training, recipe: Recipe) -> None:

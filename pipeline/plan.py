@@ -23,7 +23,7 @@ import yaml
 
 from advbook.studies.identity import training_of
 from advbook.studies.inputs import corruption_set, images_of, study_preprocessing
-from advbook.studies.places import ROOT, find_study
+from advbook.studies.places import ROOT, data_root, find_study
 from advbook.studies.schema import Study, load_study
 from advlib.files import usable_cores
 from advlib.parquet import read_table
@@ -155,7 +155,7 @@ def image_sizes(study: Study) -> dict:
     Raises
     ------
     advlib.data.sets.DataError
-        If the data are a folder that is not there.
+        If the data are a folder that is not there, or are here and damaged.
     """
     from advlib.data.sets import DATASETS
 
@@ -189,17 +189,22 @@ def image_sizes(study: Study) -> dict:
 
 
 def _images_here(study, split):
-    """The images if they are on this machine, else None: without a download."""
-    from advlib.data.sets import DataError, fetch
+    """The images if they are on this machine, else None: without a download.
+
+    What is here and damaged is an error.
+    """
+    from advlib.data import fetch
 
     downloads = dict(fetch.DOWNLOADS)
     fetch.DOWNLOADS.clear()
     try:
-        return images_of(study, split)
-    except DataError:
+        if study.dataset in fetch.LAYOUTS:
+            fetch.locate(study.dataset, data_root(study))
+    except fetch.DataError:
         return None
     finally:
         fetch.DOWNLOADS.update(downloads)
+    return images_of(study, split)
 
 
 def _corrupted_kept(study, images) -> bool:

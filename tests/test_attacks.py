@@ -144,8 +144,8 @@ def test_crafts_in_evaluation_mode(network):
         (lambda x, y: (x * 255, y), r"images are in \[0, 1\]"),
         (lambda x, y: (x - 0.5, y), r"images are in \[0, 1\]"),
         (lambda x, y: (x * float("nan"), y), r"images are in \[0, 1\]"),
-        (lambda x, y: (x, y + 1), r"labels are in \[0, 10\)"),
-        (lambda x, y: (x, y - 1), r"labels are in \[0, 10\)"),
+        (lambda x, y: (x, y + 1), r"label is in \[0, 10\)"),
+        (lambda x, y: (x, y - 1), r"label is in \[0, 10\)"),
     ],
 )
 def test_refuses_bad_batches(network, change, said):
@@ -388,6 +388,21 @@ def test_logits_that_are_no_numbers_are_said_before_the_attack(network):
         FloatingPointError, match="network 'm' .* no numbers for 1 of 8 .*'image-6'"
     ):
         predict({"m": Rare()}, items(x, y), num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda x, y: items(x * 255, y), r"images are in \[0, 1\], got .*normalisation inside"),
+        (lambda x, y: items(x * 2 - 1, y), r"images are in \[0, 1\]"),
+        (lambda x, y: items(x, y + 1), r"label is in \[0, 10\), got 3 to 10"),
+        (lambda x, y: items(x, y) * 2, "8 images occur twice, 'image-0' among them"),
+    ],
+)
+def test_predictions_of_what_cannot_be_meant_are_refused(network, change, said):
+    model, x, y = network[0], network[1][:8], torch.arange(8) + 2
+    with pytest.raises(ValueError, match=said):
+        predict({"m": model}, change(x, y), num_classes=10)
 
 
 class Gives(nn.Module):

@@ -14,6 +14,7 @@ import yaml
 
 from advbook.build import place
 from advbook.build import sphinx as advbook
+from advbook.studies.tables import styled
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -255,12 +256,12 @@ def test_columns_of_words_are_marked_and_those_of_numbers_are_not():
 
 
 def test_a_negative_number_gets_a_minus_sign():
-    frame = pd.DataFrame({"change": ["pre-trained", "-1"], "points": [-13.62, 1e-05], "p": "1e-05"})
-    styled = frame.style.format(precision=2, subset="points").hide(axis="index")
-    context = {"body": styled.to_html()}
+    """A class that is called -1 reads as it was typed."""
+    frame = pd.DataFrame({"class": ["<a> & b", "-1"], "points": [-13.62, 1e-05], "p": "1e-05"})
+    context = {"body": styled(frame, precision=2).to_html()}
     advbook.mend_markup(None, "page", "page.html", context, None)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", context["body"])
-    assert cells == ["pre-trained", "−13.62", "1e-05", "−1", "0.00", "1e-05"]
+    assert cells == ["&lt;a&gt; &amp; b", "−13.62", "1e-05", "&#45;1", "0.00", "1e-05"]
 
 
 def test_published_tables():

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1022,6 +1023,7 @@ def test_command_line(capsys, tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
+        ({}, "0.0 GB free: make room"),
         ({"corruption_images": 7}, "n_images = 7 is not the same number for each of the 10"),
         ({"corruption_images": 1000}, "n_images = 1000 needs 100 images of each class"),
         ({"corruptions": "published"}, "no place is known for a published set"),
@@ -1033,6 +1035,7 @@ def test_corruptions_that_cannot_be_are_refused_before_anything_is_trained(
     change, said, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**5))
     notebook = json.loads((ROOT / "notebooks/data.ipynb").read_text(encoding="utf-8"))
     cell = next(cell for cell in notebook["cells"] if "images_of" in "".join(cell["source"]))
     values = {"study": "digits", **change}

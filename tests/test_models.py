@@ -197,6 +197,7 @@ OWN = {"normalize.mean": MEAN[None], "normalize.std": STD[None]}
             "layer1.total_params left out",
         ),
         (lambda s: {"net": s, "acc": np.float64(93.1), "best": np.float32(1)}, ""),
+        (lambda s: {"model": "resnet18", "net": s, "loss": {"weight": torch.ones(10)}}, ""),
     ],
 )
 def test_layouts_of_other_projects(resnet, tmp_path, capsys, content, said):
@@ -204,7 +205,7 @@ def test_layouts_of_other_projects(resnet, tmp_path, capsys, content, said):
     content = content(resnet.net.state_dict())
     torch.save(content, path)
     held = any(k.endswith(("mean", "new_mean")) and "running" not in k for k in content)
-    held |= "module.normalizer.new_mean" in content.get("model", {})
+    held |= "module.normalizer.new_mean" in content.get("model", ())
     other = {"mean": (0.1,) * 3, "std": (0.9,) * 3} if held else RGB
     assert torch.equal(build("resnet18", **other, weights=str(path))(x), resnet(x))
     assert said in capsys.readouterr().out
@@ -223,6 +224,10 @@ def test_two_networks_in_one_file_are_not_chosen_from(resnet, tmp_path):
     ema = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     torch.save(under("model.", state) | under("ema.", ema), tmp_path / "w.pt")
     with pytest.raises(ValueError, match="twice, under 'model.' and 'ema.', with other weights"):
+        build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
+    averaged = {"model": state, "model_ema": under("module.", ema), "epoch": 3}  # torchvision's
+    torch.save(averaged, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"several networks, model, model_ema: .*\['model_ema'\]"):
         build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
 
 

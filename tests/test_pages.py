@@ -435,6 +435,17 @@ def test_the_cover_counts_the_claims_and_names_those_that_do_not_hold():
     assert line.endswith("What does not hold: Label augmentation lowers the class-wise SD, clean.")
 
 
+def test_the_cover_shows_a_class_of_any_name():
+    """The table holds the error of all classes, too, under a name that a class may have."""
+    rows = [("error", "all classes", 0.3), ("mean", "all classes", 0.4)]
+    rows += [("error", "all classes", 0.1), ("error", "error", 0.5)]
+    rows = pd.DataFrame(rows, columns=["statistic", "group", "value"])
+    rows = pd.concat([rows.assign(method=method) for method in ("std", "adv")])
+    shown = overview.class_errors(study(), rows.assign(benchmark="clean", seed=0, n_images=9))
+    assert shown.class_name.tolist() == ["all classes", "error"] * 2
+    assert shown.error.tolist() == [0.1, 0.5] * 2
+
+
 @pytest.mark.parametrize("n_classes", [2, 1000])
 def test_the_cover_picture_and_its_words(n_classes):
     rows = [

@@ -239,6 +239,15 @@ def test_a_study_without_data_is_planned_by_the_data_sets_numbers(monkeypatch, t
     assert "not here" in sizes["found"]
 
 
+def test_damaged_data_stop_the_plan(monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVLIB_DATA", str(tmp_path))
+    (tmp_path / "fashion_mnist").mkdir()
+    damaged = tmp_path / "fashion_mnist/t10k-images-idx3-ubyte.gz"
+    damaged.write_bytes(b"half of it")
+    with pytest.raises(DataError, match=f"{damaged} cannot be read"):
+        plan.image_sizes(load_study("fashion_mnist"))
+
+
 def test_a_folder_that_is_not_there_stops_the_plan(tmp_path):
     from advlib.data.sets import DataError
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advlib.labels import class_logits, model_logits
+from advlib.labels import check_pixels, check_range, class_logits, model_logits
 from advlib.networks.build import pixel_std
 from advlib.networks.device import autocast
 from advlib.threat import ThreatModel
@@ -195,23 +195,13 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
                 f"{tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}"
             )
         y = y.long()
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"images are in [0, 1], got [{low:.3g}, {high:.3g}]: pass pixels as they are and "
-                "put the normalisation inside the model (advlib.networks.build.Normalize)"
-            )
+        check_pixels(x)
     predicted = threat.label_source == "predicted"
     if predicted or (check and num_classes is None):
         with torch.no_grad():
             seen = _seen_logits(model_logits(model, x if predicted else x[:1]), threat, num_classes)
     if check:
-        low, high, classes = int(y.min()), int(y.max()), num_classes or seen.shape[1]
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"labels are in [0, {classes}), got {low} to {high}: check the order and the "
-                "number of classes"
-            )
+        check_range("label", y, 0, num_classes or seen.shape[1])
     return seen.argmax(1) if predicted else y
 
 

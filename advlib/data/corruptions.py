@@ -28,7 +28,6 @@ from advlib.data.fetch import DataError
 from advlib.data.published_sets import (
     SEVERITIES,
     check_published,
-    locate_published,
     published_condition,
 )
 from advlib.files import file_hash, replacing, usable_cores
@@ -39,7 +38,7 @@ LIBRARY_SIDE = 32  # px, the smallest image that the library takes
 RECIPE = 1  # to be raised with any change of what is generated
 CHUNK_PIXELS = 2**18  # of all the images that a process corrupts at a time
 
-__all__ = ["CORRUPTIONS", "SEVERITIES", "corrupted", "locate_published", "prepare"]
+__all__ = ["CORRUPTIONS", "SEVERITIES", "check_generated", "corrupted", "prepare"]
 
 _Condition = tuple[str, int]
 _CONDITIONS = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
@@ -72,15 +71,14 @@ def prepare(images, *, published: Path | None = None, processes: int | None = No
     Raises
     ------
     DataError
-        If the published set lacks an image or does not fit, listing all that is wrong; if the
-        library is not installed; or if the disk is too full.
+        If the published set lacks an image or does not fit, listing all that is wrong; or as
+        `check_generated`.
     """
     facts = {"library": None, "folder": None, "n_images": len(images)}
     if published is not None:
         published = Path(published)
-        recipe = check_published(images, published)
-        name = published.resolve().name
-        facts |= {"source": "published", "recipe": recipe, "folder": name}
+        facts |= {"source": "published", "recipe": check_published(images, published)}
+        facts |= {"folder": published.resolve().name}
         return facts | {"content": _published_content(images, published)}
     _generate(images, processes or usable_cores())
     return facts | {"source": "generated", "recipe": _recipe(images), "library": _library_name()}
@@ -119,9 +117,8 @@ def corrupted(images, corruption: str, severity: int, *, published: Path | None 
     if published is None:
         source, found = _library_name(), {"pixels": _read_generated(images, corruption, severity)}
     else:
-        published = Path(published)
-        source = f"the published set {published.resolve().name}"
-        found = published_condition(images, published, corruption, severity)
+        source = f"the published set {Path(published).resolve().name}"
+        found = published_condition(images, Path(published), corruption, severity)
     return _like(images, source=f"{images.source}; {corruption} {severity} of {source}", **found)
 
 
@@ -202,19 +199,17 @@ def _file(folder: Path, corruption: str, severity: int) -> Path:
 
 def _read_generated(images, corruption: str, severity: int) -> np.ndarray:
     path = _file(_cache(images), corruption, severity)
-    again = "call advlib.data.corruptions.prepare, which makes what is missing or damaged"
     try:
         # Copy on write: torch warns of arrays that it could not write to.
         pixels = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{corruption} {severity} of {images.title} has not been generated: {again}."
-        ) from error
+        if pixels.shape != _shape(images) or pixels.dtype != np.uint8:
+            raise ValueError("it holds something else")
+        return pixels
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}): {again}.") from error
-    if pixels.shape != _shape(images) or pixels.dtype != np.uint8:
-        raise DataError(f"{path} holds something else: {again}.")
-    return pixels
+        raise DataError(
+            f"{path} cannot be read as {corruption} {severity} of {images.title} ({error}): call "
+            "advlib.data.corruptions.prepare, which makes what is missing or damaged."
+        ) from error
 
 
 def _generate(images, processes: int) -> None:
@@ -226,17 +221,9 @@ def _generate(images, processes: int) -> None:
         todo = [c for c in _CONDITIONS if not _intact(_file(folder, *c))]
         if not todo:
             return
-        try:
-            _library()  # here, where an error can be read, before the processes start
-        except ImportError as error:
-            raise DataError(
-                f"{LIBRARY} cannot be loaded ({error}). On a machine without a screen OpenCV may "
-                "lack libGL: `apt-get install libgl1 libglib2.0-0`, or `pip install "
-                "--force-reinstall opencv-python-headless`."
-            ) from error
+        check_generated(images)
         shape = _shape(images)
         chunk = max(1, CHUNK_PIXELS // max(shape[2] * shape[3], LIBRARY_SIDE**2))
-        _check_space(folder, (len(todo) + (images.pixels is None)) * int(np.prod(shape)))
         clean = _clean_pixels(images, folder, chunk)
         pool = ProcessPoolExecutor(
             min(processes, len(todo) * -(-len(images) // chunk)),
@@ -257,9 +244,22 @@ def _generate(images, processes: int) -> None:
             path.unlink()
 
 
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+def check_generated(images) -> None:
+    """Raise `DataError` if images are to be generated without the library, or the room for them."""
+    folder = _cache(images)
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = sum(not _checksum(_file(folder, *c)).is_file() for c in _CONDITIONS)
+    if not missing:
+        return
+    try:
+        _library()  # here, where an error can be read, before the processes start
+    except ImportError as error:
+        raise DataError(
+            f"{LIBRARY} cannot be loaded ({error}). Does OpenCV lack libGL? Then `apt-get install "
+            "libgl1 libglib2.0-0`, or `pip install --force-reinstall opencv-python-headless`."
+        ) from error
+    needed = (missing + (images.pixels is None)) * int(np.prod(_shape(images)))
+    if needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
             f"the corrupted images take {needed / 1e9:.1f} GB, and {folder.parent} has "
             f"{free / 1e9:.1f} GB free: make room, make that folder a link to one on a larger "
@@ -333,12 +333,12 @@ def _checksum(path: Path) -> Path:
 def _intact(path: Path) -> bool:
     """Whether a file of the cache is finished; warns of one that has changed since."""
     try:
-        expected = _checksum(path).read_text()
-        if file_hash(path) == expected:
+        if file_hash(path) == _checksum(path).read_text():
             return True
     except FileNotFoundError:
         return False
     warnings.warn(f"{path} is damaged (its checksum does not hold); making it again", stacklevel=2)
+    _checksum(path).unlink()
     return False
 
 

@@ -30,9 +30,9 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     ----------
     path : Path
         ``.safetensors``, or what ``torch.save`` wrote as ``.pt``, ``.pth`` or ``.pth.tar``: a state
-        dict of the bare network or of this project, or a dict that holds one under a name of
-        `WRAPPERS`. What stands before all names of the network (``module.``, ``model.``) is taken
-        off. Code is never unpickled.
+        dict of the bare network or of this project, or a dict that holds one network, under a name
+        of `WRAPPERS`. What stands before all names of the network (``module.``, ``model.``) is
+        taken off. Code is never unpickled.
     model : nn.Module
         Of `build_model`, for the names.
 
@@ -139,8 +139,14 @@ def _state_dict(content, path: Path) -> dict[str, torch.Tensor]:
         )
 
     if isinstance(content, dict):
-        wrapped = next((content[key] for key in WRAPPERS if key in content), None)
-        for value in (content, wrapped):
+        states = {key: value for key, value in content.items() if is_state(value)}
+        most = max(map(len, states.values()), default=0)
+        if len(networks := [key for key, value in states.items() if 2 * len(value) > most]) > 1:
+            raise ValueError(
+                f"{path} holds several networks, {', '.join(networks)}: save the one that is "
+                f"meant, as in torch.save(torch.load(file)[{networks[-1]!r}], another_file)"
+            )
+        for value in (content, *map(states.get, WRAPPERS)):
             if is_state(value):
                 return dict(value)
     found = type(content).__name__

@@ -24,12 +24,8 @@ def one_line(text) -> str:
 
 def as_typed(text) -> str:
     """The text as Markdown that reads as the text: for names and titles in a sentence or table."""
-    text = _SPECIAL.sub(lambda found: _entity(found[0]), one_line(text))
-    return _AT_START.sub(lambda found: found[1] + _entity(found[2]), text)
-
-
-def _entity(character: str) -> str:
-    return f"&#{ord(character)};"
+    text = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
+    return _AT_START.sub(lambda found: f"{found[1]}&#{ord(found[2])};", text)
 
 
 def all_as_typed(names: Mapping) -> dict:

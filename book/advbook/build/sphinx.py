@@ -146,7 +146,7 @@ def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, do
         return f"{box}{mark_words(table)}</div>"
 
     body = re.sub(r"<table\b.*?</table>", boxed, context["body"], flags=re.DOTALL)
-    number = r"(<td\b[^>]*>(?:<p>)?)-(?=[\d.,]+(?:[\s<%]|&nbsp;|e-?\d))"
+    number = r"(<td\b[^>]*>)-(?=[\d.,]+(?:[\s<%]|&nbsp;|e-?\d))"
     body = re.sub(number, "\\1\N{MINUS SIGN}", body)
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
     context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)

@@ -43,7 +43,7 @@ def audit_set(images, n_images: int | None):
 
 def corruption_set(study, images) -> tuple:
     """The images that are corrupted, and the folder of the published set or None."""
-    from advlib.data.corruptions import locate_published
+    from advlib.data.published_sets import locate_published
     from advlib.data.sets import stratified_subset
 
     if study.corruption_images is not None:

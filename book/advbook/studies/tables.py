@@ -7,6 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import escape
 
 from advbook.studies.checks import check_choice
 from advbook.studies.identity import changed_since, data_settings
@@ -83,10 +84,15 @@ def styled(frame: pd.DataFrame, index: bool = False, **form):
     -------
     pandas Styler
     """
-    shown = frame.style.format(escape="html", **form)
+    shown = frame.map(_as_cell).style.format(**form)
     for axis in ("index", "columns"):
         shown.format_index(escape="html", axis=axis).format_index_names(escape="html", axis=axis)
     return shown if index else shown.hide(axis="index")
+
+
+def _as_cell(value):
+    """Text as HTML; its first hyphen stays one, where pages show a number's as a minus sign."""
+    return re.sub("^-", "&#45;", str(escape(value))) if isinstance(value, str) else value
 
 
 def in_words(frame: pd.DataFrame):
