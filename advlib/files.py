@@ -62,7 +62,7 @@ def set_aside(path: Path, why: object) -> None:
     )
 
 
-AGAIN = "restore it (`git checkout`), or delete it and run its study again"
+AGAIN = "restore it (`git checkout`), or delete it if a study made it, and run that again"
 
 
 def read_json(path: str | Path) -> dict:

@@ -93,6 +93,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
         elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.float32()))
+        elif pa.types.is_binary(field.type):  # as some writers call text
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
     table = arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
     # Names that are numbers become text, as from CSV.
     numbers = [c for c in TEXT if c in table and c not in text]

@@ -214,7 +214,7 @@ def _check_classes(column: pd.Series, num_classes: int | None) -> None:
     if not pd.api.types.is_integer_dtype(column):
         number = pd.to_numeric(column.astype(object), errors="coerce")
         odd = column[~(number % 1 == 0)]
-        example = (odd if len(odd) else column).iloc[0]
+        example = str((odd if len(odd) else column).iloc[0])
         raise ValueError(f"{name} holds whole numbers, got {column.dtype}, such as {example!r}")
     low, high = column.min(), column.max()
     if low < 0 or (num_classes is not None and high >= num_classes):

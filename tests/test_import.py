@@ -167,11 +167,20 @@ def test_broken_files_are_refused(tmp_path, content, said):
 def test_text_in_parquet_is_refused(table, tmp_path):
     for change, said in (
         ({"predicted_class": ["n1", "n2", "n3"]}, "whole numbers, got category, such as 'n1'"),
+        ({"predicted_class": [True, False, True]}, "whole numbers, got bool, such as 'True'"),
         ({"predicted_probability": ["1", "1", "1"]}, "predicted_probability holds numbers"),
+        ({"file_name": [b"a", b"b", b"\xff"]}, "UTF8"),
     ):
         path = written(table.assign(**change), tmp_path / "model.parquet")
         with pytest.raises(ValueError, match=said):
             read_predictions(path)
+
+
+def test_names_that_a_writer_of_parquet_called_bytes_are_text(table, tmp_path):
+    names = ["a.png", "b.png", "é.png"]
+    as_bytes = table.assign(file_name=[name.encode() for name in names])
+    read = read_predictions(written(as_bytes, tmp_path / "model.parquet"))
+    assert read.file_name.tolist() == names
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, table):

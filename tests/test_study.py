@@ -187,7 +187,7 @@ def test_missing_studies_list_the_known(tmp_path):
     with pytest.raises(FileNotFoundError, match="fashion_mnist_quick"):
         load_study("nope")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(ValueError, match="list of `key: value` lines"):
+    with pytest.raises(ValueError, match="list.yaml: expected lines of `key: value`, got list"):
         load_study(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match="not valid YAML"):
@@ -196,6 +196,10 @@ def test_missing_studies_list_the_known(tmp_path):
         (tmp_path / "twice.yaml").write_text(text)
         with pytest.raises(ValueError, match="twice.yaml is not .* key 'eps' comes twice: leave"):
             load_study(tmp_path / "twice.yaml")
+    for number in ("010", "1:30", "-1:30.5"):
+        (tmp_path / "octal.yaml").write_text(f"study: a\nepochs: {number}\n")
+        with pytest.raises(ValueError, match=f"octal.yaml is not .*{number} .* base 10"):
+            load_study(tmp_path / "octal.yaml")
     (tmp_path / "latin.yaml").write_bytes("title: Vögel\n".encode("latin-1"))
     with pytest.raises(ValueError, match="latin.yaml is no UTF-8 text .*: save it as UTF-8"):
         load_study(tmp_path / "latin.yaml")

@@ -124,13 +124,11 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
 
 def _set_aside_changed(study, method, seed, folder) -> None:
     """A finished checkpoint never changes: one with another hash than its facts say is damaged."""
-    facts = study.runs / "train" / f"{method}-seed{seed}.json"
-    if facts.is_file() and (folder / CHECKPOINT).is_file():
+    facts, path = study.runs / "train" / f"{method}-seed{seed}.json", folder / CHECKPOINT
+    if facts.is_file() and path.is_file():
         run = read_run(study, method, seed)
-        if run["folder"] == folder.name and run["checkpoint_hash"] != file_hash(
-            folder / CHECKPOINT
-        ):
-            set_aside(folder / CHECKPOINT, "it has changed since training ended")
+        if run["folder"] == folder.name and run["checkpoint_hash"] != file_hash(path):
+            set_aside(path, "it has changed since training ended")
             facts.unlink()  # they are about no file any more
 
 
@@ -150,9 +148,8 @@ def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
     table = log.assign(study=study.study, method=method, seed=seed)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.csv") as path:
         table[["study", "method", "seed", *LOG_COLUMNS]].to_csv(path, index=False)
-    text = json.dumps(run, indent=1, ensure_ascii=False)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.json") as path:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _origin(study, method, start) -> str | dict | None:

@@ -348,7 +348,7 @@ class Study(Views):
 class _Loader(yaml.SafeLoader):
     """YAML in which no key comes twice: the safe loader would take the last one silently.
 
-    Nor does an alias lead to an alias again and again until nothing could print the values.
+    Nor does an alias lead to an alias without end, nor is 010 eight or 1:30 ninety.
     """
 
     def get_single_node(self):
@@ -358,6 +358,15 @@ class _Loader(yaml.SafeLoader):
                 problem="its aliases (*name) stand for too much: write the values out"
             )
         return node
+
+    def construct_scalar(self, node):
+        text = super().construct_scalar(node)
+        if node.tag.endswith((":int", ":float")) and re.match(r"[-+]?0\d|.*:", text):
+            raise yaml.constructor.ConstructorError(
+                problem=f"to YAML {text} is a number in base 8 or 60: write it in base 10",
+                problem_mark=node.start_mark,
+            )
+        return text
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -399,18 +408,15 @@ def load_study(name: str | Path, **overrides) -> Study:
     path = find_study(name)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if not isinstance(values, dict):
+            raise ValueError(f"expected lines of `key: value`, got {type(values).__name__}")
+        study = make_study({**values, **overrides})
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     except RecursionError:
         raise ValueError(f"{path} is not a study: its brackets are nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is a list of `key: value` lines, got {type(values).__name__}")
-    try:
-        study = make_study({**values, **overrides})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     FILES.pop(study.study, None)
