@@ -15,7 +15,7 @@ from advlib.recipes import RECIPES
 if os.environ.get("ADVLIB_LAB"):  # set by `make lab`: charts in JupyterLab without a network
     alt.renderers.enable("jupyter", offline=True)
 else:
-    alt.renderers.enable("default", json_kwds={"cls": InScript})
+    alt.renderers.enable("default", json_kwds={"cls": InScript, "separators": (",", ":")})
 
 alt.data_transformers.disable_max_rows()  # 1,000 classes of several methods are one chart
 
