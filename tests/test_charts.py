@@ -261,6 +261,49 @@ def test_a_thousand_classes_of_many_methods_are_one_chart():
     charts.sorted_class_error(table).to_dict()  # Altair refuses 5,000 rows unless told otherwise
 
 
+def test_a_chosen_group_of_classes_is_shown_alone(errors):
+    """The first group, to begin with; a class may be in several."""
+    few = errors[errors.class_name == "owl"].assign(group="the hardest")
+    both = pd.concat([few, errors.assign(group="all")])
+    svg = marks(charts.class_error(both))
+    assert svg.count('aria-roledescription="point"') == 6
+    assert ">owl<" in svg and ">cat<" not in svg
+    both = pd.concat([errors.assign(group="all"), few])
+    assert marks(charts.class_error(both)).count('aria-roledescription="point"') == 18
+
+
+def a_hundred_classes() -> pd.DataFrame:
+    """Errors of 100 classes in 20 groups by six methods under three benchmarks."""
+    benchmarks = ["Clean", "PGD-40", "Corruptions"]
+    names = [RECIPES[m].title for m in base.METHOD_COLOURS][:6]
+    cells = itertools.product(benchmarks, names, range(100))
+    table = pd.DataFrame(cells, columns=["benchmark", "method", "label"])
+    error = np.random.default_rng(0).random(len(table))
+    table = table.assign(error=error, low=error / 2, high=error / 2 + 0.5)
+    return table.assign(
+        class_name=[f"a class, number {label}" for label in table.label],
+        group=[f"superclass {label // 5}" for label in table.label],
+    )
+
+
+CHARTS_OF_CLASSES = {
+    "sorted_class_error": charts.sorted_class_error,
+    "class_error": charts.class_error,
+    "two_errors": lambda t: charts.two_errors(t.assign(other=t.low)),
+    "class_lines": lambda t: charts.class_lines(t, "Errors of classes"),
+    "class_grid": lambda t: charts.class_grid(t, "benchmark", "Benchmark"),
+    "class_changes": lambda t: charts.class_changes(
+        t.assign(panel=t.method + t.benchmark, difference=t.low, change="gains", q_value=0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHARTS_OF_CLASSES)
+def test_a_hundred_classes_of_six_methods_stay_below_a_megabyte(name):
+    chart = CHARTS_OF_CLASSES[name](a_hundred_classes())
+    assert len(chart.to_json(indent=None, separators=(",", ":"))) < 1_000_000
+
+
 def test_brought_models_are_in_every_chart(errors):
     named = errors.assign(method=errors.method.replace({"Std": "mine", "Adv": "theirs"}))
     assert base.method_order(named.method) == ["Adv⁺", "mine", "theirs"]

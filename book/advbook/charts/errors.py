@@ -102,7 +102,8 @@ def class_error(
     ----------
     table : DataFrame
         Columns method, benchmark, class_name, error, low, high (fractions, or ratios). One
-        benchmark makes one panel.
+        benchmark makes one panel. With a column group, one group is shown at a time, to begin with
+        that of the first row; a class may be in several.
     value, form : str
         Title and number format of the axis.
     reference : float, optional
@@ -112,7 +113,12 @@ def class_error(
     """
     benchmarks, methods = table.benchmark.unique().tolist(), table.method.unique().tolist()
     picked, opacity = pick(rest=0.08)
-    base = alt.Chart(table).encode(
+    table = table.round({"error": 4, "low": 4, "high": 4})
+    params, shown = [picked], alt.Chart(table)
+    if "group" in table:
+        params.append(drop_down("group", table.group.unique().tolist()))
+        shown = shown.transform_filter(params[-1])
+    base = shown.encode(
         y=alt.Y("class_name:N", sort=hardest_first(table), title=None),
         yOffset=alt.YOffset("method:N", sort=method_order(methods)),
         color=method_colour(methods, legend),
@@ -125,7 +131,7 @@ def class_error(
     chart = dots(base, at)
     if reference is not None:
         chart = line_at(table, reference, **DASHED) + chart
-    chart = chart.properties(height=alt.Step(9)).add_params(picked)
+    chart = chart.properties(height=alt.Step(9)).add_params(*params)
     if len(benchmarks) == 1:
         return chart.properties(width="container")
     columns = min(len(benchmarks), 4)
@@ -371,10 +377,11 @@ def class_lines(table: pd.DataFrame, description: str) -> alt.Chart:
         y=errors_on(alt.Y, title="Error of a class (%)", **axis),
     )
     known = tips(class_name="Class", method="Method") + tips(".2%", error="Error")
-    n = table.class_name.nunique()
-    faint, size, opacity = (
-        (0.45, 75, 0.9) if n <= 30 else (0.2, 25, 0.6) if n <= 100 else (0.04, 12, 0.25)
-    )
+    faint, size, opacity = 0.45, 75, 0.9
+    if (n_classes := table.class_name.nunique()) > 100:
+        faint, size, opacity = 0.04, 12, 0.25
+    elif n_classes > 20:
+        faint, size, opacity = 0.25, 30, 0.7
     lines = base.mark_line(color="#999999").encode(
         detail="class_name:N",
         opacity=alt.condition(over, alt.value(1), alt.value(faint)),
