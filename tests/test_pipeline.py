@@ -14,7 +14,6 @@ from advbook.studies.schema import load_study
 from advlib import metrics
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts
-from advlib.recipes import RECIPES
 from advlib.threat import ThreatModel
 from conftest import OWN_STUDY, snakemake
 
@@ -240,10 +239,3 @@ def test_a_key_that_is_code_is_refused_before_papermill_pastes_it(edited):
     done = snakemake(edited)
     assert done.returncode != 0 and not (edited / "ran").exists()
     assert "unknown parameter \"open('ran', 'w'); x\"" in done.stdout + done.stderr
-
-
-def test_methods_are_known_to_the_charts():
-    from advbook.charts.base import METHOD_COLOURS
-
-    titles = [recipe.title for recipe in RECIPES.values()]
-    assert titles[: len(METHOD_COLOURS)] == list(METHOD_COLOURS)  # later ones take spare colours
