@@ -418,7 +418,7 @@ def _decoding(side: int) -> tuple:
     import numpy as np
     from PIL import Image
 
-    from advlib.data.folders import decode
+    from advlib.data.decoding import decode
 
     with tempfile.TemporaryDirectory() as folder:
         # Smoothed noise: about 100 kB, as ImageNet's files.

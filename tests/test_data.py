@@ -1,18 +1,17 @@
 """Data sets, their sources and their batches. No network; every fetch here is a stand-in."""
 
+import functools
 import gzip
 import hashlib
-import http.client
-import io
+import http.server
 import json
 import os
 import pickle
 import re
 import shutil
+import socket
 import struct
-import time
-import urllib.error
-import urllib.request
+import threading
 import warnings
 import zlib
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from PIL import Image, TiffImagePlugin
 
 from advbook.__main__ import main
 from advbook.studies.schema import ROOT
-from advlib.data import folders as trees
+from advlib.data import annotations, decoding
 from advlib.data.sets import (
     DATASETS,
     DataError,
@@ -203,7 +202,7 @@ def test_sources_are_tried_in_order(fashion, tmp_path, monkeypatch):
         return fetch.locate("fashion_mnist", data_dir)[1]
 
     def download(work, result):
-        fetch._take_fashion_mnist(fashion(work / "unpacked"), result)
+        fashion(result)
 
     monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": [("a download", download)]})
     assert source() == "a download"
@@ -276,20 +275,26 @@ def test_final_error_names_every_source_and_leaves_nothing(fashion, monkeypatch)
         (result / "train-images-idx3-ubyte.gz").write_bytes(b"half")
         raise DataError("no route to host")
 
-    def damaged(work, result):
-        (fashion(work) / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x"))
-        fetch._take_fashion_mnist(work, result)
+    def command(arguments, folder):
+        """apt-get and dpkg, which leave a package with a damaged file."""
+        if "download" in arguments:
+            (folder / "a.deb").touch()
+        if "dpkg" in arguments:
+            unpacked = fashion(folder / "unpacked" / fetch.DEBIAN_FOLDER.relative_to("/"))
+            (unpacked / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x"))
+        return fetch.subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(
-        fetch, "DOWNLOADS", {"fashion_mnist": [("first", refused), ("second", damaged)]}
-    )
+    monkeypatch.setattr(fetch, "_command", command)
+    monkeypatch.setattr(fetch.shutil, "which", lambda tool: tool)
+    sources = [("first", refused), ("second", fetch._debian_fashion_mnist)]
+    monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": sources})
     with pytest.raises(DataError) as caught:
         load_dataset("fashion_mnist", "train")
     message = str(caught.value)
     for part in (
         "ADVLIB_DATA: not set",
         "earlier fetch: ",
-        "installed Debian package: ",
+        "fashion-mnist, installed: ",
         "first: no route to host",
         "second: ",
         "is damaged",
@@ -310,27 +315,66 @@ def test_an_interrupted_fetch_leaves_nothing(fashion, monkeypatch):
     assert list(fetch.DATA.iterdir()) == []
 
 
-def test_without_a_network_torchvision_fails_fast(tmp_path, monkeypatch):
-    def unreachable(*arguments, **keywords):
-        raise urllib.error.URLError("Temporary failure in name resolution")
+@pytest.fixture
+def server(tmp_path):
+    """A web server on this machine: its address, and the folder that it shows."""
+    folder = tmp_path / "server"
+    folder.mkdir()
 
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    with pytest.raises(DataError, match="amazonaws.*name resolution"):
-        fetch._torchvision_fashion_mnist(tmp_path, tmp_path)
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}/", folder
+        found.shutdown()
 
 
-def test_an_answer_that_is_cut_off_is_no_traceback(monkeypatch):
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: io.BytesIO())
-    with pytest.raises(DataError, match="https://example.org: IncompleteRead"):
-        with fetch._impatient("https://example.org"):
-            raise http.client.IncompleteRead(b"")
+@pytest.fixture
+def published_cifar(server, tmp_path, monkeypatch):
+    """A small CIFAR-10 on a server, as torchvision describes it; the archive's path."""
+    address, shown = server
+    files = write_cifar("cifar10", tmp_path, monkeypatch)[0]
+    archive = shown / "cifar-10-python.tar.gz"
+    shutil.make_archive(shown / "cifar-10-python", "gztar", files.parent, files.name)
+    dataset = fetch._torchvision("cifar10")
+    monkeypatch.setattr(dataset, "url", address + archive.name)
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    download = functools.partial(fetch._published_cifar, "cifar10")
+    monkeypatch.setattr(fetch, "DOWNLOADS", {"cifar10": [("a download", download)]})
+    return archive
 
 
-def test_a_silent_network_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", -1.9)  # 0.1 s with the margin
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: time.sleep(1))
-    with pytest.raises(DataError, match="no answer from https://www.cs.toronto.edu"):
-        fetch._torchvision_cifar("cifar10", tmp_path, tmp_path)
+def test_a_published_archive_is_fetched_once(published_cifar):
+    assert load_dataset("cifar10", "train").source == "a download"
+    published_cifar.unlink()
+    assert load_dataset("cifar10", "test").source == "an earlier fetch"
+    assert [p.name for p in fetch.DATA.iterdir()] == ["cifar10"]
+
+
+@pytest.mark.parametrize("how", ["cut off", "gone"])
+def test_what_a_server_gives_instead_is_refused(published_cifar, how):
+    content = published_cifar.read_bytes()
+    published_cifar.unlink() if how == "gone" else published_cifar.write_bytes(content[:99])
+    said = "404" if how == "gone" else "MD5 hash"
+    with pytest.raises(DataError, match=rf"a download: http.*tar.gz: .*{said}"):
+        load_dataset("cifar10", "train")
+    assert list(fetch.DATA.iterdir()) == []
+
+
+def test_a_silent_or_absent_server_is_given_up_for_the_next_one(server, tmp_path, monkeypatch):
+    address, shown = server
+    (shown / "labels.gz").write_bytes(b"12")
+    md5 = hashlib.md5(b"12").hexdigest()
+    monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never answers
+        urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/labels.gz", "http://127.0.0.1:9/a.gz"]
+        with pytest.raises(DataError, match="labels.gz: .*timed? ?out.*; http.*a.gz: .*refused"):
+            fetch._download(urls, md5, tmp_path)
+        fetch._download([*urls, address + "labels.gz"], md5, tmp_path)
+    assert (tmp_path / "labels.gz").read_bytes() == b"12"
 
 
 def test_debian_without_apt_or_package(tmp_path, monkeypatch):
@@ -364,7 +408,7 @@ def write_cifar(name, root, monkeypatch):
     """A small CIFAR as torchvision keeps it, and the same images in folders of PNG files."""
     folder, tree = root / "files" / CIFARS[name], root / "tree"
     folder.mkdir(parents=True)
-    dataset = fetch._cifar_files(name)
+    dataset = fetch._torchvision(name)
     classes, rng = DATASETS[name].class_names, np.random.default_rng(0)
     key = "labels" if name == "cifar10" else "fine_labels"
 
@@ -404,7 +448,7 @@ def test_cifar_is_the_same_from_its_files_and_from_folders(tmp_path, monkeypatch
         some = 2 * files.num_classes if split == "train" and name == "cifar10" else None
         again = load_dataset(name, split, data_dir=folder.parent, n_images=some)
         assert set(again.file_names) <= set(files.file_names)
-    stored = pickle.loads((folder / fetch._cifar_files(name).test_list[0][0]).read_bytes())
+    stored = pickle.loads((folder / fetch._torchvision(name).test_list[0][0]).read_bytes())
     for i, position in enumerate(files.positions.tolist()):  # as CIFAR-10-C is ordered
         assert np.array_equal(files.pixels[i].numpy().ravel(), stored["data"][position])
     other = folder.rename(folder.with_name(name))  # in a folder of its name
@@ -451,7 +495,7 @@ def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trees, "decode", forbidden)
+        patch.setattr(decoding, "decode", forbidden)
         assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
     # Damage is noticed, whether the archive's own checksum or only ours can see it.
     cache[0].write_bytes(cache[0].read_bytes()[:-500])
@@ -581,7 +625,7 @@ WIDE_FILES = {
 @pytest.mark.parametrize("name", WIDE_FILES)
 def test_of_sixteen_bits_the_upper_eight_count(tmp_path, name):
     WIDE_FILES[name](tmp_path / name)
-    assert (trees.decode(str(tmp_path / name), 64, 64).numpy() == GREY).all()
+    assert (decoding.decode(str(tmp_path / name), 64, 64).numpy() == GREY).all()
 
 
 @pytest.mark.parametrize(
@@ -607,7 +651,7 @@ def test_alpha_and_orientation_are_read_as_torchvision_reads_them(tmp_path):
     photo.save(tmp_path / "photo.jpg", exif=turned)
     for name in ("logo.png", "photo.jpg"):
         expected = torchvision.datasets.folder.default_loader(tmp_path / name)
-        found = trees.decode(str(tmp_path / name), 64, 64)
+        found = decoding.decode(str(tmp_path / name), 64, 64)
         assert np.array_equal(found, np.array(expected).transpose(2, 0, 1))
 
 
@@ -631,7 +675,7 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     root = write_tree(tmp_path / "tree", size=(120, 120))
     before = load_dataset("folder", "train", data_dir=root).fingerprint
     with monkeypatch.context() as patch:
-        patch.delattr(trees, "_examined")
+        patch.delattr(decoding, "_examined")
         assert load_dataset("folder", "train", data_dir=root).fingerprint == before
     for cache in (fetch.DATA / "cache").iterdir():
         cache.write_bytes(cache.read_bytes()[:-100])
@@ -760,7 +804,7 @@ def test_without_image_size_all_images_have_one(tmp_path, monkeypatch):
         test = load_dataset("folder", "test", data_dir=root, image_size=48)
     assert test.pixels.shape[2:] == (48, 48)
     # Only where they are kept depends on how many there are.
-    monkeypatch.setattr(trees, "SMALL_BYTES", 100)
+    monkeypatch.setattr(decoding, "SMALL_BYTES", 100)
     with pytest.warns(UserWarning, match="enlarged"):
         kept = load_dataset("folder", "test", data_dir=root, image_size=48)
     assert kept.pixels is None and torch.equal(kept.decode(3), test.pixels[3])
@@ -849,18 +893,19 @@ def test_imagenet_subset_is_numbered_among_all_classes(tmp_path, monkeypatch):
     root = write_tree(tmp_path / "in", ("n00000003", "n00000007"), 1, (120, 130), "JPEG", "val")
     for wnid in ("n00000003", "n00000007"):
         (root / "val" / wnid / "0.JPEG").rename(root / "val" / wnid / f"{wnid}_0.JPEG")
-    monkeypatch.setattr(trees, "find_spec", lambda name: None)
+    monkeypatch.setattr(annotations, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="2 of ImageNet's 1,000 classes.*pip install imagenet-x"):
         load_dataset("imagenet", "test", data_dir=root)
     package = tmp_path / "imagenet_x"
     (package / "annotations").mkdir(parents=True)
     listing = "\n".join(f"n{i:08d},class {i}" for i in range(1000))
     (package / "annotations" / "imagenet_labels.txt").write_text(listing)
+    (package / "annotations" / "filename_label.csv").write_text("file_name,label\n")
 
     class Spec:
         submodule_search_locations = [str(package)]
 
-    monkeypatch.setattr(trees, "find_spec", lambda name: Spec)
+    monkeypatch.setattr(annotations, "find_spec", lambda name: Spec)
     test = load_dataset("imagenet", "test", data_dir=root)
     assert test.labels.tolist() == [3, 7] and test.num_classes == 1000
     assert test.file_names == ["n00000003_0.JPEG", "n00000007_0.JPEG"]

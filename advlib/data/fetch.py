@@ -4,20 +4,14 @@ import contextlib
 import functools
 import gzip
 import hashlib
-import http.client
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +74,15 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     """The folder that holds a data set: the first source that has it.
 
     The order: `data_dir`; ``$ADVLIB_DATA/<name>/`` (or torchvision's folder in $ADVLIB_DATA); an
-    earlier fetch in ``data/<name>/``; Debian's package where installed; a download by torchvision;
-    a download of Debian's package. ImageNet and `folder` are never downloaded.
+    earlier fetch in ``data/<name>/``; Debian's package where installed; a download from where the
+    set is published; a download of Debian's package. ImageNet and `folder` are never downloaded.
 
     Parameters
     ----------
     name : {"fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"}
     data_dir : optional
-        The folder that a study names: the set's own, or the one above it. Nothing else is tried
-        if it is given.
+        The folder that a study names: the set's own, or the one above it. If it is given, nothing
+        else is tried.
 
     Returns
     -------
@@ -100,31 +94,29 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     DataError
         With each source tried and its reason.
     """
-    _, _, wanted = LAYOUTS[name]
+    below, _, wanted = LAYOUTS[name]
     if data_dir is not None:
         base = _folder(data_dir, f"data_dir of {name}")
-        found = _first(name, _inside(name, base) + _inside(name, base / name))
+        found = _holding(name, base, base / name)
         if found is None:
             remedy = "" if name == "folder" else ", or leave data_dir out to look elsewhere"
             raise DataError(f"data_dir {base} holds no {name}: put {wanted} there{remedy}.")
         return found, "the folder named by data_dir"
     if name == "folder":
         raise DataError(f"data set 'folder' needs data_dir, the folder that holds {wanted}.")
-    tried = ["ADVLIB_DATA: not set"]
-    if os.environ.get("ADVLIB_DATA"):
-        base = _folder(os.environ["ADVLIB_DATA"], "ADVLIB_DATA")
-        found = _first(name, _inside(name, base / name) + _inside(name, base)[:-1])
-        if found is not None:
-            return found, "ADVLIB_DATA"
-        tried = [f"ADVLIB_DATA: {base / name} does not hold it"]
-    found = _first(name, _inside(name, DATA / name))
-    if found is not None:
-        return found, "an earlier fetch"
-    tried.append(f"earlier fetch: {DATA / name} does not hold it")
+    places, tried = {}, []
+    if root := os.environ.get("ADVLIB_DATA"):
+        base = _folder(root, "ADVLIB_DATA")
+        places["ADVLIB_DATA"] = [base / name, *([base / below] if below else [])]
+    else:
+        tried.append("ADVLIB_DATA: not set")
+    places["an earlier fetch"] = [DATA / name]
     if name == "fashion_mnist":
-        if _first(name, [DEBIAN_FOLDER]) is not None:
-            return DEBIAN_FOLDER, f"Debian's package {DEBIAN_PACKAGE}, installed"
-        tried.append(f"installed Debian package: {DEBIAN_FOLDER} does not hold it")
+        places[f"Debian's package {DEBIAN_PACKAGE}, installed"] = [DEBIAN_FOLDER]
+    for source, folders in places.items():
+        if found := _holding(name, *folders):
+            return found, source
+        tried.append(f"{source}: {folders[0]} does not hold it")
     for source, fetch in DOWNLOADS.get(name, []):
         print(f"Fetching {name}: {source} …", file=sys.stderr)
         try:
@@ -138,59 +130,23 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     )
 
 
-def counts(entry: os.DirEntry) -> bool:
-    """Whether a file or folder is part of a data set: not hidden, and no folder of previews.
+def _holding(name: str, *bases: Path) -> Path | None:
+    """The first of these folders, or of torchvision's folder in them, that holds the set."""
+    below, markers, _ = LAYOUTS[name]
+    places = [place for base in bases for place in (base / below, base)]
+    return next((p for p in places if any((p / marker).exists() for marker in markers)), None)
 
-    Raises `DataError` for a name that is not UTF-8.
-    """
+
+def _folder(path: str | Path, what: str) -> Path:
+    path = Path(path).expanduser().absolute()
     try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
-        raise DataError(
-            f"the name of {shown} is not UTF-8: rename it, as convmv does for whole folders."
-        ) from None
-    previews = ("__MACOSX", "@eaDir")  # of macOS, of Synology
-    return not entry.name.startswith(".") and entry.name not in previews
-
-
-def identity(folder: str | Path) -> tuple[int, int]:
-    """What tells a real folder, by whatever path or link it is reached."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def walk(folder: str | Path, seen: dict[tuple[int, int], str]) -> Iterator[str]:
-    """The paths of all files below a folder that count, sorted; links are followed.
-
-    `seen` holds the path of each real folder that was met. It is filled.
-
-    Raises
-    ------
-    DataError
-        For a folder that is met twice (a link to one above itself, or a folder of two classes), one
-        that cannot be read, and a name that is not UTF-8.
-    """
-    folder = str(folder)
-    try:
-        first = seen.setdefault(identity(folder), folder)
-        if first is not folder:
-            raise DataError(
-                f"{folder} is the same folder as {first}, by a link: each image counts once, so "
-                "remove the link."
-            )
-        with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir()) for e in entries if counts(e))
+        next(path.iterdir(), None)
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be read ({error.strerror}): allow it, or move the folder away."
+            f"{what} names {path}, which cannot be read as a folder: {error.strerror or error}. "
+            "Create it, or correct the path."
         ) from error
-    paths = {is_folder: [] for is_folder in (False, True)}
-    for name, is_folder in found:
-        paths[is_folder].append(os.path.join(folder, name))
-    yield from paths[False]
-    for path in paths[True]:
-        yield from walk(path, seen)
+    return path
 
 
 def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -205,11 +161,34 @@ def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray
     return pixels.copy(), np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
 
 
+def _checked(folder: Path, name: str) -> bytes:
+    """The content of a Fashion-MNIST file, gzipped or not, if its checksum holds."""
+    expected = f"expected SHA-256 after gzip: {FASHION_MNIST_SHA256[name]}"
+    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.exists()), None)
+    if path is None:
+        raise _damage(folder / f"{name}.gz", f"is missing ({expected})")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damage(path, f"cannot be read ({error}; {expected})") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != FASHION_MNIST_SHA256[name]:
+        raise _damage(path, f"is damaged: the SHA-256 of its content is {actual} ({expected})")
+    return content
+
+
 def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Images (N, 3, 32, 32) uint8, labels (N,) int64 and original names, in the files' order."""
-    dataset = _cifar_files(name)
-    for file, md5 in [*dataset.train_list, *dataset.test_list]:
-        check_md5(folder / file, md5)  # before anything is unpickled
+    dataset = _torchvision(name)
+    for file, expected in [*dataset.train_list, *dataset.test_list]:  # before any is unpickled
+        path = folder / file
+        if not path.is_file():
+            raise _damage(path, f"is missing (expected MD5 {expected})")
+        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if actual != expected:
+            raise _damage(path, f"is damaged: its MD5 is {actual}, expected {expected}")
     listed = dataset.train_list if split == "train" else dataset.test_list
     parts = [pickle.loads((folder / file).read_bytes(), encoding="latin1") for file, _ in listed]
     labels = [label for part in parts for label in part.get("labels", part.get("fine_labels"))]
@@ -218,75 +197,22 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndar
     return pixels, np.asarray(labels, np.int64), names
 
 
-def check_md5(path: Path, expected: str) -> None:
-    """Raise `DataError` unless the file is there and has this MD5."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing (expected MD5 {expected}). {_remedy(path.parent)}")
-    with open(path, "rb") as file:
-        actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if actual != expected:
-        raise DataError(
-            f"{path} is damaged: its MD5 is {actual}, expected {expected}. {_remedy(path.parent)}"
-        )
-
-
-def _checked(folder: Path, name: str) -> bytes:
-    """The content of a Fashion-MNIST file, gzipped or not, if its checksum holds."""
-    expected = FASHION_MNIST_SHA256[name]
-    remedy = _remedy(folder)
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.exists()), None)
-    if path is None:
-        raise DataError(
-            f"{folder / name}.gz is missing (expected SHA-256 after gzip: {expected}). {remedy}"
-        )
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); expected SHA-256 after gzip: {expected}. {remedy}"
-        ) from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != expected:
-        raise DataError(
-            f"{path} is damaged: the SHA-256 of its content is {actual}, expected {expected}. "
-            f"{remedy}"
-        )
-    return content
-
-
-def _remedy(folder: Path) -> str:
+def _damage(path: Path, what: str) -> DataError:
+    folder = path.parent
     again = f", or delete {folder}: it is then fetched again" if folder.is_relative_to(DATA) else ""
-    return f"Put the original file there{again}."
+    return DataError(f"{path} {what}. Put the original file there{again}.")
 
 
-def _inside(name: str, base: Path) -> list[Path]:
-    """Where in `base` the set may lie: torchvision's folder, then `base` itself."""
-    torchvision_folder = LAYOUTS[name][0]
-    return ([base / torchvision_folder] if torchvision_folder else []) + [base]
+def _torchvision(name: str):
+    """torchvision's class of a set, which says where its files are published, and their MD5."""
+    from advlib.data.vision import torchvision
 
-
-def _first(name: str, folders: list[Path]) -> Path | None:
-    markers = LAYOUTS[name][1]
-    return next((f for f in folders if any((f / marker).exists() for marker in markers)), None)
-
-
-def _folder(path: str | Path, what: str) -> Path:
-    path = Path(path).expanduser().absolute()
-    try:
-        next(path.iterdir(), None)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"{what} names {path}, which cannot be read as a folder: {reason}. "
-            "Create it, or correct the path."
-        ) from error
-    return path
+    names = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+    return getattr(torchvision.datasets, names[name])
 
 
 def _keep(name: str, fetch) -> Path:
-    """Fetch into a temporary folder beside ``data/<name>``, check, and rename it there."""
+    """Fetch into a temporary folder beside ``data/<name>``, and rename it when it is whole."""
     try:
         DATA.mkdir(parents=True, exist_ok=True)
         for old in DATA.glob(".fetch-*"):  # left by a fetch that was killed
@@ -302,35 +228,43 @@ def _keep(name: str, fetch) -> Path:
                 result.rename(DATA / name)
     except OSError as error:
         raise DataError(f"{DATA} cannot be written ({error}): make it writable") from error
-    found = _first(name, _inside(name, DATA / name))
+    found = _holding(name, DATA / name)
     if found is None:
         raise DataError(f"{DATA / name} is in the way, and is not the data set: delete it")
     return found
 
 
-def _torchvision_fashion_mnist(work: Path, result: Path) -> None:
-    from advlib.data.vision import torchvision
+def _download(urls: list[str], md5: str, folder: Path, processor=None) -> None:
+    """Fetch one file from the first of its addresses that gives it, whole.
 
-    dataset = torchvision.datasets.FashionMNIST
-    with _impatient(dataset.mirrors[0]):
-        dataset(work, download=True)
-    _take_fashion_mnist(work / "FashionMNIST" / "raw", result)
+    A server that stays silent, or sends something else, is a `DataError`.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    server = pooch.HTTPDownloader(timeout=NETWORK_TIMEOUT, progressbar=True, chunk_size=1 << 16)
+    failed = []
+    for url in urls:
+        name = url.rpartition("/")[2]
+        try:
+            pooch.retrieve(url, f"md5:{md5}", name, folder, processor, downloader=server)
+            return
+        except (OSError, ValueError) as error:  # ValueError: another checksum
+            failed.append(f"{url}: {' '.join(str(error).split())}")
+    raise DataError("; ".join(failed))
 
 
-def _torchvision_cifar(name: str, work: Path, result: Path) -> None:
-    dataset = _cifar_files(name)  # checks the archive's MD5 itself
-    with _impatient(dataset.url):
-        dataset(work, download=True)
-    (work / dataset.base_folder).rename(result / dataset.base_folder)
+def _published_fashion_mnist(work: Path, result: Path) -> None:
+    dataset = _torchvision("fashion_mnist")
+    for file, md5 in dataset.resources:
+        _download([mirror + file for mirror in dataset.mirrors], md5, result)
 
 
-def _cifar_files(name: str):
-    """torchvision's class of the set, which lists its files with their checksums."""
-    from advlib.data.vision import torchvision
+def _published_cifar(name: str, work: Path, result: Path) -> None:
+    import pooch
 
-    return {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[
-        name
-    ]
+    dataset = _torchvision(name)
+    _download([dataset.url], dataset.tgz_md5, work, pooch.Untar(extract_dir=result))
 
 
 def _debian_fashion_mnist(work: Path, result: Path) -> None:
@@ -338,8 +272,8 @@ def _debian_fashion_mnist(work: Path, result: Path) -> None:
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise DataError(f"there is no {tool} on this machine")
-    (work / "lists" / "partial").mkdir(parents=True)
-    (work / "cache" / "archives" / "partial").mkdir(parents=True)
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (work / folder).mkdir(parents=True)
     settings = {
         "Dir::State::lists": work / "lists",
         "Dir::Cache": work / "cache",
@@ -361,76 +295,27 @@ def _debian_fashion_mnist(work: Path, result: Path) -> None:
     unpack = _command(["dpkg", "-x", package.name, "unpacked"], work)
     if unpack.returncode:
         raise DataError(f"dpkg could not unpack {package.name}: {unpack.stderr.strip()}")
-    _take_fashion_mnist(work / "unpacked" / DEBIAN_FOLDER.relative_to("/"), result)
-
-
-DOWNLOADS = {
-    "fashion_mnist": [
-        ("torchvision's download", _torchvision_fashion_mnist),
-        (f"Debian's package {DEBIAN_PACKAGE}", _debian_fashion_mnist),
-    ],
-    "cifar10": [("torchvision's download", functools.partial(_torchvision_cifar, "cifar10"))],
-    "cifar100": [("torchvision's download", functools.partial(_torchvision_cifar, "cifar100"))],
-}
-
-
-def _take_fashion_mnist(source: Path, result: Path) -> None:
+    unpacked = work / "unpacked" / DEBIAN_FOLDER.relative_to("/")
     for name in FASHION_MNIST_SHA256:
-        _checked(source, name)
-        (source / f"{name}.gz").rename(result / f"{name}.gz")
+        _checked(unpacked, name)
+        (unpacked / f"{name}.gz").rename(result / f"{name}.gz")
 
 
 def _command(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
+    # English messages; a name server that does not answer is given up after 3 s.
+    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:3 attempts:1"}
+    how = dict(cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     try:
-        return subprocess.run(
-            arguments,
-            cwd=folder,
-            # English messages; a name server that does not answer is given up after 3 s.
-            env={**os.environ, "LC_ALL": "C", "RES_OPTIONS": "timeout:3 attempts:1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=APT_TIMEOUT,
-        )
+        return subprocess.run(arguments, **how, timeout=APT_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{arguments[0]} {arguments[1]} took over {APT_TIMEOUT} s") from error
 
 
-@contextlib.contextmanager
-def _impatient(url: str) -> Iterator[None]:
-    """A download that gives up at once without a network, and when the server falls silent.
-
-    torchvision sets no time limit, and looking up a host name can hang for long: so the server is
-    first asked in a thread that need not end.
-    """
-    answer: list[Exception | None] = []
-
-    def ask():
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT).close()
-        except urllib.error.HTTPError as error:  # refused, but there
-            error.close()
-            answer.append(None)
-        except Exception as error:
-            answer.append(error)
-        else:
-            answer.append(None)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(NETWORK_TIMEOUT + 2)
-    if not answer:
-        raise DataError(f"no answer from {url} within {NETWORK_TIMEOUT} s")
-    if answer[0] is not None:
-        raise DataError(f"{url}: {answer[0]}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        yield
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{url}: {' '.join(str(error).split())}") from error
-    finally:
-        socket.setdefaulttimeout(before)
+DOWNLOADS = {
+    "fashion_mnist": [
+        ("a download", _published_fashion_mnist),
+        (f"Debian's package {DEBIAN_PACKAGE}", _debian_fashion_mnist),
+    ],
+    "cifar10": [("a download", functools.partial(_published_cifar, "cifar10"))],
+    "cifar100": [("a download", functools.partial(_published_cifar, "cifar100"))],
+}

@@ -72,7 +72,7 @@ def check_published(images, published: Path) -> str:
     how = f"The published set {published.resolve().name}, read as it is distributed"
     if _holds_arrays(published):
         return f"{how}: images are matched by their position in CIFAR's test file."
-    from advlib.data.folders import opened
+    from advlib.data.decoding import opened
 
     path = _tree_paths(images, published, (CORRUPTIONS[0], SEVERITIES[0]))[0][0]
     with opened(path) as file:

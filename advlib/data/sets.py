@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from advlib.data import fetch, folders
+from advlib.data import decoding, fetch, folders
 from advlib.data.batches import augment, evaluation_batches, stream_seed, training_batches
 from advlib.data.fetch import DataError
 
@@ -116,7 +116,7 @@ class Images(Dataset):
         Each image's place in the file that the set is distributed as, where that is known: the
         published corruptions of CIFAR keep that order.
     contents : structured array (N,), or None
-        Of images from files what `folders.contents` finds in each; for `paths` it is found when it
+        Of images from files what `decoding.contents` finds in each; for `paths` it is found when it
         is first asked for.
     fingerprint : str
         SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
@@ -174,15 +174,15 @@ class Images(Dataset):
         `transform`, from PIL image to PIL image, takes the place of resizing and cropping.
         """
         sizes = self.resize, self.image_size
-        return folders.decode(self.paths[index], *sizes, transform, self.interpolation)
+        return decoding.decode(self.paths[index], *sizes, transform, self.interpolation)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         if self.pixels is not None:
-            return folders.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
+            return decoding.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
         if self.contents is None:
-            self.contents = folders.contents(self.paths)
-        return folders.listing_fingerprint(self.file_names, self.contents, self.labels.tolist())
+            self.contents = decoding.contents(self.paths)
+        return decoding.listing_fingerprint(self.file_names, self.contents, self.labels.tolist())
 
     def subset(self, indices) -> "Images":
         """The images at these positions, in this order."""
@@ -440,17 +440,20 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
             title += " (JPEG copy)"
     if name == "imagenet":
         class_names, labels = folders.imagenet_labels(tree, folder)
-        folders.check_imagenet_labels(tree, folder, labels)
     facts = dict(title=title, source=source, file_names=tree.names, class_names=class_names)
     interpolation = interpolation or "bilinear"
     # One size for every split; how many images a split has decides only where they are kept.
-    side = image_size or info.image_size or folders.common_side(folder, stored, tree) or 224
-    small = side <= folders.SMALL_SIDE
+    side = image_size or info.image_size or decoding.common_side(folder, stored, tree) or 224
+    small = side <= decoding.SMALL_SIDE
     resize = resize or (side if small else round(side * 232 / 224))
-    folders.check_crop(resize, side)
-    if small and 3 * side**2 * len(tree.paths) <= folders.SMALL_BYTES:
-        found = folders.contents(tree.paths)
-        pixels = folders.decode_all(tree, found, f"{name}-{stored}", resize, side, interpolation)
+    if resize < side:
+        raise ValueError(
+            f"resize = {resize} px is smaller than the crop of image_size = {side} px: choose "
+            "resize at least as large"
+        )
+    if small and 3 * side**2 * len(tree.paths) <= decoding.SMALL_BYTES:
+        found = decoding.contents(tree.paths)
+        pixels = decoding.decode_all(tree, found, f"{name}-{stored}", resize, side, interpolation)
         return Images(**facts, labels=labels, pixels=pixels, contents=found)
     how = dict(resize=resize, image_size=side, interpolation=interpolation)
     return Images(**facts, labels=labels, paths=tree.paths, **how)
