@@ -2,14 +2,19 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 import torchattacks
 from torch import nn
 
+from advbook.audit.battery import autoattack as torchattacks_autoattack
 from advlib.attacks.apgd import apgd_attack
+from advlib.attacks.autoattack import COMPONENTS, autoattack
 from advlib.attacks.pgd import classify
 from advlib.attacks.square import draws_needed, square_attack
+from advlib.attacks.worst_case import evaluate_attack
+from advlib.predictions import check_predictions
 from advlib.threat import ThreatModel
 
 LINF, L2 = ThreatModel(eps=0.02), ThreatModel(norm="L2", eps=0.3)
@@ -162,3 +167,99 @@ def test_all_logits_and_the_predicted_label(toy):
     assert not torch.equal(plain, apgd_attack(net, x, y, seen, **options))
     predicted = dataclasses.replace(threat, label_source="predicted")
     assert torch.equal(plain, apgd_attack(net, x, (y + 1) % 9, predicted, **options))
+
+
+THREAT = ThreatModel(eps=0.15)
+SHORT = {"steps": 20, "targets": 3, "queries": 200}
+
+
+@pytest.fixture(scope="module")
+def attacked(digit_networks, digit_images):
+    return autoattack(digit_networks["adv"], digit_images, THREAT, num_classes=10, **SHORT)
+
+
+def test_autoattack_breaks_the_images_that_torchattacks_breaks(
+    digit_networks, digit_images, attacked
+):
+    """The same order and strength, other starts and squares: the same images, bar a few."""
+    known = {"clean": evaluate_attack(digit_networks["adv"], digit_images, THREAT.with_eps(0),
+                                      num_classes=10)}  # fmt: skip
+    tables = torchattacks_autoattack(
+        digit_networks["adv"], digit_images, THREAT, num_classes=10, strength="quick", **known
+    )
+    for component in COMPONENTS:
+        end = COMPONENTS.index(component) + 1
+        ours = attacked.broken_by.isin(["clean", *COMPONENTS[:end]])
+        wanted = tables[component].label != tables[component].predicted_class
+        assert (ours != wanted).sum() <= 3, component
+    assert check_predictions(attacked, num_classes=10, n_images=100) is attacked
+    wrong = attacked.label != attacked.predicted_class
+    assert (wrong == (attacked.broken_by != "")).all() and 20 < wrong.sum() < 90
+    assert (attacked.linf <= 0.15 + 1e-6).all() and attacked.broken_by.isin(["apgd_ce"]).any()
+
+
+def test_an_image_fares_the_same_in_any_company(digit_networks, digit_images, attacked):
+    """So several processes can each take some images."""
+    parts = [
+        autoattack(
+            digit_networks["adv"], digit_images, THREAT, num_classes=10, batch_size=size,
+            indices=torch.arange(*ends), **SHORT,
+        )
+        for size, ends in ((7, (0, 30)), (64, (30, 100)))
+    ]  # fmt: skip
+    whole = pd.concat(parts, ignore_index=True)
+    assert (whole.file_name == attacked.file_name).all()
+    assert ((whole.broken_by == "") != (attacked.broken_by == "")).sum() <= 1  # rounding
+
+
+def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tmp_path):
+    model, options = digit_networks["adv"], {"num_classes": 10, "batch_size": 8, **SHORT}
+    whole = autoattack(model, digit_images, THREAT, **options)
+    seen = []
+
+    def stopped(component, n):
+        seen.append((component, n))
+        if component == "apgd_t":
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(model, digit_images, THREAT, state=state, progress=stopped, **options)
+    later = []
+    found = autoattack(
+        model,
+        digit_images,
+        THREAT,
+        state=state,
+        progress=lambda *what: later.append(what),
+        **options,
+    )
+    pd.testing.assert_frame_equal(found, whole)
+    assert not any(component == "apgd_ce" for component, _ in later)
+    attacked_t = sum(n for component, n in seen + later if component == "apgd_t")
+    assert attacked_t == (~whole.broken_by.isin(["clean", "apgd_ce"])).sum()
+    with pytest.raises(ValueError, match="state of another run .other queries"):
+        autoattack(model, digit_images, THREAT, state=state, **options | {"queries": 100})
+    with pytest.raises(ValueError, match="state of another run .other weights"):
+        autoattack(digit_networks["std"], digit_images, THREAT, state=state, **options)
+
+
+def test_few_classes(digit_networks, digit_images):
+    """Three classes leave the targeted DLR no logits, and nine targets are two."""
+    few = [(x.float() / 255, int(y)) for x, y in zip(digit_images.pixels, digit_images.labels,
+                                                     strict=True) if y < 3]  # fmt: skip
+    known = {"num_classes": 3, "steps": 5, "queries": 20}
+    with pytest.warns(UserWarning, match="no apgd_t: with 3 classes"):
+        found = autoattack(digit_networks["adv"], few, THREAT, **known)
+    assert set(found.broken_by) <= {"clean", "apgd_ce", "fab_t", "square", ""}
+    found = autoattack(
+        digit_networks["adv"], few, THREAT, **known | {"num_classes": 5}, components=["apgd_t"]
+    )
+    assert (found.broken_by == "apgd_t").any()
+
+
+@pytest.mark.parametrize("change", [{"eps_space": "normalized"}, {"success": "last"}])
+def test_autoattack_refuses_other_threat_models(digit_networks, digit_images, change):
+    threat = dataclasses.replace(THREAT, **change)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        autoattack(digit_networks["adv"], digit_images, threat, num_classes=10)
