@@ -48,7 +48,7 @@ def own_folder(folder) -> str:
     return (folder / ".lock").read_text().splitlines()[1]
 
 
-def ended(folder: str, seconds: float = 10) -> bool:
+def ended(folder: str, seconds: float = 30) -> bool:
     """Whether nothing that was started is left, soon, and no temporary file."""
     until = time.monotonic() + seconds
     while (left := locked.marked(folder) or os.path.exists(folder)) and time.monotonic() < until:
@@ -102,7 +102,7 @@ def test_a_second_run_is_told_of_the_first(start, tmp_path):
     said = second.stderr.read()
     assert f"is running in {tmp_path}: wait for it, or end it with `kill {first.pid}`" in said
     first.terminate()
-    first.wait(10)
+    first.wait(30)
 
 
 def test_a_command_under_nohup_outlives_its_terminal(start, tmp_path):
@@ -114,7 +114,7 @@ def test_a_command_under_nohup_outlives_its_terminal(start, tmp_path):
     time.sleep(1)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_a_command_in_the_background_of_a_shell_ends_when_asked(start, tmp_path):
@@ -122,7 +122,7 @@ def test_a_command_in_the_background_of_a_shell_ends_when_asked(start, tmp_path)
     process = start(tmp_path, sys.executable, "-c", COMMAND, **deaf)
     process.stdout.readline()
     process.terminate()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(30) == 128 + signal.SIGTERM
     assert ended(own_folder(tmp_path))
 
 

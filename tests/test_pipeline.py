@@ -93,7 +93,7 @@ def test_corruption_tables_say_how_they_were_made(project):
 
 
 def test_the_own_study_is_in_the_contents_and_the_others_say_they_were_not_run(project):
-    home = (project / "_build/html/book/generated/index.html").read_text()
+    home = (project / "_build/html/book/generated/cover.html").read_text()
     assert "My own study" in home
     own = (project / "_build/html/book/generated/mine/average_error.html").read_text()
     assert "A fresh run of this study" in own

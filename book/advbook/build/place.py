@@ -396,10 +396,12 @@ def _tags(cell: nbformat.NotebookNode) -> list[str]:
 def _hide_silent(cell: nbformat.NotebookNode) -> None:
     """Take a folded cell that shows nothing off the page, and its caption with it.
 
-    The file that the page offers keeps it: parameters, imports, and what writes the tables.
+    The file that the page offers keeps it: parameters, imports, what writes the tables, and what
+    gives numbers to sentences (`glue`).
     """
     folded = {"hide-input", "parameters", "injected-parameters"} & set(_tags(cell))
-    if cell.cell_type == "code" and folded and not cell.outputs:
+    shown = [o for o in cell.get("outputs", []) if "scrapbook" not in o.get("metadata", {})]
+    if cell.cell_type == "code" and folded and not shown:
         cell.metadata["tags"] = [*_tags(cell), "remove-cell"]
 
 

@@ -77,28 +77,40 @@ class Trend:
     Attributes
     ----------
     coefficients : tuple of float
-    spread : float
-        Root mean square distance of a network from the trend of the other families, on that scale.
+    left_out : DataFrame
+        Of each network, the logit of its accuracy ``x`` and its ``distance`` from the trend of the
+        other families, on that scale.
     scale : {"accuracy", "ratio"}
         What the figure is: logits or logarithms are taken of it, logits of the accuracy.
     n_networks, n_families : int
     """
 
     coefficients: tuple[float, ...]
-    spread: float
+    left_out: pd.DataFrame
     scale: str
     n_networks: int
     n_families: int
 
+    def spread(self, accuracy):
+        """How far a network of an unseen family lies from the trend, near this accuracy.
+
+        The root mean square of the distances, weighted by a Gaussian of half a logit: networks of
+        low accuracy differ more.
+        """
+        far = (logit(np.asarray(accuracy))[..., None] - self.left_out.x.to_numpy()) / 0.5
+        weights = np.exp(-(far**2) / 2)
+        squares = np.square(self.left_out.distance.to_numpy())
+        return np.sqrt((weights * squares).sum(-1) / weights.sum(-1))
+
     def at(self, accuracy, spreads: float = 0):
         """The figure expected at an accuracy, so many spreads above it."""
-        inverse = SCALES[self.scale][1]
-        return inverse(np.polyval(self.coefficients, logit(accuracy)) + spreads * self.spread)
+        expected = np.polyval(self.coefficients, logit(accuracy))
+        return SCALES[self.scale][1](expected + spreads * self.spread(accuracy))
 
     def distance(self, accuracy, value):
         """How many spreads a network lies above the trend."""
         expected = np.polyval(self.coefficients, logit(accuracy))
-        return (SCALES[self.scale][0](value) - expected) / self.spread
+        return (SCALES[self.scale][0](value) - expected) / self.spread(accuracy)
 
 
 def trend(table: pd.DataFrame, accuracy: str, figure: str, scale: str, degree: int = 2) -> Trend:
@@ -124,13 +136,13 @@ def trend(table: pd.DataFrame, accuracy: str, figure: str, scale: str, degree: i
     def fitted(rows):
         return np.polyfit(x[rows], y[rows], degree)
 
-    left = [
-        y[known.family == family]
-        - np.polyval(fitted(known.family != family), x[known.family == family])
-        for family in known.family.unique()
-    ]
-    spread = float(np.sqrt(np.square(pd.concat(left)).mean()))
-    return Trend(tuple(fitted(known.family != "")), spread, scale, len(known), len(left))
+    left = []
+    for family in known.family.unique():
+        own = known.family == family
+        distance = y[own] - np.polyval(fitted(~own), x[own])
+        left.append(pd.DataFrame({"x": x[own], "distance": distance}))
+    whole = tuple(fitted(known.family != ""))
+    return Trend(whole, pd.concat(left), scale, len(known), len(left))
 
 
 def resampled(table: pd.DataFrame, accuracy: str, figure: str, scale: str, at, n: int = 1000):
