@@ -19,11 +19,7 @@ PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagen
 
 # What may not grow. The aim is 6,000 and 7,000 lines, 300 a module and 60 a function: lower these,
 # never raise them.
-<<<<<<< HEAD
 LINES = {"advlib": 8456, "book/advbook": 10760}
-=======
-LINES = {"advlib": 8456, "book/advbook": 10760}
->>>>>>> h3
 LONG_MODULES = {
     "data/sets.py": 471,
     "data/fetch.py": 321,
