@@ -415,6 +415,6 @@ def test_the_chapter_on_switches_of_a_study_with_neither_adv_nor_mixed_batches(t
     }
     for name in ("fig-switch-changes", "fig-gaps"):  # points, not per cent
         assert "labelExpr" in figures[name] and '"+.0%"' not in figures[name]
-    kinds = set(re.findall(r'"kind": "([^"]*)"', figures["fig-combinations"]))
+    kinds = set(re.findall(r'"kind": ?"([^"]*)"', figures["fig-combinations"]))
     assert kinds == {"with an ablation"}
     assert "100 test images, as many of each class" in str(notebook.cells)
