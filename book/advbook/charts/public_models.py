@@ -4,14 +4,15 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from advbook.charts.base import METHOD_COLOURS, OTHER_COLOURS
 from advbook.claims.public_models import Trend
 
 KINDS = {
-    "other networks": "#bdbdbd",
-    "fewer images, stopped early": "#8e63ce",
-    "trained on noise": "#a0662a",
-    "adversarial": "#D55E00",
-    "Std": "#0072B2",
+    "other networks": OTHER_COLOURS[5],
+    "fewer images, stopped early": OTHER_COLOURS[0],
+    "trained on noise": OTHER_COLOURS[1],
+    "adversarial": METHOD_COLOURS["adv"],
+    "Std": METHOD_COLOURS["std"],
     "yours": "black",
 }
 
