@@ -31,7 +31,8 @@ from advbook.studies.places import ROOT, data_root
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import Study, load_study
 from advlib import __version__
-from advlib.data.sets import Images, fetch
+from advlib.data import fetch
+from advlib.data.sets import Images
 from advlib.files import replacing
 from advlib.networks.device import default_device, resolve_dtype
 from advlib.recipes import RECIPES

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from advlib.data import corruptions, fetch
+from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
 from advlib.data.published_sets import locate_published
-from advlib.data.sets import DataError, Images, evaluation_batches, load_dataset, stream_seed
+from advlib.data.sets import DataError, Images, load_dataset
 from advlib.data.vision import torchvision
 
 ALL = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]

@@ -23,18 +23,9 @@ from PIL import Image, TiffImagePlugin
 
 from advbook.__main__ import main
 from advbook.studies.schema import ROOT
-from advlib.data import annotations, decoding
-from advlib.data.sets import (
-    DATASETS,
-    DataError,
-    augment,
-    evaluation_batches,
-    fetch,
-    load_dataset,
-    stream_seed,
-    training_batches,
-    warn_of_shared,
-)
+from advlib.data import annotations, decoding, fetch
+from advlib.data.batches import augment, evaluation_batches, stream_seed, training_batches
+from advlib.data.sets import DATASETS, DataError, load_dataset, warn_of_shared
 from advlib.data.vision import torchvision
 
 

@@ -22,7 +22,7 @@ from advbook.studies.parts import missing_parts
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
 from advlib import distributed, steps
-from advlib.data.sets import training_batches
+from advlib.data.batches import training_batches
 from advlib.train import batch_share
 from two_processes import Stopped, stop_at, train, without_corrupting
 

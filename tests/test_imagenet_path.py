@@ -19,7 +19,8 @@ from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import make_study
 from advlib.data import fetch
-from advlib.data.sets import load_dataset, training_batches
+from advlib.data.batches import training_batches
+from advlib.data.sets import load_dataset
 from advlib.networks import build as models
 from advlib.networks.build import build_model
 from advlib.predictions import predict

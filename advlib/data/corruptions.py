@@ -3,7 +3,7 @@
 Importing this module loads no torch: the processes that corrupt images import it.
 """
 
-import copy
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -119,7 +119,8 @@ def corrupted(images, corruption: str, severity: int, *, published: Path | None 
     else:
         source = f"the published set {Path(published).resolve().name}"
         found = published_condition(images, Path(published), corruption, severity)
-    return _like(images, source=f"{images.source}; {corruption} {severity} of {source}", **found)
+    source = f"{images.source}; {corruption} {severity} of {source}"
+    return dataclasses.replace(images, source=source, contents=None, **found)
 
 
 def _published_content(images, published: Path) -> str:
@@ -129,18 +130,6 @@ def _published_content(images, published: Path) -> str:
         found = corrupted(images, *condition, published=published)
         digest.update(found.fingerprint.encode())
     return digest.hexdigest()
-
-
-def _like(images, **changes):
-    """A copy of `images` with other attributes."""
-    import torch
-
-    if changes.get("pixels") is not None:
-        changes["pixels"] = torch.as_tensor(changes["pixels"])
-    new = copy.copy(images)
-    vars(new).pop("fingerprint", None)  # cached, and of the clean images
-    vars(new).update({"contents": None} | changes)
-    return new
 
 
 def _library_name() -> str:

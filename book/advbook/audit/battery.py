@@ -32,7 +32,7 @@ from advlib.attacks.pgd import (
     start_noise,
 )
 from advlib.attacks.worst_case import evaluate_attack
-from advlib.data.sets import evaluation_batches, stream_seed
+from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import autocast, default_device
 from advlib.predictions import write_predictions

@@ -23,7 +23,8 @@ from advbook.studies.schema import Study
 from advbook.studies.views import to_make, to_train
 from advlib import distributed
 from advlib.checkpoints import CHECKPOINT, read_checkpoint, save_checkpoint
-from advlib.data.sets import DATASETS, stream_seed
+from advlib.data.batches import stream_seed
+from advlib.data.sets import DATASETS
 from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
 from advlib.networks.build import build_model, preprocessing, weights_name
@@ -164,10 +165,8 @@ def _origin(study, method, start) -> str | dict | None:
     if weights is None:
         return None
     prepared = preprocessing(study.model, weights)
-    if weights.endswith(WEIGHT_FILES):
-        origin = file_hash(named_file(weights))
-    else:
-        origin = weights_name(study.model, weights)
+    file = weights.endswith(WEIGHT_FILES)
+    origin = file_hash(named_file(weights)) if file else weights_name(study.model, weights)
     return {"weights": origin} | prepared if prepared["mean"] else origin
 
 

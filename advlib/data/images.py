@@ -1,0 +1,148 @@
+"""Labelled images: a data set's split, or a part of one."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from advlib.data import decoding
+from advlib.data.batches import stream_seed
+from advlib.data.fetch import DataError
+
+
+@dataclass(kw_only=True, eq=False)
+class Images(Dataset):
+    """Labelled images, in memory or decoded when asked for.
+
+    An item is (image, label, file_name): float32 tensor (C, H, W) in [0, 1], int, str.
+
+    Attributes
+    ----------
+    title, source : str
+        Name for the reader; where the data came from, in words.
+    labels : int64 tensor (N,)
+    file_names : list of str
+        Unique within the split: ``train-00012`` (position in the original file), the path below
+        the split's folder, or for ImageNet the base name.
+    class_names : tuple of str
+    num_classes : int
+    pixels : uint8 tensor (N, C, H, W), or None
+        None where images are decoded from `paths`.
+    paths : list of str, or None
+    resize, image_size : int, or None
+        For `paths`: px of the short side, then of the centre crop.
+    interpolation : {"bilinear", "bicubic"}
+        For `paths`, when resizing.
+    positions : int64 tensor (N,), or None
+        Each image's place in the file that the set is distributed as, where that is known: the
+        published corruptions of CIFAR keep that order.
+    contents : structured array (N,), or None
+        Of images from files what `decoding.contents` finds in each; for `paths` it is found when it
+        is first asked for.
+    fingerprint : str
+        SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
+        content and label of each file, in order.
+
+    Raises
+    ------
+    DataError
+        If file names are not unique, or (for `paths`, when read) an image does not decode.
+    """
+
+    title: str
+    source: str
+    labels: torch.Tensor
+    file_names: Sequence[str]
+    class_names: Sequence[str]
+    pixels: torch.Tensor | None = None
+    paths: Sequence[str] | None = None
+    resize: int | None = None
+    image_size: int | None = None
+    interpolation: str = "bilinear"
+    positions: torch.Tensor | None = None
+    contents: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
+        self.file_names, self.class_names = list(self.file_names), tuple(self.class_names)
+        self.num_classes = len(self.class_names)
+        self.pixels = None if self.pixels is None else torch.as_tensor(self.pixels)
+        self.paths = None if self.paths is None else list(self.paths)
+        self.positions = None if self.positions is None else torch.as_tensor(self.positions)
+        if len(set(self.file_names)) < len(self.file_names):
+            seen: set[str] = set()
+            twice = next(n for n in self.file_names if n in seen or seen.add(n))
+            raise DataError(
+                f"two images of {self.title} are called {twice}: file names must be unique within "
+                "a split; rename one."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
+        image = self.decode(index) if self.pixels is None else self.pixels[index]
+        return image.float() / 255, int(self.labels[index]), self.file_names[index]
+
+    def decode(self, index: int, transform=None) -> torch.Tensor:
+        """Image `index` from its file: uint8 (C, H, W), resized and centre-cropped.
+
+        `transform`, from PIL image to PIL image, takes the place of resizing and cropping.
+        """
+        sizes = self.resize, self.image_size
+        return decoding.decode(self.paths[index], *sizes, transform, self.interpolation)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        if self.pixels is not None:
+            return decoding.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
+        if self.contents is None:
+            self.contents = decoding.contents(self.paths)
+        return decoding.listing_fingerprint(self.file_names, self.contents, self.labels.tolist())
+
+    def subset(self, indices) -> "Images":
+        """The images at these positions, in this order."""
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+
+        def taken(values):
+            if isinstance(values, list):
+                return [values[i] for i in indices.tolist()]
+            index = indices.numpy() if isinstance(values, np.ndarray) else indices
+            return None if values is None else values[index]
+
+        each = ("labels", "file_names", "pixels", "paths", "positions", "contents")
+        return replace(self, **{name: taken(getattr(self, name)) for name in each})
+
+
+def stratified_subset(images: Images, n_images: int) -> Images:
+    """`n_images` of them, the same number of each class, always the same ones."""
+    return images.subset(stratified(images, n_images, "subset", "n_images"))
+
+
+def stratified(images: Images, count: int, stream: str, what: str) -> torch.Tensor:
+    """Sorted positions of `count` images, the same number of each class that has any.
+
+    Ranked by a hash of the file name, so the choice depends on no library's generator.
+    """
+    classes, sizes = images.labels.unique(return_counts=True)
+    each, rest = divmod(count, len(classes))
+    if count <= 0 or rest:
+        raise ValueError(
+            f"{what} = {count} is not the same number for each of the {len(classes)} classes of "
+            f"{images.title}: choose a positive multiple of {len(classes)}"
+        )
+    if each > sizes.min():
+        smallest = images.class_names[classes[sizes.argmin()]]
+        raise ValueError(
+            f"{what} = {count} needs {each} images of each class, but {images.title} has only "
+            f"{int(sizes.min())} of class {smallest!r}: choose at most "
+            f"{int(sizes.min()) * len(classes)}"
+        )
+    rank = [stream_seed(stream, file_name) for file_name in images.file_names]
+    order = np.lexsort((rank, images.labels.numpy()))
+    starts = np.searchsorted(images.labels.numpy()[order], classes.numpy())
+    chosen = np.concatenate([order[start : start + each] for start in starts])
+    return torch.from_numpy(np.sort(chosen))
