@@ -32,7 +32,7 @@ from advbook.studies.identity import HOW, data_settings, training_settings
 from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
 from advbook.studies.schema import load_study
 from advbook.studies.tables import AUDIT, SAMPLES, audit_paths, table_paths
-from advlib.data.fetch import walk
+from advlib.data.folders import walk
 from pipeline import jobs
 
 KEYS = ["mode", "study", *jobs.DEFAULTS, *HOW]

@@ -436,7 +436,8 @@ def _corrupting(sizes) -> list[tuple]:
     import cv2
     import numpy as np
 
-    from advlib.data.corruptions import _CONDITIONS, _corrupt
+    from advlib.data.corrupting import corrupt
+    from advlib.data.corruptions import _CONDITIONS
 
     started = time.monotonic()
     cv2.setNumThreads(1)  # as in the pipeline's processes
@@ -444,11 +445,11 @@ def _corrupting(sizes) -> list[tuple]:
     shape = (n, sizes["channels"], sizes["image_size"], sizes["image_size"])
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for corruption, severity in _CONDITIONS:  # some severities compile code of their own
-        _corrupt(pixels[:1], corruption, severity, [0])
+        corrupt(pixels[:1], corruption, severity, [0])
     start = time.monotonic() - started
     started = time.monotonic()
     for corruption, severity in _CONDITIONS:
-        _corrupt(pixels, corruption, severity, list(range(n)))
+        corrupt(pixels, corruption, severity, list(range(n)))
     spent = (time.monotonic() - started) / n / len(_CONDITIONS)
     used = _gigabytes(resource.RUSAGE_SELF)
     how = f"one core, {n} image(s) under each of {len(_CONDITIONS)} conditions"

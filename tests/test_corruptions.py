@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advlib.data import corruptions, fetch
+from advlib.data import corrupting, corruptions, fetch
 from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
 from advlib.data.published_sets import locate_published
@@ -127,13 +127,13 @@ def test_small_images_keep_size_and_strength(side, channels):
     flat = np.full((40, channels, side, side), 128, np.uint8)
     seeds = list(range(40))
     for corruption in CORRUPTIONS:
-        got = corruptions._corrupt(flat[:1], corruption, 5, seeds[:1])
+        got = corrupting.corrupt(flat[:1], corruption, 5, seeds[:1])
         assert got.shape == (1, channels, side, side) and got.dtype == np.uint8
     # By the library's formulas: x + c; blurs and JPEG leave one grey; noise of SD c.
-    bright = corruptions._corrupt(flat[:1], "brightness", 2, seeds[:1])
+    bright = corrupting.corrupt(flat[:1], "brightness", 2, seeds[:1])
     assert np.all(np.abs(bright - (128 + 0.2 * 255)) <= 1)
-    assert np.all(np.abs(corruptions._corrupt(flat[:1], "glass_blur", 1, [1]) - 128.0) <= 2)
-    noise = corruptions._corrupt(flat, "gaussian_noise", 2, seeds) - 128.0
+    assert np.all(np.abs(corrupting.corrupt(flat[:1], "glass_blur", 1, [1]) - 128.0) <= 2)
+    noise = corrupting.corrupt(flat, "gaussian_noise", 2, seeds) - 128.0
     assert noise.std() == pytest.approx(0.12 * 255, rel=0.05)
     assert np.abs(np.corrcoef(noise[:2].reshape(2, -1))[0, 1]) < 0.3  # not one draw for all
 
@@ -143,21 +143,21 @@ def test_small_images_stay_in_place():
     for side in (8, 28):
         pixels = np.random.default_rng(0).integers(40, 200, (1, 3, side, side), dtype=np.uint8)
         pixels[:, 1:] = pixels[:, :1]
-        got = corruptions._corrupt(pixels, "brightness", 1, [0])
+        got = corrupting.corrupt(pixels, "brightness", 1, [0])
         assert np.all(np.abs(got - (pixels + 25.5)) <= 1)
 
 
 def test_the_green_channel_of_a_grey_image_is_kept():
     grey = smooth(1, 28, 1)
-    colour = corruptions._corrupt(grey.repeat(3, 1), "frost", 3, [0])  # frost is bluish
-    assert np.array_equal(corruptions._corrupt(grey, "frost", 3, [0]), colour[:, 1:2])
+    colour = corrupting.corrupt(grey.repeat(3, 1), "frost", 3, [0])  # frost is bluish
+    assert np.array_equal(corrupting.corrupt(grey, "frost", 3, [0]), colour[:, 1:2])
     assert not np.array_equal(colour[:, 1], colour[:, 0])
 
 
 def test_processes_load_no_torch():
     code = (
-        "import sys, numpy as np; from advlib.data import corruptions; "
-        "corruptions._corrupt(np.zeros((1, 1, 8, 8), np.uint8), 'fog', 1, [0]); "
+        "import sys, numpy as np; from advlib.data import corrupting, corruptions; "
+        "corrupting.corrupt(np.zeros((1, 1, 8, 8), np.uint8), 'fog', 1, [0]); "
         "sys.exit('torch' in sys.modules)"
     )
     root = Path(corruptions.__file__).parents[2]
@@ -255,7 +255,7 @@ def test_a_machine_without_libgl_is_told_what_to_install(monkeypatch):
     def broken():
         raise ImportError("libGL.so.1: cannot open shared object file")
 
-    monkeypatch.setattr(corruptions, "_library", broken)
+    monkeypatch.setattr(corrupting, "library", broken)
     with pytest.raises(DataError, match="libGL.so.1.*apt-get install libgl1"):
         prepare(in_memory(smooth(1, 32)))
 

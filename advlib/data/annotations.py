@@ -1,4 +1,4 @@
-"""What is known of an image beside its label: annotated factors, label sets, measured factors.
+"""Facts about an image beside its label: annotated factors, label sets, measured factors.
 
 ImageNet's annotations are read from the installed package imagenet-x (Idrissi et al., 2022; data
 under CC BY-NC 4.0, ReaL labels by Beyer et al., 2020). They are never copied into this project.
@@ -14,51 +14,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 
-IMAGENET_X_FACTORS = (
-    "pose",
-    "background",
-    "pattern",
-    "color",
-    "smaller",
-    "shape",
-    "partial_view",
-    "subcategory",
-    "texture",
-    "larger",
-    "darker",
-    "object_blocking",
-    "person_blocking",
-    "style",
-    "brighter",
-    "multiple_objects",
+IMAGENET_X_FACTORS = tuple(
+    """pose background pattern color smaller shape partial_view subcategory texture larger darker
+    object_blocking person_blocking style brighter multiple_objects""".split()
 )
-METACLASSES = (  # the groups of classes that imagenet-x tells apart; all others are "other"
-    "device",
-    "dog",
-    "commodity",
-    "bird",
-    "structure",
-    "covering",
-    "wheeled_vehicle",
-    "food",
-    "equipment",
-    "insect",
-    "vehicle",
-    "furniture",
-    "primate",
-    "vessel",
-    "snake",
-    "natural_object",
+# The groups of classes that imagenet-x tells apart. All others are "other".
+METACLASSES = tuple(
+    """device dog commodity bird structure covering wheeled_vehicle food equipment insect vehicle
+    furniture primate vessel snake natural_object""".split()
 )
-MEASURES = (
-    "brightness",
-    "contrast",
-    "texture",
-    "red_green",
-    "yellow_blue",
-    "area",
-    "off_centre",
-    "border_contact",
+MEASURES = tuple(
+    "brightness contrast texture red_green yellow_blue area off_centre border_contact".split()
 )
 MEASURED_FACTORS = {  # each factor's meaning at the default share, for the reader
     "brighter": "top 10 % of its class by mean luma",
@@ -84,7 +50,7 @@ def imagenet_x(which: str = "top", filter_prototypes: bool = True) -> pd.DataFra
     which : {"top", "multi"}
         The one factor that stands out most, or all that were named.
     filter_prototypes : bool
-        Leave out the three typical images a class that the annotators compared with.
+        Leave out each class's three typical images, which the annotators compared with.
 
     Returns
     -------
@@ -115,7 +81,7 @@ def imagenet_x(which: str = "top", filter_prototypes: bool = True) -> pd.DataFra
 
 
 def real_label_sets() -> dict[str, list[int]]:
-    """ReaL: the labels, by file name, that people accept for each validation image; may be none."""
+    """ReaL: the labels that people accept for each validation image, by file name; [] for none."""
     sets = json.loads(_annotation_file("imagenet_real_labels.jsonl").read_text())
     return {f"ILSVRC2012_val_{i:08d}.JPEG": labels for i, labels in enumerate(sets, start=1)}
 
@@ -145,12 +111,12 @@ def imagenet_metaclasses() -> pd.Series:
 
 
 def measure(pixels: np.ndarray) -> pd.DataFrame:
-    """Plain measurements of each image, of itself alone, so that sets are measured in parts.
+    """Plain measurements of each image by itself, so that sets can be measured in parts.
 
-    Luma is the grey value, or 0.299 R + 0.587 G + 0.114 B (Rec. 601). The background is the
-    median of the image's outermost pixels in each channel, and its object is all pixels that
-    differ from it by more than `BACKGROUND_TOLERANCE` in some channel. That is an object only
-    where backgrounds are plain: `plain_background` decides for a set.
+    Luma is the grey value, or 0.299 R + 0.587 G + 0.114 B (Rec. 601). The background is the median
+    of the image's outermost pixels in each channel. The object is all pixels that differ from it by
+    more than `BACKGROUND_TOLERANCE` in some channel; only where `plain_background` holds is there
+    such an object.
 
     Parameters
     ----------

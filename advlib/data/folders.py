@@ -1,4 +1,7 @@
-"""Image files in class folders: which there are, and which class each belongs to."""
+"""Image files in class folders: which there are, and which class each belongs to.
+
+Importing this loads neither torch nor Pillow: the pipeline lists folders without them.
+"""
 
 import os
 import re
@@ -8,9 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from advlib.data import annotations
 from advlib.data.fetch import DataError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -102,6 +102,8 @@ def split_folders(folder: Path, *, imagenet: bool = False) -> dict[str, Path]:
 
 def _say_left_out(folder: Path, files: list[str]) -> None:
     """Raise DataError for images with another ending, and warn of anything else."""
+    from PIL import Image
+
     with os.scandir(folder) as entries:  # files beside the class folders
         beside = sorted(e.path for e in entries if not e.is_dir() and counts(e))
     readable = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -193,6 +195,7 @@ def imagenet_labels(tree: Tree, folder: Path) -> tuple[list[str], list[int]]:
         training image's name begins with its class. Validation images are looked up in the package
         imagenet-x, where it is installed.
     """
+    from advlib.data import annotations
     from advlib.data.vision import torchvision
 
     names = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]

@@ -95,6 +95,13 @@ class Images(Dataset):
         sizes = self.resize, self.image_size
         return decoding.decode(self.paths[index], *sizes, transform, self.interpolation)
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W), as the images leave here."""
+        if self.pixels is not None:
+            return tuple(self.pixels.shape)
+        return len(self), 3, self.image_size, self.image_size
+
     @functools.cached_property
     def fingerprint(self) -> str:
         if self.pixels is not None:

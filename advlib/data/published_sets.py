@@ -1,9 +1,8 @@
 """Published sets of corrupted images, as they are distributed: found, checked and matched."""
 
-import functools
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +62,18 @@ def check_published(images, published: Path) -> str:
     """Raise DataError with all that is wrong with the set, or say how it is read."""
     if not published.is_dir():
         raise DataError(f"the published set {published} is no folder: correct the path.")
-    if _holds_arrays(published):
-        problems = _array_problems(images, published)
-    else:
-        problems = _tree_problems(images, published)
-    if problems:
+    arrays = _holds_arrays(published)
+    if problems := (_array_problems if arrays else _tree_problems)(images, published):
         _refuse(published, problems)
     how = f"The published set {published.resolve().name}, read as it is distributed"
-    if _holds_arrays(published):
+    if arrays:
         return f"{how}: images are matched by their position in CIFAR's test file."
     from advlib.data.decoding import opened
 
-    path = _tree_paths(images, published, (CORRUPTIONS[0], SEVERITIES[0]))[0][0]
+    path = _tree_paths(images, published, CORRUPTIONS[0], SEVERITIES[0])[0]
     with opened(path) as file:
         size = file.size
-    side = _side(images)
+    side = images.shape[-1]
     if size == (side, side):
         return f"{how}: its images have {side} px and are not resized again."
     return f"{how}: the short side is resized once, from {min(size)} px to {side} px."
@@ -97,22 +93,19 @@ def published_condition(images, published: Path, corruption: str, severity: int)
         If an image is not there.
     """
     if _holds_arrays(published):
-        array = _cifar_c_array(published / f"{corruption}.npy")
-        rows = _first_row(severity) + _cifar_positions(images, published)
+        array = _mapped(published / f"{corruption}.npy", CIFAR_C_SHAPE)
+        rows = _rows(severity, _cifar_positions(images, published))
         return {"pixels": np.ascontiguousarray(array[rows].transpose(0, 3, 1, 2))}
-    paths, problem = _tree_paths(images, published, (corruption, severity))
-    if problem is not None:
-        _refuse(published, [problem])
-    side = _side(images)
+    try:
+        paths = _tree_paths(images, published, corruption, severity)
+    except DataError as error:
+        _refuse(published, [str(error)])
+    side = images.shape[-1]
     return {"pixels": None, "paths": paths, "resize": side, "image_size": side}
 
 
 def _holds_arrays(published: Path) -> bool:
     return any((published / f"{name}.npy").exists() for name in ("labels", *CORRUPTIONS))
-
-
-def _side(images) -> int:
-    return images.image_size if images.pixels is None else images.pixels.shape[-1]
 
 
 def _refuse(published: Path, problems: list[str]) -> None:
@@ -130,27 +123,23 @@ def _refuse(published: Path, problems: list[str]) -> None:
 def _array_problems(images, published: Path) -> list[str]:
     """What is wrong with ``<corruption>.npy`` and ``labels.npy``."""
     positions, problems = _cifar_positions(images, published), []
-    try:
-        labels = np.load(published / "labels.npy", mmap_mode="r", allow_pickle=False)
-        if labels.shape != CIFAR_C_SHAPE[:1]:
-            problems.append(f"labels.npy: shape {labels.shape}, expected {CIFAR_C_SHAPE[:1]}")
-        else:
-            clean = images.labels.numpy()
-            for severity in SEVERITIES:
-                differ = np.flatnonzero(labels[_first_row(severity) + positions] != clean)
-                if len(differ):
-                    problems.append(
-                        f"labels.npy: {len(differ):,} of {len(clean):,} labels of severity "
-                        f"{severity} are not those of the images, the first of them that of "
-                        f"{images.file_names[differ[0]]}"
-                    )
-    except (OSError, EOFError, ValueError) as error:
-        problems.append(f"labels.npy: {_reason(error)}")
     for corruption in CORRUPTIONS:
         try:
-            _cifar_c_array(published / f"{corruption}.npy")
+            _mapped(published / f"{corruption}.npy", CIFAR_C_SHAPE)
         except DataError as error:
             problems.append(str(error))
+    try:
+        labels = _mapped(published / "labels.npy", CIFAR_C_SHAPE[:1])
+    except DataError as error:
+        return [str(error), *problems]
+    clean = images.labels.numpy()
+    for severity in SEVERITIES:
+        differ = np.flatnonzero(labels[_rows(severity, positions)] != clean)
+        if len(differ):
+            problems.append(
+                f"labels.npy: {len(differ):,} of {len(clean):,} labels of severity {severity} are "
+                f"not those of the images, the first of them that of {images.file_names[differ[0]]}"
+            )
     return problems
 
 
@@ -172,25 +161,23 @@ def _cifar_positions(images, published: Path) -> np.ndarray:
     return positions
 
 
-def _first_row(severity: int) -> int:
-    return CIFAR_TEST_IMAGES * (severity - 1)
+def _rows(severity: int, positions: np.ndarray) -> np.ndarray:
+    return CIFAR_TEST_IMAGES * (severity - 1) + positions
 
 
-def _cifar_c_array(path: Path) -> np.ndarray:
-    """A corruption's file, mapped. Raises DataError if it is not what it should be."""
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a file, mapped. Raises DataError if it is missing, damaged or another one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path.name}: missing") from error
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path.name}: {_reason(error)}") from error
-    if array.shape != CIFAR_C_SHAPE or array.dtype != np.uint8:
+        raise DataError(f"{path.name}: cannot be read ({error})") from error
+    if array.shape != shape or (array.ndim > 1 and array.dtype != np.uint8):
         raise DataError(
-            f"{path.name}: {array.dtype} of shape {array.shape}, expected uint8 of {CIFAR_C_SHAPE}"
+            f"{path.name}: {array.dtype} of shape {array.shape}, expected uint8 of {shape}"
         )
     return array
-
-
-def _reason(error: Exception) -> str:
-    return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
 
 
 def _tree_problems(images, published: Path) -> list[str]:
@@ -215,13 +202,17 @@ def _tree_problems(images, published: Path) -> list[str]:
         twice = Counter(places).most_common(1)[0][0]
         problems.append(f"two of the images to match are called {'/'.join(filter(None, twice))}")
     # Millions of names in folders that may lie on a network drive: waiting is shared by threads.
-    bar = tqdm(total=len(present), unit=" conditions", desc="Checking", mininterval=2)
-    with bar, ThreadPoolExecutor(8) as pool:
-        for _, problem in pool.map(functools.partial(_tree_paths, images, published), present):
-            if problem is not None:
-                problems.append(problem)
-            bar.update()
-    return problems
+    how = dict(unit=" conditions", desc="Checking", mininterval=2)
+
+    def problem(condition: tuple[str, int]) -> str | None:
+        try:
+            _tree_paths(images, published, *condition)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPool(8) as pool:
+        found = tqdm(pool.imap(problem, present), total=len(present), **how)
+        return problems + [each for each in found if each is not None]
 
 
 def _corruption_folder(published: Path, corruption: str) -> Path | None:
@@ -236,15 +227,12 @@ def _places(images) -> list[tuple[str | None, str]]:
     return [(folders[0] if folders else None, base) for *folders, base in parts]
 
 
-def _tree_paths(
-    images, published: Path, condition: tuple[str, int]
-) -> tuple[list[str], str | None]:
-    """The paths of one condition in the images' order, and what is wrong with them or None."""
-    corruption, severity = condition
+def _tree_paths(images, published: Path, corruption: str, severity: int) -> list[str]:
+    """The paths of one condition, in the images' order. Raises DataError if it does not fit."""
     folder = _corruption_folder(published, corruption)
     what = f"{corruption} {severity}"
     if folder is None or not (folder / str(severity)).is_dir():
-        return [], f"{what}: missing"
+        raise DataError(f"{what}: missing")
     folder = folder / str(severity)
     places = _places(images)
     wanted = {place[0] for place in places}
@@ -258,10 +246,10 @@ def _tree_paths(
     names = images.file_names
     if len(absent) == len(names):
         theirs = f"one there is called {'/'.join(min(present))}" if present else "it is empty"
-        return [], f"{what}: none of the {len(names):,} images, such as {names[0]}; {theirs}"
+        raise DataError(f"{what}: none of the {len(names):,} images, such as {names[0]}; {theirs}")
     if absent:
         some = ", ".join(names[i] for i in absent[:3]) + (", …" if len(absent) > 3 else "")
-        return [], f"{what}: {len(absent):,} of {len(names):,} images missing: {some}"
+        raise DataError(f"{what}: {len(absent):,} of {len(names):,} images missing: {some}")
     if None in wanted:
         # ImageNet's class folders are unknown here, but each must hold one class, and all of it.
         seen: dict = {}
@@ -269,8 +257,8 @@ def _tree_paths(
             for key in (name, label):
                 first = seen.setdefault(key, (name, label, base))
                 if first[:2] != (name, label):
-                    return [], (
+                    raise DataError(
                         f"{what}: {first[2]} of class {images.class_names[first[1]]!r} lies in "
                         f"{first[0]}, but {base} of class {images.class_names[label]!r} in {name}"
                     )
-    return [os.path.join(folder, *place) for place in places], None
+    return [os.path.join(folder, *place) for place in places]

@@ -110,7 +110,7 @@ def _warn_of_copies_and_sizes(images: Images) -> None:
             f"{images.file_names[original]}",
             stacklevel=3,
         )
-    side = images.image_size if images.pixels is None else images.pixels.shape[-1]
+    side = images.shape[-1]
     sides = np.minimum(images.contents["width"], images.contents["height"])
     small = int((2 * sides < side).sum())
     if small:
