@@ -19,12 +19,11 @@ PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagen
 
 # What may not grow. The aim is 6,000 and 7,000 lines, 300 a module and 60 a function: lower these,
 # never raise them.
-LINES = {"advlib": 8400, "book/advbook": 10760}
+LINES = {"advlib": 8348, "book/advbook": 10760}
 LONG_MODULES = {
-    "data/fetch.py": 321,
-    "data/corruptions.py": 402,
     "data/batches.py": 335,
-    "data/annotations.py": 334,
+    "data/corruptions.py": 302,
+    "data/fetch.py": 321,
 }
 
 
