@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from advbook.charts.base import METHOD_COLOURS, OTHER_COLOURS
+from advbook.charts.base import METHOD_COLOURS, OTHER_COLOURS, drop_down
 from advbook.claims.public_models import Trend
 
 KINDS = {
@@ -18,38 +18,44 @@ KINDS = {
 
 
 def against_accuracy(
-    table: pd.DataFrame, accuracy: str, figure: str, trend: Trend, title: str, as_error: bool = True
+    table: pd.DataFrame,
+    accuracy: str,
+    figures: dict[str, Trend],
+    title: str,
+    as_error: bool = True,
 ) -> alt.LayerChart:
-    """A figure of every network by its error, the trend of those that are not robust, and names.
+    """Figures of every network by its error, the trend of those that are not robust, and names.
 
     Parameters
     ----------
     table : DataFrame
         One row per network: ``model``, ``kind`` (of `KINDS`), ``name`` (empty: not written out),
         and the columns that are shown.
-    accuracy, figure : str
-        Columns; fractions of images classified rightly.
-    trend : Trend
+    accuracy : str
+        A column, the fraction of images classified rightly.
+    figures : dict of Trend
+        By column; of several, a drop-down shows one at a time, the first to begin with.
     title : str
         Of the vertical axis.
     as_error : bool
-        The figure is an accuracy, and its error is shown.
+        The figures are accuracies, and their errors are shown; else they are ratios.
     """
     sign = (lambda v: 1 - v) if as_error else (lambda v: v)
-    shown = table[["model", "kind", "name"]].assign(x=1 - table[accuracy], y=sign(table[figure]))
-    shown = shown.dropna()
-    grid = np.linspace(1 - shown.x.max(), 1 - shown.x.min(), 60)
-    band = pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid))})
-    band["low"], band["high"] = (sign(trend.at(grid, s)) for s in (-1.96, 1.96))
-    axis = alt.Axis(format=".0%")
-    x = alt.X("x:Q", title="Clean error", axis=axis, scale=alt.Scale(zero=False))
-    y = alt.Y(
-        "y:Q", title=title, axis=axis if as_error else alt.Axis(), scale=alt.Scale(zero=False)
-    )
-    area = (
-        alt.Chart(band).mark_area(color="#bdbdbd", opacity=0.25).encode(x, y="low:Q", y2="high:Q")
-    )
-    line = alt.Chart(band).mark_line(color="#808080", strokeWidth=1.5).encode(x, y)
+    dots, bands = [], []
+    for figure, trend in figures.items():
+        named = {"factor": figure.replace("_", " ")}
+        found = table[["model", "kind", "name"]].assign(
+            x=1 - table[accuracy], y=sign(table[figure]), **named
+        )
+        dots.append(found.dropna())
+        grid = np.linspace(1 - dots[-1].x.max(), 1 - dots[-1].x.min(), 40)
+        ends = {name: sign(trend.at(grid, s)) for name, s in (("low", -1.96), ("high", 1.96))}
+        bands.append(pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid)), **ends, **named}))
+    shown, band = pd.concat(dots), pd.concat(bands)
+    form = ".0%" if as_error else ".1f"
+    zero = alt.Scale(zero=False)
+    x = alt.X("x:Q", title="Clean error", axis=alt.Axis(format=".0%"), scale=zero)
+    y = alt.Y("y:Q", title=title, axis=alt.Axis(format=form), scale=zero)
     known = [kind for kind in KINDS if kind in set(shown.kind)]
     colour = alt.Color(
         "kind:N",
@@ -58,24 +64,26 @@ def against_accuracy(
         scale=alt.Scale(domain=known, range=[KINDS[kind] for kind in known]),
         legend=alt.Legend(orient="top", columns=3, labelLimit=280),
     )
-    form = ".1%" if as_error else ".2f"
-    points = (
-        alt.Chart(shown)
-        .mark_circle(size=45, opacity=0.85)
-        .encode(
-            x,
-            y,
-            colour,
-            tooltip=[
-                alt.Tooltip("model:N", title="Network"),
-                alt.Tooltip("x:Q", title="Clean error", format=".1%"),
-                alt.Tooltip("y:Q", title=title, format=form),
-            ],
-        )
-    )
-    names = shown[shown.name != ""]
-    text = alt.Chart(names).mark_text(align="left", dx=7, fontSize=11).encode(x, y, text="name:N")
-    return (area + line + points + text).properties(width="container", height=340)
+    tips = [
+        alt.Tooltip("model:N", title="Network"),
+        alt.Tooltip("x:Q", title="Clean error", format=".1%"),
+        alt.Tooltip("y:Q", title=title, format=".1%" if as_error else ".2f"),
+    ]
+    area = alt.Chart(band).mark_area(color=OTHER_COLOURS[5], opacity=0.25)
+    line = alt.Chart(band).mark_line(color=OTHER_COLOURS[2], strokeWidth=1.5)
+    points = alt.Chart(shown).mark_circle(size=45, opacity=0.85)
+    text = alt.Chart(shown[shown.name != ""]).mark_text(align="left", dx=7, fontSize=11)
+    layers = [
+        area.encode(x, y="low:Q", y2="high:Q"),
+        line.encode(x, y),
+        points.encode(x, y, colour, tooltip=tips),
+        text.encode(x, y, text="name:N"),
+    ]
+    if len(figures) > 1:
+        chosen = drop_down("factor", shown.factor.unique().tolist())
+        layers = [layer.transform_filter(chosen) for layer in layers]
+        layers[0] = layers[0].add_params(chosen)
+    return alt.layer(*layers).properties(width="container", height=340)
 
 
 def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
@@ -93,7 +101,7 @@ def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
     chance = pd.DataFrame({"low": [-1.96], "high": [1.96]})
     area = (
         alt.Chart(chance)
-        .mark_rect(color="#bdbdbd", opacity=0.25)
+        .mark_rect(color=OTHER_COLOURS[5], opacity=0.25)
         .encode(x=alt.X("low:Q"), x2="high:Q")
     )
     dots = (
