@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +10,9 @@ import torchattacks
 from torch import nn
 
 from advbook.audit.battery import autoattack as torchattacks_autoattack
+from advbook.studies.runs import load_run
+from advbook.studies.samples import decode_png, read_samples
+from advbook.studies.schema import load_study
 from advlib.attacks.apgd import apgd_attack
 from advlib.attacks.autoattack import COMPONENTS, autoattack
 from advlib.attacks.pgd import classify
@@ -196,6 +200,40 @@ def test_autoattack_breaks_the_images_that_torchattacks_breaks(
     wrong = attacked.label != attacked.predicted_class
     assert (wrong == (attacked.broken_by != "")).all() and 20 < wrong.sum() < 90
     assert (attacked.linf <= 0.15 + 1e-6).all() and attacked.broken_by.isin(["apgd_ce"]).any()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The published CIFAR-10 network of Adv, and the images of its page that it gets right."""
+    study = load_study("cifar10")
+    samples = read_samples(study, "committed")
+    samples = samples[(samples.method == "adv") & (samples.label == samples.predicted_class)]
+    x = torch.tensor(np.stack([decode_png(png) for png in samples.image])) / 255
+    model, run = load_run(study, "adv", 0, "committed")
+    images = list(zip(x, samples.label.tolist(), samples.file_name, strict=True))
+    return model, images, ThreatModel(eps=study.eps), run["num_classes"]
+
+
+@pytest.mark.parametrize("component, allowed", [("apgd_ce", 1), ("apgd_t", 1), ("square", 2)])
+def test_components_break_what_torchattacks_breaks_of_a_published_network(
+    published, component, allowed
+):
+    """Folded and, where the machine has it, in bfloat16; other starts and squares than theirs."""
+    model, images, threat, num_classes = published
+    x, y = torch.stack([x for x, *_ in images]), torch.tensor([y for _, y, _ in images])
+    known = {"norm": "Linf", "eps": threat.eps}
+    attack = {
+        "apgd_ce": lambda: torchattacks.APGD(model, steps=40, **known),
+        "apgd_t": lambda: torchattacks.APGDT(model, steps=40, n_classes=4, **known),
+        "square": lambda: torchattacks.Square(model, n_queries=600, **known),
+    }[component]()
+    with torch.random.fork_rng():
+        wanted = classify(model.eval(), attack(x, y).detach(), num_classes, 30)[0] != y
+    short = {"steps": 40, "targets": 3, "queries": 600, "components": [component]}
+    found = autoattack(model, images, threat, num_classes=num_classes, **short)
+    ours = torch.tensor((found.broken_by == component).to_numpy())
+    assert (ours != wanted).sum() <= allowed
+    assert 3 <= wanted.sum() <= len(images) - 3
 
 
 def test_an_image_fares_the_same_in_any_company(digit_networks, digit_images, attacked):

@@ -84,7 +84,8 @@ def attack_apgd(piece, dtype, steps, targets) -> None:
     _refilled(piece, start, advance, image)
 
 
-def attack_square(piece, dtype, queries) -> None:
+def attack_square(piece, queries) -> None:
+    """In float32: a small square moves the logits by less than bfloat16 can tell."""
     x, device = piece.x, piece.x.device
     numbers = (1, draws_needed(x.shape, queries))
 
@@ -95,7 +96,7 @@ def attack_square(piece, dtype, queries) -> None:
     def advance(hunt):
         # What is still here though the search saw it broken was not: the hunt goes on.
         hunt, ended = hunt._replace(margin=hunt.margin.clamp_max(0)), hunt.taken == queries
-        with torch.no_grad(), autocast(device, dtype):
+        with torch.no_grad(), autocast(device, torch.float32):
             hunt = hunt_on(piece.search, hunt, piece.threat, piece.how["num_classes"], queries)
         return hunt, hunt.best, ~hunt.margin.isfinite(), ended
 
@@ -103,6 +104,7 @@ def attack_square(piece, dtype, queries) -> None:
 
 
 def attack_fab(piece, steps, targets) -> None:
+    """In float32: what FAB finds lies so close to the border of a class that bfloat16 misses it."""
     try:
         import torchattacks
     except ImportError as error:
@@ -120,7 +122,7 @@ def attack_fab(piece, steps, targets) -> None:
     for image in piece.image.split(piece.how["batch_size"]):
         # The library seeds the global generator.
         with torch.random.fork_rng(), autocast(piece.x.device, torch.float32):
-            x_adv = attack(piece.x[image], piece.y[image]).detach()
+            x_adv = attack(piece.x[image].contiguous(), piece.y[image]).detach()
         piece.judge(image, x_adv)
 
 
