@@ -26,6 +26,12 @@ subprocess.run([sys.executable, "-c", {JOB!r}], start_new_session=True)
 """
 
 
+def heard():
+    """As in a terminal: tests in the background of a shell, or under nohup, are deaf to these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start():
     """Start a command under `locked.py`; what still runs after the test is killed."""
@@ -34,7 +40,7 @@ def start():
     def starting(folder, *command, **options):
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         words = [sys.executable, ROOT / "pipeline/locked.py", *command]
-        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        options.setdefault("preexec_fn", heard)
         started.append(subprocess.Popen(words, cwd=folder, text=True, **pipes, **options))
         return started[-1]
 

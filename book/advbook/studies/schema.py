@@ -38,7 +38,7 @@ The attack of a method with extra logits climbs Eq. 4, unless train_objective is
 loss of its own is then refused.
 """
 
-TAKEN = ("paper", "benchmark", "plan")
+TAKEN = ("paper", "benchmark", "plan", "imagenet_models")
 """Folders of ``results/`` that hold no study: no study has one of these ids."""
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
