@@ -19,7 +19,7 @@ PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagen
 
 # What may not grow. The aim is 6,000 and 7,000 lines, 300 a module and 60 a function: lower these,
 # never raise them.
-LINES = {"advlib": 8350, "book/advbook": 10768}
+LINES = {"advlib": 8350, "book/advbook": 10758}
 LONG_MODULES = {
     "data/batches.py": 335,
     "data/corruptions.py": 302,

@@ -112,7 +112,7 @@ def attack_fab(piece, steps, targets) -> None:
             "fab_t is torchattacks': `pip install torchattacks`, or leave it out of the components"
         ) from error
     attack = torchattacks.FAB(
-        _ClassLogits(piece.search, piece.how["num_classes"]).eval(),
+        ClassLogits(piece.search, piece.how["num_classes"]).eval(),
         norm=piece.threat.norm,
         eps=piece.threat.eps,
         steps=steps,
@@ -126,7 +126,7 @@ def attack_fab(piece, steps, targets) -> None:
         piece.judge(image, x_adv)
 
 
-class _ClassLogits(nn.Module):
+class ClassLogits(nn.Module):
     """The K class logits of a network, as libraries of attacks want them."""
 
     def __init__(self, net: nn.Module, num_classes: int):

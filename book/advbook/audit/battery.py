@@ -23,6 +23,7 @@ from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
 from advbook.studies.runs import load_run, read_run
 from advbook.studies.schema import Study
+from advlib.attacks.components import ClassLogits
 from advlib.attacks.folding import folding
 from advlib.attacks.pgd import (
     attack_mode,
@@ -247,7 +248,7 @@ def autoattack(
     x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
     # A frozen copy, since FAB would fill the gradients of the parameters; all of it in evaluation
     # mode, since the library returns a wrapper in training mode to training mode with all within.
-    wrapped = _ClassLogits(copy.deepcopy(folding(model, x)()), num_classes)
+    wrapped = ClassLogits(copy.deepcopy(folding(model, x)()), num_classes)
     wrapped = wrapped.eval().requires_grad_(False)
     version = importlib.metadata.version("torchattacks")
     key = digest(STRENGTHS[strength] | {"torchattacks": version})
@@ -357,17 +358,6 @@ def _differentiable(model, x) -> nn.Module:
     """The network, or where its outputs do not depend on the image by a gradient, a wrapped one."""
     with attack_mode(model, "eval"), torch.enable_grad():
         return model if model(x.requires_grad_(True)).requires_grad else _ZeroGradient(model)
-
-
-class _ClassLogits(nn.Module):
-    """The K class logits of a network, as libraries of attacks want them."""
-
-    def __init__(self, net: nn.Module, num_classes: int):
-        super().__init__()
-        self.net, self.num_classes = net, num_classes
-
-    def forward(self, x):
-        return class_logits(self.net(x), self.num_classes)
 
 
 def _component(name, model, threat, num_classes, strength, seed):
