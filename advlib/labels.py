@@ -96,7 +96,7 @@ def label_augmentation_loss(
 
 
 def model_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a model gives for images, if it is logits (N, K).
+    """The logits (N, K) of a model for images.
 
     Raises
     ------

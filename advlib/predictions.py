@@ -32,7 +32,7 @@ def predict(
     indices=None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Predictions of several models in one pass over the images, in float32.
+    """Predictions of several models, in float32, in one pass over the images.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ def predict(
     num_classes : int
         K.
     batch_size, workers : int
+        Images predicted at once, and how many processes decode image files; 0: this one.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     indices : sequence of int, optional
@@ -188,8 +189,8 @@ def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
     if (ordered[1:] == ordered[:-1]).any():
         twice = table.file_name[pd.Series(cell, table.index).duplicated()]
         raise ValueError(
-            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row an image "
-            "and condition"
+            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row per "
+            "image and condition"
         )
     sizes, images = np.bincount(condition), np.count_nonzero(np.bincount(image))
     expected = n_images or sizes.max()
@@ -245,8 +246,8 @@ def write_predictions(
 ) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
-    Tables are kept in a repository, so that they are written small: ``predicted_probability`` has
-    `DECIMALS` decimals, which no error depends on.
+    ``predicted_probability``, which no error depends on, is rounded to `DECIMALS` decimals, because
+    tables are kept in a repository and so have to be small.
 
     Parameters
     ----------
@@ -288,7 +289,7 @@ def read_facts(path: str | Path) -> dict:
 
 
 def environment() -> dict:
-    """Time and versions, as stored with every table."""
+    """The time and the versions of libraries, as stored with every table."""
     versions = {}
     for package in ("advlib", "torch", "torchvision", "numpy", "pandas"):
         try:

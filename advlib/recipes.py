@@ -42,7 +42,7 @@ class Recipe:
     forwards: int = 0
 
     def passes(self, steps: int) -> int:
-        """What a step of training costs per image, in forward passes, with an attack of `steps`.
+        """The cost of a training step per image, in forward passes, with an attack of `steps`.
 
         A forward pass and the gradient by the image take as many multiplications as two forward
         passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
@@ -131,7 +131,7 @@ class Training:
     workers: int = 0
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of a step, counted from 0, of so many in all."""
+        """The learning rate of a step, counted from 0, of `total` steps."""
         schedule = {"cosine": cosine_lr, "one_cycle": one_cycle_lr}[self.schedule]
         return schedule(self.lr, self.lr_final_factor, step, total)
 

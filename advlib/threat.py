@@ -1,4 +1,4 @@
-"""What the attacker may do: threat models, their checks and their one-line description."""
+"""Threat models, their checks and their one-line description."""
 
 import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace

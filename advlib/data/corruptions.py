@@ -287,7 +287,7 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray], bar
 
 
 def _intact(path: Path) -> bool:
-    """Whether a file of the cache is finished; warns of one that has changed since."""
+    """True if a file of the cache is finished; warns of one that has changed since."""
     try:
         if file_hash(path) == path.with_suffix(".sha256").read_text():
             return True

@@ -97,7 +97,7 @@ def load_dataset(
 
 
 def _warn_of_copies_and_sizes(images: Images) -> None:
-    """Say what may be meant, and rarely is: the same file twice, and images far too small."""
+    """Warn of copies of a file, and of images far too small: both are rarely meant."""
     contents, labels = images.contents["content"].tolist(), images.labels.tolist()
     first: dict[bytes, int] = {}
     copies = [i for i, content in enumerate(contents) if first.setdefault(content, i) != i]

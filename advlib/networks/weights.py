@@ -1,4 +1,4 @@
-"""Weight files: what is read of them, the layouts of other projects, and how they fit a model."""
+"""Weight files: reading them, also in the layouts of other projects, and loading a model."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Endings of weights files; other weights are names."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where a .pt file may keep one
 NO_WEIGHTS = ("n_averaged", "total_ops", "total_params")
-"""What torch's AveragedModel and thop count beside the weights."""
+"""Counters that torch's AveragedModel and thop keep beside the weights."""
 # torchvision's own files of DenseNet have the names of an early version: norm.1 for norm1.
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
 # Heads of torchvision's GoogLeNet and Inception that serve training alone.
@@ -159,7 +159,7 @@ def _state_dict(content, path: Path) -> dict[str, torch.Tensor]:
 
 
 def head_outputs(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
-    """How many outputs the head has in weights of `read_weights`; None where it is not found."""
+    """The number of outputs of the head in weights of `read_weights`; None if it is not found."""
     try:
         name, _ = find_head(model)
     except ValueError:
@@ -182,7 +182,7 @@ def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.
     ------
     FileNotFoundError, ValueError
         As `read_weights`, and if a tensor is missing, superfluous, of another shape or kind, or
-        holds what is no weight: a value that is not finite, a negative variance.
+        holds a value that is not finite or a negative variance.
     """
     state = read_weights(path, model) if state is None else dict(state)
     target = model.state_dict()
