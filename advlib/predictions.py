@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from advlib.files import AGAIN
-from advlib.metrics.tables import CORRECT_COLUMNS, correct
+from advlib.metrics.tables import CORRECT_COLUMNS, correct, require
 from advlib.parquet import whole, write_parquet
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
@@ -126,12 +126,7 @@ def check_predictions(
         For a missing column or value, a missing or duplicated image, conditions of other images
         or labels, a label, class or probability out of range.
     """
-    if missing := [c for c in COLUMNS if c not in table]:
-        raise ValueError(f"the prediction table lacks the columns {', '.join(missing)}")
-    if not len(table):
-        raise ValueError("the prediction table has no rows")
-    if holes := [c for c in COLUMNS if table[c].isna().any()]:
-        raise ValueError(f"the prediction table has missing values in {', '.join(holes)}")
+    require(table, COLUMNS)
     _check_images(table, n_images)
     for column in ("label", "predicted_class"):
         _check_classes(table[column], num_classes)
