@@ -114,15 +114,7 @@ localrules:
     all,
     fetch,
     place_study,
-    claims,
-    table_check,
-    verdict,
-    cover,
-    study_index,
-    not_run,
-    speed,
-    bring_example,
-    cost,
+    page,
     toc,
     book,
 
@@ -131,6 +123,7 @@ wildcard_constraints:
     method="[A-Za-z0-9_.-]+",
     seed=r"\d+",
     attack="|".join(STUDY.attacks) or "none",
+    page=r"\w+",
 
 
 def needs(rule, *names):
@@ -226,10 +219,11 @@ def tables_of(study_id, chapter=None):
     return list(table_paths(study, folder))
 
 
-EVERY_TABLE = [
-    *[tables_of(name) for name in SHOWN],
-    *[tables_of(name, chapter) for name in FILES for chapter in AUDIT if source_of(name, chapter)],
-]
+def audit_tables_of(study_id):
+    known = [chapter for chapter in AUDIT if source_of(study_id, chapter)]
+    return [path for chapter in known for path in tables_of(study_id, chapter)]
+
+
 
 
 def whole_of(study_id, chapter):
@@ -364,6 +358,7 @@ else:
             executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
         params:
             settings=training,
+            told="-r method {method} -p seed {seed}",
         threads: cores("train")
         resources:
             **needs("train", "gpu", "mem_mb", "runtime"),
@@ -373,10 +368,10 @@ else:
             RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
         shell:
             "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
+            "{params.told} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_clean:
+    use rule train as evaluate_clean with:
         input:
             notebook="notebooks/evaluate_clean.ipynb",
             data=RUNS / "data.json",
@@ -386,6 +381,7 @@ else:
             executed=RUNS / "executed/evaluate_clean.ipynb",
         params:
             settings=data_settings(STUDY),
+            told="",
         threads: cores("evaluate_clean")
         resources:
             **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
@@ -393,12 +389,9 @@ else:
             RUNS / "logs/evaluate_clean.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_clean.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_attack:
+    use rule train as evaluate_attack with:
         input:
             notebook="notebooks/evaluate_pgd.ipynb",
             data=RUNS / "data.json",
@@ -409,6 +402,7 @@ else:
         params:
             settings=data_settings(STUDY) | settings("dtype"),
             threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
+            told="-r method {method} -p seed {seed} -p attack {attack}",
         threads: cores("evaluate_attack")
         resources:
             **needs("evaluate_attack", "gpu", "mem_mb", "runtime"),
@@ -416,13 +410,9 @@ else:
             RUNS / "logs/evaluate_{attack}-{method}-seed{seed}.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-r method {wildcards.method} -p seed {wildcards.seed} -p attack {wildcards.attack} "
-            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_samples:
+    use rule train as evaluate_samples with:
         input:
             notebook="notebooks/evaluate_samples.ipynb",
             data=RUNS / "data.json",
@@ -433,6 +423,7 @@ else:
         params:
             settings=data_settings(STUDY),
             threat=STUDY.threat("pgd40_last").to_dict(),
+            told="",
         threads: cores("evaluate_samples")
         resources:
             **needs("evaluate_samples", "gpu", "mem_mb", "runtime"),
@@ -440,14 +431,11 @@ else:
             RUNS / "logs/evaluate_samples.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_samples.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
     if ABLATION_IDS:
 
-        rule evaluate_ablations:
+        use rule evaluate_clean as evaluate_ablations with:
             input:
                 notebook="notebooks/evaluate_clean.ipynb",
                 data=RUNS / "data.json",
@@ -457,19 +445,14 @@ else:
                 executed=RUNS / "executed/evaluate_ablations.ipynb",
             params:
                 settings=data_settings(STUDY),
-            threads: cores("evaluate_clean")
-            resources:
-                **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
+                told="-p ablations_only True",
             log:
                 RUNS / "logs/evaluate_ablations.ipynb",
             benchmark:
                 RUNS / "benchmarks/evaluate_ablations.tsv"
-            shell:
-                "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-                "-p ablations_only True {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_ledger:
+    use rule train as evaluate_ledger with:
         input:
             notebook="notebooks/evaluate_ledger.ipynb",
             data=RUNS / "data.json",
@@ -480,6 +463,7 @@ else:
         params:
             settings=data_settings(STUDY) | settings("dtype", "ledger_images"),
             threat=STUDY.threat("pgd40").to_dict(),
+            told="-r method {method} -p seed {seed}",
         threads: cores("evaluate_ledger")
         resources:
             **needs("evaluate_ledger", "gpu", "mem_mb", "runtime"),
@@ -487,12 +471,9 @@ else:
             RUNS / "logs/evaluate_ledger-{method}-seed{seed}.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_ledger-{method}-seed{seed}.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_battery:
+    use rule train as evaluate_battery with:
         input:
             notebook="notebooks/evaluate_battery.ipynb",
             data=RUNS / "data.json",
@@ -504,6 +485,7 @@ else:
         params:
             settings=data_settings(STUDY) | settings("battery_images", "eval_batch_size"),
             threat=STUDY.threat("pgd40").to_dict(),
+            told="-r method {method} -p seed {seed}",
         threads: cores("evaluate_battery")
         resources:
             **needs("evaluate_battery", "gpu", "mem_mb", "runtime"),
@@ -511,12 +493,9 @@ else:
             RUNS / "logs/evaluate_battery-{method}-seed{seed}.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_battery-{method}-seed{seed}.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} && cp {log:q} {output.executed:q}"
 
 
-    rule evaluate_corruptions:
+    use rule train as evaluate_corruptions with:
         input:
             notebook="notebooks/evaluate_corruptions.ipynb",
             data=RUNS / "data.json",
@@ -527,6 +506,7 @@ else:
         params:
             settings=data_settings(STUDY)
             | settings("corruptions", "corruptions_dir", "corruption_images"),
+            told="",
         threads: cores("evaluate_corruptions")
         resources:
             **needs("evaluate_corruptions", "gpu", "mem_mb", "runtime"),
@@ -534,9 +514,6 @@ else:
             RUNS / "logs/evaluate_corruptions.ipynb",
         benchmark:
             RUNS / "benchmarks/evaluate_corruptions.tsv"
-        shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "{AS_STATED} && cp {log:q} {output.executed:q}"
 
 
 rule analyse:
@@ -585,236 +562,125 @@ rule place_study:
         "printf %s {params.pages:q} | {PYTHON} -m advbook.build.pages place"
 
 
-rule claims:
-    input:
-        notebook="notebooks/claims.ipynb",
-        paper="results/paper/published.csv",
-        code=code_of("notebooks/claims.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/claims.ipynb",
-    retries: 1
-    log:
-        "_build/logs/claims.ipynb",
-    benchmark:
-        "_build/benchmarks/claims.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The tables printed in the paper, copied into the repository.' "
-        "--tables {input.paper}"
-
-
-rule table_check:
-    input:
-        notebook="notebooks/table_check.ipynb",
-        tables=expand(
-            "results/paper/{name}.csv",
-            name=["published", "percentages", "public_models", "leaderboard"],
-        ),
-        code=code_of("notebooks/table_check.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/table_check.ipynb",
-    retries: 1
-    log:
-        "_build/logs/table_check.ipynb",
-    benchmark:
-        "_build/benchmarks/table_check.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The figures printed in the paper, and figures of public models copied into the "
-        "repository with their sources; none of those is recomputed here.' --tables {input.tables}"
-
-
-rule verdict:
-    input:
-        notebook="notebooks/verdict.ipynb",
-        paper="results/paper/published.csv",
-        tables=[tables_of(name) for name in SHOWN],
-        ablations=[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
-        code=code_of("notebooks/verdict.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/verdict.ipynb",
-    params:
-        studies="studies: " + str([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN]),
-        ablations="ablations: "
-        + json.dumps({name: path for name in SHOWN for path in ablations_of(name)}),
-        n_resamples=[BY_ID[name].n_resamples for name in SHOWN],
-    retries: 1
-    log:
-        "_build/logs/verdict.ipynb",
-    benchmark:
-        "_build/benchmarks/verdict.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} -y {params.studies:q} -y {params.ablations:q} "
-        "-p output _build/verdict && {PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The tables of the studies that the page names, fresh or committed as it says.' "
-        "--tables _build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv "
-        "--read {input.tables:q}"
-
-
-# The pages about all studies: what each part of each study shows, and which chapters there are.
+# The pages about all studies, each by what differs: `tables` it offers for download, `made` those that
+# its notebook writes, `read` what it reads besides, `after` what must be there before, and what papermill
+# is `told`. Where its numbers come from, its notebook's metadata say.
+QUICK = "results/fashion_mnist_quick/predictions"
 BOOK = "book: " + json.dumps(
     {FILES[name]: {"study": SOURCES[name], **AUDITS[name]} for name in SOURCES}
 )
 LISTED = "chapters: " + json.dumps(
     {name: {c: pages.CHAPTERS[c] for c in chapters_of(name)} for name in FILES}
 )
+SHOWN_TABLES = [path for name in SHOWN for path in tables_of(name)]
+EVERY_TABLE = [*SHOWN_TABLES, *[path for name in FILES for path in audit_tables_of(name)]]
+ON_IMAGENET = [name for name in SHOWN if BY_ID[name].dataset == "imagenet"]
+VERDICT = "book/generated/verdict.ipynb"
+PAGES = {
+    "claims": {"tables": ["results/paper/published.csv"]},
+    "table_check": {
+        "tables": [
+            f"results/paper/{name}.csv"
+            for name in ("published", "percentages", "public_models", "leaderboard")
+        ]
+    },
+    "imagenet_models": {
+        "tables": [
+            f"results/imagenet_models/{name}.csv"
+            for name in ("networks", "conditions", "label", "real", "groups", "predictions")
+        ],
+        "read": [path for name in ON_IMAGENET for path in tables_of(name)],
+        "told": [
+            *("-y", "studies: " + json.dumps([f"{FILES[n]}:{SOURCES[n]}" for n in ON_IMAGENET])),
+            *("-p", "output", "_build/imagenet_models"),
+        ],
+    },
+    "verdict": {
+        "made": "_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
+        "read": SHOWN_TABLES,
+        "after": [
+            "results/paper/published.csv",
+            "book/generated/imagenet_models.ipynb",
+            *[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
+        ],
+        "told": [
+            *("-y", "studies: " + json.dumps([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN])),
+            *("-y", "ablations: " + json.dumps({n: path for n in SHOWN for path in ablations_of(n)})),
+            *("-p", "public", "_build/imagenet_models/claims.csv"),
+            *("-p", "output", "_build/verdict"),
+        ],
+        "settings": [BY_ID[name].n_resamples for name in SHOWN],
+    },
+    "cover": {
+        "made": "_build/verdict/verdict.csv",
+        "read": SHOWN_TABLES,
+        "after": [
+            VERDICT,
+            *[
+                f"_build/studies/{name}/{chapter}.ipynb"
+                for name in SHOWN
+                for chapter in ("average_error", "classwise_error")
+            ],
+        ],
+        "told": ["-y", BOOK, "-y", LISTED],
+    },
+    "study_index": {
+        "read": EVERY_TABLE,
+        "after": [
+            *FILES.values(),
+            *[f"_build/studies/{name}/average_error.ipynb" for name in SHOWN],
+        ],
+        "told": ["-y", BOOK, "-y", LISTED],
+    },
+    "not_run": {"read": EVERY_TABLE, "after": list(FILES.values()), "told": ["-y", BOOK]},
+    "benchmark": {
+        "tables": [
+            f"results/benchmark/{name}.csv"
+            for name in ("speed", "efficiency", "convolution", "ceiling", "profile", "growth")
+        ],
+        "read": ["results/benchmark/facts.json"],
+    },
+    "cost": {
+        "tables": [
+            f"results/plan/{name}.csv"
+            for name in ("networks", "gpus", "published_speeds", "fashion_mnist_quick")
+        ],
+        "read": [f"{QUICK}/pgd40/{method}-seed0.parquet" for method in BY_ID[pages.DEFAULT].methods],
+    },
+    "bring_your_own": {
+        "made": "_build/brought/*.csv",
+        "read": [f"{QUICK}/clean/{method}-seed0.parquet" for method in ("std", "adv")],
+        "told": ["-p", "study", "example", "-p", "output", "_build/brought"],
+    },
+}
 
 
-rule cover:
+rule page:
     input:
-        notebook="notebooks/cover.ipynb",
-        verdict="book/generated/verdict.ipynb",
-        chapters=expand(
-            "_build/studies/{study}/{chapter}.ipynb",
-            study=SHOWN,
-            chapter=["average_error", "classwise_error"],
-        ),
-        tables=[tables_of(name) for name in SHOWN],
-        code=code_of("notebooks/cover.ipynb", "advbook.build.place"),
+        notebook="notebooks/{page}.ipynb",
+        tables=lambda wildcards: PAGES[wildcards.page].get("tables", []),
+        read=lambda wildcards: PAGES[wildcards.page].get("read", []),
+        after=lambda wildcards: PAGES[wildcards.page].get("after", []),
+        code=lambda wildcards: code_of(f"notebooks/{wildcards.page}.ipynb", "advbook.build.place"),
     output:
-        "book/generated/index.ipynb",
+        "book/generated/{page}.ipynb",
     params:
-        book=BOOK,
-        chapters=LISTED,
+        told=lambda wildcards: PAGES[wildcards.page].get("told", []),
+        made=lambda wildcards: PAGES[wildcards.page].get("made", ""),
+        settings=lambda wildcards: PAGES[wildcards.page].get("settings", []),
     retries: 1
     log:
-        "_build/logs/cover.ipynb",
+        "_build/logs/{page}.ipynb",
     benchmark:
-        "_build/benchmarks/cover.tsv"
+        "_build/benchmarks/{page}.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
-        "{PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The tables of the studies that the page names, and the verdict page.' "
-        "--tables _build/verdict/verdict.csv --read {input.tables:q}"
-
-
-rule study_index:
-    input:
-        notebook="notebooks/study_index.ipynb",
-        chapters=expand("_build/studies/{study}/average_error.ipynb", study=SHOWN),
-        tables=EVERY_TABLE,
-        files=list(FILES.values()),
-        code=code_of("notebooks/study_index.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/study_index.ipynb",
-    params:
-        book=BOOK,
-        chapters=LISTED,
-    retries: 1
-    log:
-        "_build/logs/study_index.ipynb",
-    benchmark:
-        "_build/benchmarks/study_index.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} -y {params.chapters:q} && "
-        "{PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The study files, and the tables of the studies, fresh or committed as the page says.' "
-        "--read {input.tables:q}"
-
-
-rule not_run:
-    input:
-        notebook="notebooks/not_run.ipynb",
-        tables=EVERY_TABLE,
-        files=list(FILES.values()),
-        code=code_of("notebooks/not_run.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/not_run.ipynb",
-    params:
-        book=BOOK,
-    retries: 1
-    log:
-        "_build/logs/not_run.ipynb",
-    benchmark:
-        "_build/benchmarks/not_run.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} -y {params.book:q} && "
-        "{PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The study files, and which of their tables there are.' --read {input.tables:q}"
-
-
-rule speed:
-    input:
-        notebook="notebooks/benchmark.ipynb",
-        tables=expand(
-            "results/benchmark/{name}.csv",
-            name=["speed", "efficiency", "convolution", "ceiling", "profile", "growth"],
-        ),
-        facts="results/benchmark/facts.json",
-        code=code_of("notebooks/benchmark.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/benchmark.ipynb",
-    retries: 1
-    log:
-        "_build/logs/benchmark.ipynb",
-    benchmark:
-        "_build/benchmarks/benchmark.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The committed tables of one run of the benchmark, on the machine that the page "
-        "names; `make bench` makes them afresh on yours.' --tables {input.tables} "
-        "--read {input.facts}"
-
-
-rule cost:
-    input:
-        notebook="notebooks/cost.ipynb",
-        tables=expand(
-            "results/plan/{name}.csv",
-            name=["networks", "gpus", "published_speeds", "fashion_mnist_quick"],
-        ),
-        quick=expand(
-            "results/fashion_mnist_quick/predictions/pgd40/{method}-seed0.parquet",
-            method=BY_ID[pages.DEFAULT].methods,
-        ),
-        code=code_of("notebooks/cost.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/cost.ipynb",
-    retries: 1
-    log:
-        "_build/logs/cost.ipynb",
-    benchmark:
-        "_build/benchmarks/cost.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} && {PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'Predictions on paper, from committed tables of FLOPs, GPUs and published speeds; "
-        "nothing was run on a GPU. The last section: one run on two CPU cores.' "
-        "--tables {input.tables} --read {input.quick}"
-
-
-rule bring_example:
-    input:
-        notebook="notebooks/bring_your_own.ipynb",
-        tables=expand(
-            "results/fashion_mnist_quick/predictions/clean/{method}-seed0.parquet",
-            method=["std", "adv"],
-        ),
-        code=code_of("notebooks/bring_your_own.ipynb", "advbook.build.place"),
-    output:
-        "book/generated/bring_your_own.ipynb",
-    retries: 1
-    log:
-        "_build/logs/bring_your_own.ipynb",
-    benchmark:
-        "_build/benchmarks/bring_your_own.tsv"
-    shell:
-        "{PAGE} {input.notebook:q} {log:q} -p study example -p output _build/brought && "
-        "{PYTHON} -m advbook.build.place notebook {log} {output} "
-        "--source 'The published clean predictions of Std and Adv (Fashion-MNIST, shortened), read "
-        "as if they were your files.' --tables _build/brought/*.csv --read {input.tables}"
+        "{PAGE} {input.notebook:q} {log:q} {params.told:q} && {PYTHON} -m advbook.build.place notebook {log} "
+        "{output} --tables {input.tables} {params.made} --read {input.read:q}"
 
 
 rule toc:
     input:
-        claims="book/generated/claims.ipynb",
-        table_check="book/generated/table_check.ipynb",
-        verdict="book/generated/verdict.ipynb",
-        cover="book/generated/index.ipynb",
-        study_index="book/generated/study_index.ipynb",
-        not_run="book/generated/not_run.ipynb",
-        bring="book/generated/bring_your_own.ipynb",
-        benchmark="book/generated/benchmark.ipynb",
-        cost="book/generated/cost.ipynb",
+        pages=expand("book/generated/{page}.ipynb", page=PAGES),
         studies=expand("book/generated/{study}/index.md", study=FILES),
         template="_toc.yml",
     output:

@@ -10,6 +10,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "advlib.threat": ("ThreatModel", "PROTOCOLS"),
     "advlib.attacks.pgd": ("pgd_attack",),
+    "advlib.attacks.apgd": ("apgd_attack",),
+    "advlib.attacks.square": ("square_attack",),
+    "advlib.attacks.autoattack": ("autoattack",),
     "advlib.attacks.worst_case": ("evaluate_attack",),
     "advlib.labels": ("label_augmentation_targets", "label_augmentation_loss", "class_logits"),
     "advlib.recipes": ("RECIPES", "Training"),

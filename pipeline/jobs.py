@@ -2,8 +2,8 @@
 
     python pipeline/jobs.py imagenet devices=8 passes_per_second=1000
 
-A pass is a forward and a backward pass over one image. The numbers are upper bounds from a stated
-speed, made without torch whenever the Snakefile is read; nothing is measured.
+Work is counted in forward passes, as `advlib.recipes.Recipe.passes` does. The numbers are upper
+bounds from a stated speed, made without torch whenever the Snakefile is read; nothing is measured.
 """
 
 import math
@@ -23,12 +23,12 @@ HEAVY = (
     *("evaluate_samples", "evaluate_ledger", "evaluate_battery"),
 )
 ALONE = ("evaluate_samples", "evaluate_ledger", "evaluate_battery")  # on one process
-SAMPLE_PASSES = 30 * 43  # a network: at most so many images, each under PGD-40 and judged twice
-LEDGER_PASSES = 41 * 25  # an image: some twenty switches, one of them with five starts
-BATTERY_PASSES = 10_000  # an image: PGD some 25 times, and AutoAttack
+SAMPLE_PASSES = 30 * 84  # a network: at most 30 images, each under PGD-40 and judged twice more
+LEDGER_PASSES = 82 * 25  # an image: some twenty switches, one of them with five starts
+BATTERY_PASSES = 20_000  # an image: PGD some 25 times, and AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
-    "passes_per_second": 300.0,  # of one GPU, the least to expect; small networks are faster
+    "passes_per_second": 600.0,  # forward ones, of one GPU; small networks are faster
     "max_minutes": 1440,  # what a partition grants; a job stopped there goes on when it is retried
     "gpu": True,  # False: a cluster without GPUs
 }
@@ -56,25 +56,18 @@ def images(study: Study) -> tuple[int, int, int]:
 
 
 def passes(study: Study, rule: str, method: str | None = None, attack: str | None = None) -> int:
-    """Passes of one heavy job, at most.
-
-    A training step attacks each image and learns from it, from its clean copy too if mixed. An
-    evaluation attacks every image to the end. A forward pass alone counts whole, for it waits for
-    the image to be decoded. (`pipeline.cost` counts what each pass costs, and measures images that
-    break early; here all is an upper bound.)
-    """
+    """Forward passes of one heavy job, at most: as if no image broke before its attack ends."""
     train, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
         study, method = recipe_of(study, method)
         if method not in RECIPES:
             return 0  # brought: taken as it is
-        recipe = RECIPES[method]
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
-        return train * epochs * (1 + recipe.adversarial * study.train_steps + recipe.mix)
+        return train * epochs * RECIPES[method].passes(study.train_steps)
     if rule == "evaluate_attack":
         threat = study.threat(attack)
-        return test * (1 + threat.steps) * threat.n_restarts
+        return test * (2 + 2 * threat.steps) * threat.n_restarts  # judged before and after
     if rule == "evaluate_samples":
         return len(study.methods) * SAMPLE_PASSES
     if rule == "evaluate_ledger":

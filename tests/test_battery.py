@@ -22,7 +22,7 @@ from advbook.audit.battery import (
     battery_conditions,
     battery_predictions,
 )
-from advbook.charts import battery as charts_battery
+from advbook.charts.errors import error_against
 from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
@@ -443,26 +443,11 @@ def test_charts_hold_what_the_table_says(adv):
     radii = {name: threat["eps"] for name, threat in facts["conditions"].items()}
     against = errors[errors.attack.isin(battery_verdicts.radii(facts))]
     against = against.assign(eps=against.attack.map(radii)).sort_values("eps")
-    spec = charts_battery.error_against(against, "eps", "ε", marked=0.15).to_dict()
+    spec = error_against(against, "eps", "ε", marked=0.15).to_dict()
     (rows,) = spec["datasets"].values()
     assert [row["eps"] for row in rows] == pytest.approx([0, 0.0375, 0.075, 0.15, 0.3, 0.6, 1])
     values = [row["value"] for row in rows]
     assert values == sorted(values) and values[-1] == 1
-    strong = errors[errors.attack.isin(AUTOATTACK)]
-    both = pd.concat([strong, strong.assign(method="Std")])
-    spec = charts_battery.autoattack_components(both).to_dict()
-    assert spec["facet"]["field"] == "method" and spec["facet"]["sort"] == ["Std", "Adv"]
-    rules, points = spec["spec"]["layer"]
-    assert points["encoding"]["x"]["field"] == "value"
-    assert (rules["encoding"]["x"]["field"], rules["encoding"]["x2"]["field"]) == ("low", "high")
-    colours = points["encoding"]["color"]["scale"]
-    assert colours["domain"] == ["Std", "Adv"] and len(set(colours["range"])) == 2
-    cells = errors[errors.attack == "transfer_std"].assign(source="Std", target="Adv")
-    squares, numbers = charts_battery.transfer_matrix(cells).to_dict()["layer"]
-    fields = {axis: squares["encoding"][axis]["field"] for axis in ("x", "y", "color")}
-    assert fields == {"x": "target", "y": "source", "color": "value"}
-    assert squares["encoding"]["color"]["scale"]["domain"] == [0, 1]
-    assert numbers["encoding"]["text"]["field"] == "value"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import vl_convert
 
-from advbook.charts import base as charts
+from advbook.charts import base
+from advbook.charts import errors as charts
+from advlib.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,7 +45,7 @@ def test_average_error_draws_each_value_and_interval():
         }
     )
     svg = marks(charts.average_error(table))
-    for said in ("Error (%)", "this study", "the paper (ImageNet)", charts.METHOD_COLOURS["Adv"]):
+    for said in ("Error (%)", "this study", "the paper (ImageNet)", base.METHOD_COLOURS["adv"]):
         assert said in svg
     assert svg.count('aria-roledescription="point"') == 3
     assert "95 % interval: 5.00% to 20.00%" in svg and "95 % interval: none" in svg
@@ -62,7 +64,7 @@ def test_sorted_class_error_ranks_each_method_by_itself(errors):
 
 def test_class_error_has_a_mark_for_each_class_and_method(errors):
     svg = marks(charts.class_error(errors))
-    assert svg.count('aria-roledescription="circle"') == 18
+    assert svg.count('aria-roledescription="point"') == 18
     assert all(name in svg for name in ("cat", "dog", "owl"))
 
 
@@ -87,7 +89,7 @@ def test_class_changes_keep_their_colours():
         }
     )
     svg = marks(charts.class_changes(table))
-    gains, loses = charts.OTHER_COLOURS[:2]
+    gains, loses = base.OTHER_COLOURS[:2]
     assert svg.count(gains) >= 2 and svg.count(loses) >= 2 and "within chance" in svg
     assert "%" not in re.sub(r"<[^>]*>", "", svg)  # points, on the axis too
 
@@ -107,33 +109,34 @@ def test_a_panel_of_small_changes_has_a_scale_of_its_own():
     assert {"-80", "-0.5"} <= labels
 
 
-def test_training_curves():
-    rows = [(m, 0, e, 1 / e, 0.5 / e) for m in ("Std", "Adv") for e in (1, 2, 3)]
-    log = pd.DataFrame(rows, columns=["method", "seed", "epoch", "loss", "error"])
-    svg = marks(charts.training_curves(log))
-    assert "Loss of the batch (nats)" in svg and svg.count('aria-roledescription="line mark"') == 4
-
-
 def test_unknown_methods_get_a_colour_too():
-    scale = charts.method_colour(["Std", "TRADES"]).to_dict()["scale"]
+    scale = base.method_colour(["Std", "TRADES"]).to_dict()["scale"]
     assert scale["domain"] == ["Std", "TRADES"]
-    assert scale["range"][0] == charts.METHOD_COLOURS["Std"]
+    assert scale["range"][0] == base.METHOD_COLOURS["std"]
+
+
+def test_a_colour_belongs_to_the_id_whatever_the_title(monkeypatch):
+    monkeypatch.setitem(base.IDS, "Madry's", "adv")
+    assert base.colour_of("Madry's") == base.colour_of("adv") == base.colour_of("Adv")
+    assert base.method_order(["mine", "Adv⁺", "Madry's"]) == ["Madry's", "Adv⁺", "mine"]
+    assert set(base.METHOD_COLOURS) <= set(RECIPES)
 
 
 def test_models_beyond_the_projects_own_have_colours_of_their_own():
-    names = [*charts.METHOD_COLOURS, *(f"model {i}" for i in range(4))]
+    names = [*(RECIPES[m].title for m in base.METHOD_COLOURS), *(f"model {i}" for i in range(4))]
     for shown in (names, names[4:], names[8:]):
-        colours = charts.method_colour(shown).to_dict()["scale"]["range"]
+        colours = base.method_colour(shown).to_dict()["scale"]["range"]
         assert len(set(colours)) == len(shown)
 
 
 @pytest.mark.parametrize("n", [2, 9, 11])
 def test_panels_of_many_benchmarks_have_room(errors, n):
     parts = [errors[errors.benchmark == "Clean"].assign(benchmark=f"attack {i}") for i in range(n)]
-    for chart in (charts.class_error, charts.sorted_class_error):
+    for chart, mark in ((charts.class_error, "point"), (charts.sorted_class_error, "circle")):
         spec = chart(pd.concat(parts)).to_dict()
         assert spec["spec"]["width"] >= 80
-        assert marks(chart(pd.concat(parts))).count('aria-roledescription="circle"') == 9 * n
+        drawn = marks(chart(pd.concat(parts)))
+        assert drawn.count(f'aria-roledescription="{mark}"') == 9 * n
 
 
 # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB: https://doi.org/10.1109/TVCG.2009.113
@@ -157,7 +160,7 @@ def as_seen(colour: str, deficiency: str) -> np.ndarray:
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 @pytest.mark.parametrize(
-    "colours", [[*charts.METHOD_COLOURS.values(), *charts.MORE_COLOURS], charts.OTHER_COLOURS]
+    "colours", [[*base.METHOD_COLOURS.values(), *base.MORE_COLOURS], base.OTHER_COLOURS]
 )
 def test_colours_differ_for_every_colour_vision(colours, deficiency):
     """By 7 at least (CIE76), where 2.3 is a difference that is just noticed."""
@@ -168,7 +171,7 @@ def test_colours_differ_for_every_colour_vision(colours, deficiency):
 
 def test_only_methods_have_the_colours_of_methods():
     """In charts of other things they would promise a method."""
-    methods = {colour.lower() for colour in charts.METHOD_COLOURS.values()} - {"#999999"}
+    methods = {colour.lower() for colour in base.METHOD_COLOURS.values()} - {"#999999"}
     sources = [*(ROOT / "book/advbook/charts").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]
     written = {
         path.name: found
@@ -184,7 +187,7 @@ def test_only_methods_have_the_colours_of_methods():
 def test_one_benchmark_is_one_panel_with_its_reference(errors):
     one = errors[errors.benchmark == "Clean"]
     svg = marks(charts.class_error(one, value="Error ratio", form=".1f", reference=1))
-    assert svg.count('aria-roledescription="circle"') == 9 and "Error ratio" in svg
+    assert svg.count('aria-roledescription="point"') == 9 and "Error ratio" in svg
     assert "stroke-dasharray" in svg
 
 
@@ -244,20 +247,12 @@ def test_pairs_that_never_occur_have_the_colour_of_zero():
     assert ground == f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def test_confusion_kinds_stack_to_the_whole():
-    kinds = {"right": 0.5, "within": 0.3, "across": 0.2}
-    rows = [("Std", "Clean", "Tops", kind, share) for kind, share in kinds.items()]
-    table = pd.DataFrame(rows, columns=["method", "benchmark", "group", "kind", "share"])
-    svg = marks(charts.confusion_kinds(table))
-    assert svg.count('aria-roledescription="bar"') == 3 and "Tops" in svg
-
-
 def test_differences_beyond_chance_have_ink():
     rows = [("a → b", "fog", -0.2, -0.3, -0.1), ("a → b", "snow", 0.01, -0.1, 0.1)]
     table = pd.DataFrame(rows, columns=["pair", "name", "value", "low", "high"])
     svg = marks(charts.differences(table))
-    ink = re.findall(r'aria-roledescription="circle"[^>]* fill="([^"]+)"', svg)
-    assert sorted(ink) == sorted(charts.CLEAR)
+    ink = re.findall(r'aria-roledescription="point"[^>]* fill="([^"]+)"', svg)
+    assert sorted(ink) == sorted(base.CLEAR)
 
 
 def test_a_thousand_classes_of_many_methods_are_one_chart():
@@ -266,9 +261,52 @@ def test_a_thousand_classes_of_many_methods_are_one_chart():
     charts.sorted_class_error(table).to_dict()  # Altair refuses 5,000 rows unless told otherwise
 
 
+def test_a_chosen_group_of_classes_is_shown_alone(errors):
+    """The first group, to begin with; a class may be in several."""
+    few = errors[errors.class_name == "owl"].assign(group="the hardest")
+    both = pd.concat([few, errors.assign(group="all")])
+    svg = marks(charts.class_error(both))
+    assert svg.count('aria-roledescription="point"') == 6
+    assert ">owl<" in svg and ">cat<" not in svg
+    both = pd.concat([errors.assign(group="all"), few])
+    assert marks(charts.class_error(both)).count('aria-roledescription="point"') == 18
+
+
+def a_hundred_classes() -> pd.DataFrame:
+    """Errors of 100 classes in 20 groups by six methods under three benchmarks."""
+    benchmarks = ["Clean", "PGD-40", "Corruptions"]
+    names = [RECIPES[m].title for m in base.METHOD_COLOURS][:6]
+    cells = itertools.product(benchmarks, names, range(100))
+    table = pd.DataFrame(cells, columns=["benchmark", "method", "label"])
+    error = np.random.default_rng(0).random(len(table))
+    table = table.assign(error=error, low=error / 2, high=error / 2 + 0.5)
+    return table.assign(
+        class_name=[f"a class, number {label}" for label in table.label],
+        group=[f"superclass {label // 5}" for label in table.label],
+    )
+
+
+CHARTS_OF_CLASSES = {
+    "sorted_class_error": charts.sorted_class_error,
+    "class_error": charts.class_error,
+    "two_errors": lambda t: charts.two_errors(t.assign(other=t.low)),
+    "class_lines": lambda t: charts.class_lines(t, "Errors of classes"),
+    "class_grid": lambda t: charts.class_grid(t, "benchmark", "Benchmark"),
+    "class_changes": lambda t: charts.class_changes(
+        t.assign(panel=t.method + t.benchmark, difference=t.low, change="gains", q_value=0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHARTS_OF_CLASSES)
+def test_a_hundred_classes_of_six_methods_stay_below_a_megabyte(name):
+    chart = CHARTS_OF_CLASSES[name](a_hundred_classes())
+    assert len(chart.to_json(indent=None, separators=(",", ":"))) < 1_000_000
+
+
 def test_brought_models_are_in_every_chart(errors):
     named = errors.assign(method=errors.method.replace({"Std": "mine", "Adv": "theirs"}))
-    assert charts.method_order(named.method) == ["Adv⁺", "mine", "theirs"]
-    assert marks(charts.class_error(named)).count('aria-roledescription="circle"') == 18
+    assert base.method_order(named.method) == ["Adv⁺", "mine", "theirs"]
+    assert marks(charts.class_error(named)).count('aria-roledescription="point"') == 18
     pairs = named.rename(columns={"error": "share"}).assign(predicted_name="cat", method="mine")
     assert marks(charts.confusion(pairs.drop_duplicates("class_name"))).count('"rect mark"') >= 1

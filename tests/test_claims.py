@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from advbook.charts import verdict as charts_verdict
+from advbook.charts.verdict import effects_beside_paper
 from advbook.claims import claims, verdict
 from advbook.studies import tables as tables_module
 from advbook.studies.identity import data_settings, training_settings
@@ -560,7 +560,7 @@ def test_overview_findings_and_chart_say_what_the_tables_say(study):
     assert list(effects.series.unique()) == [default, "the paper (ImageNet)"]
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(charts_verdict.effects_beside_paper(effects).to_dict())
+    svg = vl_convert.vegalite_to_svg(effects_beside_paper(effects).to_dict())
     assert svg.count('aria-roledescription="point"') == effects.value.notna().sum()
     assert ">0<" in svg and ">+0<" not in svg and "%<" not in svg  # points, not per cent
 
@@ -580,14 +580,14 @@ def test_the_chart_gives_each_reading_the_papers_mark_for_its_own_room(study):
         -0.3 * 0.3762 / 0.4362, abs=1e-4
     )
     assert list(marks["Adv → Adv⁺: clean error"].index) == ["the paper (ImageNet)"]  # not scaled
-    spec = charts_verdict.effects_beside_paper(table).to_json()
+    spec = effects_beside_paper(table).to_json()
     assert '"circle", "circle", "diamond", "square"' in " ".join(spec.split())
 
     only_mixed = [name for name in study.methods if name != "adv_plus"]
     study = dataclasses.replace(study, methods=only_mixed)
     found = claims.compare(study, evidence(study, clean=clean), PAPER)
     table = verdict.effects(found, {study.study: study})
-    spec = " ".join(charts_verdict.effects_beside_paper(table).to_json().split())
+    spec = " ".join(effects_beside_paper(table).to_json().split())
     order = '[ "adversarial batches", "mixed batches", "the paper (ImageNet)"'
     assert f'"domain": {order}' in spec
 

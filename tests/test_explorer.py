@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
 
+from advbook.charts.base import METHOD_COLOURS
 from advbook.charts.explorer import class_panel, picture, probability_chart, verdict
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
@@ -220,6 +222,7 @@ def test_the_pictures_hold_what_the_attack_changed(make, samples):
     shown = make()
     shown.background.wait()
     assert picture(decode_png(known.image), "The clean image") in shown.pictures.value
+    assert f"solid {METHOD_COLOURS['adv']}" in shown.pictures.value
     png = re.search(r'alt="Change of Adv, magnified".*?base64,([^"]+)', shown.pictures.value)[1]
     change, expected = decode_png(base64.b64decode(png)), decode_png(known.perturbation)
     assert abs(change.astype(int) - expected).max() <= 1  # the table rounds in float64
@@ -315,10 +318,10 @@ def test_an_unknown_method_is_refused(methods):
 def test_closing_ends_the_thread(make):
     shown = make(methods=STUDY.methods)
     until(lambda: shown.progress.value > 2)
-    thread = shown.background.thread
     shown.close()
-    thread.join(30)
-    assert not thread.is_alive() and len(shown.steps) < 100
+    assert futures.wait([shown.background.running], 30).done and len(shown.steps) < 100
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        shown.background.start(iter([]))
 
 
 @pytest.mark.parametrize(

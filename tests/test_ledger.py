@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from advbook.audit import ledger
-from advbook.charts import switches as charts_ledger
 from advbook.studies import switches
 from advbook.studies.identity import data_settings
 from advbook.studies.inputs import audit_set, images_of
@@ -363,24 +362,6 @@ def test_combinations_apply_one_switch_to_all_three():
     assert (all_logits.attacked_std, all_logits.attacked_adv_plus) == (1.0, 0.5)
     assert found.distance[0] < 1 and found.distance.is_monotonic_increasing
     assert len(ledger.combinations(errors, same, {}, PAPER)) == 0
-
-
-def test_charts_hold_what_they_are_given():
-    table = pd.concat([rows("adv_plus", {"default": "ab", "all_logits": "a", "clean": ""})])
-    errors = ledger.switch_errors(table, n_resamples=50).rename(columns={"attack": "switch"})
-    repeat = pd.DataFrame([{"method": "adv", "switch": "all_logits", "shown": "="}])
-    grid = charts_ledger.switch_grid(pd.concat([errors.assign(shown="1"), repeat])).to_dict()
-    assert grid["layer"][0]["encoding"]["y"]["sort"] == ["clean", "default", "all_logits"]
-    changes = charts_ledger.switch_changes(errors.dropna(subset="change")).to_dict()
-    assert changes["facet"]["sort"] == ["adv_plus"]
-    gaps = ledger.gaps(table, n_resamples=50)
-    gaps = charts_ledger.gap_intervals(gaps.assign(panel=gaps.gap), ["masking", "label"]).to_dict()
-    assert gaps["facet"]["sort"] == ["masking", "label"]
-    cells = {f"{b}_{m}": value for (b, m), value in PAPER.items()}
-    tried = pd.DataFrame([{"pair": "p", "switch": "s", "kind": "own", "distance": 0.0, **cells}])
-    drawn = charts_ledger.adv_plus_against_adv(tried, PAPER).to_dict()
-    shown = [row for rows in drawn["datasets"].values() for row in rows]
-    assert {"x": 0.7032, "y": 0.327, "text": "paper"} in shown
 
 
 def test_protocols_still_hold_the_papers_radius():

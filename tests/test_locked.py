@@ -26,6 +26,12 @@ subprocess.run([sys.executable, "-c", {JOB!r}], start_new_session=True)
 """
 
 
+def heard():
+    """As in a terminal: tests in the background of a shell, or under nohup, are deaf to these."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start():
     """Start a command under `locked.py`; what still runs after the test is killed."""
@@ -34,7 +40,7 @@ def start():
     def starting(folder, *command, **options):
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         words = [sys.executable, ROOT / "pipeline/locked.py", *command]
-        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        options.setdefault("preexec_fn", heard)
         started.append(subprocess.Popen(words, cwd=folder, text=True, **pipes, **options))
         return started[-1]
 
@@ -48,7 +54,7 @@ def own_folder(folder) -> str:
     return (folder / ".lock").read_text().splitlines()[1]
 
 
-def ended(folder: str, seconds: float = 10) -> bool:
+def ended(folder: str, seconds: float = 30) -> bool:
     """Whether nothing that was started is left, soon, and no temporary file."""
     until = time.monotonic() + seconds
     while (left := locked.marked(folder) or os.path.exists(folder)) and time.monotonic() < until:
@@ -102,7 +108,7 @@ def test_a_second_run_is_told_of_the_first(start, tmp_path):
     said = second.stderr.read()
     assert f"is running in {tmp_path}: wait for it, or end it with `kill {first.pid}`" in said
     first.terminate()
-    first.wait(10)
+    first.wait(30)
 
 
 def test_a_command_under_nohup_outlives_its_terminal(start, tmp_path):
@@ -114,7 +120,7 @@ def test_a_command_under_nohup_outlives_its_terminal(start, tmp_path):
     time.sleep(1)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(30) == 128 + signal.SIGTERM
 
 
 def test_a_command_in_the_background_of_a_shell_ends_when_asked(start, tmp_path):
@@ -122,7 +128,7 @@ def test_a_command_in_the_background_of_a_shell_ends_when_asked(start, tmp_path)
     process = start(tmp_path, sys.executable, "-c", COMMAND, **deaf)
     process.stdout.readline()
     process.terminate()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(30) == 128 + signal.SIGTERM
     assert ended(own_folder(tmp_path))
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from advbook.build import pages, place
-from advbook.charts import cover as charts_cover
+from advbook.charts import errors as charts
 from advbook.claims import claims
 from advbook.claims import front as overview
 from advbook.studies.schema import ROOT, Study, make_study
@@ -455,9 +455,9 @@ def test_the_cover_picture_and_its_words(n_classes):
         for i in range(n_classes)
     ]
     table = pd.DataFrame(rows, columns=["method", "benchmark", "class_name", "error"])
-    said = charts_cover.in_words(table)
+    said = charts.in_words(table)
     assert f"to {(n_classes - 1) / n_classes:.0%} (class {n_classes - 1})" in said
-    spec = charts_cover.class_lines(table, said).to_dict()
+    spec = charts.class_lines(table, said).to_dict()
     assert spec["description"] == said
     data = next(iter(spec["datasets"].values()))
     labelled = {(row["benchmark"], row["label"]) for row in data if row["label"]}
@@ -555,7 +555,7 @@ def test_the_contents_hold_each_kind_of_page_once():
     pages_there = [p for folder in ("book", "book/reference") for p in (ROOT / folder).glob("*.md")]
     pages_there = {str(path.relative_to(ROOT).with_suffix("")) for path in pages_there}
     assert pages_there == {name for name in named if "generated" not in name}
-    assert toc["root"] == "book/generated/index"
+    assert toc["root"] == "book/generated/cover"
 
 
 def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):

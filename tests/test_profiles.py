@@ -31,13 +31,13 @@ def imagenet():
 
 def test_passes_are_images_times_epochs_times_steps(imagenet):
     train = {m: jobs.passes(imagenet, "train", m) for m in ("pretrained", "std", "adv", "adv_plus")}
-    assert train["std"] == 1_281_167 * 10
-    assert train["adv"] == train["adv_plus"] == 1_281_167 * 10 * 11
+    assert train["std"] == 1_281_167 * 10 * 3
+    assert train["adv"] == train["adv_plus"] == 1_281_167 * 10 * 23
     assert train["pretrained"] == 0  # published weights: nothing to train
     cifar10 = load_study("cifar10")
-    assert jobs.passes(cifar10, "train", "pretrained") == 50_000 * 30
-    assert jobs.passes(cifar10, "train", "adv_plus_mix") == 50_000 * 10 * (10 + 2)
-    assert jobs.passes(imagenet, "evaluate_attack", attack="pgd40") == 50_000 * 41
+    assert jobs.passes(cifar10, "train", "pretrained") == 50_000 * 30 * 3
+    assert jobs.passes(cifar10, "train", "adv_plus_mix") == 50_000 * 10 * 26
+    assert jobs.passes(imagenet, "evaluate_attack", attack="pgd40") == 50_000 * 82
     assert jobs.passes(imagenet, "evaluate_clean") == 50_000 * 4
     assert jobs.passes(imagenet, "evaluate_corruptions") == 50_000 * 4 * 75
 
@@ -58,9 +58,9 @@ def test_time_follows_the_stated_speed_and_the_gpus(imagenet):
     def minutes(**stated):
         return jobs.needs(imagenet, "train", method="adv", max_minutes=10**6, **stated)["runtime"]
 
-    hours = 1_281_167 * 10 * 11 / 300 / 3600  # 130 hours on one GPU at 300 passes a second
+    hours = 1_281_167 * 10 * 23 / 600 / 3600  # 136 hours on one GPU at 600 passes a second
     assert minutes() == pytest.approx(60 * hours * 1.5 + 20, abs=1)
-    assert minutes(passes_per_second=600) == pytest.approx(60 * hours * 1.5 / 2 + 20, abs=1)
+    assert minutes(passes_per_second=1200) == pytest.approx(60 * hours * 1.5 / 2 + 20, abs=1)
     assert minutes(devices=8) == pytest.approx(60 * hours * 1.5 / 8 + 20, abs=1)
     assert jobs.needs(imagenet, "train", method="adv")["runtime"] == 1440
     assert jobs.needs(imagenet, "train", method="adv", max_minutes=600)["runtime"] == 600

@@ -18,6 +18,7 @@ from PIL import Image
 
 from advbook.build import pages
 from advbook.charts import pictures as charts_gallery
+from advbook.charts.base import METHOD_COLOURS
 from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
@@ -310,6 +311,7 @@ def test_names_cannot_break_the_page():
     samples = samples.assign(file_name="a/<b>" + samples.file_name)
     samples.attrs = attrs | {"class_names": [f'<"{i}">' for i in range(10)]}
     html = charts_gallery.gallery(samples, {"std": "<i>Std"})
+    assert f"--method: {METHOD_COLOURS['std']}" in html  # whatever its title
     assert "&lt;&quot;3&quot;&gt;" in html and "&lt;i&gt;Std" in html
     assert not re.search(r'<"|<i>|<b>', html)
 

@@ -636,8 +636,7 @@ def test_the_same_tables_make_the_same_pages(tmp_path):
     python = sys.executable
     steps = [
         f"{python} -m papermill --no-progress-bar -k python3 notebooks/claims.ipynb run.ipynb",
-        f"{python} -m advbook.build.place notebook run.ipynb book/generated/claims.ipynb "
-        "--source Twice.",
+        f"{python} -m advbook.build.place notebook run.ipynb book/generated/claims.ipynb",
         "echo '{format: jb-book, root: book/generated/claims}' > toc.yml",
         f"{Path(python).with_name('jupyter-book')} build . --toc toc.yml -q",
     ]

@@ -105,7 +105,10 @@ def test_the_imagenet_study_is_the_papers():
         ({"study": "a b"}, "letters, digits"),
         ({"study": "a;{b}"}, "letters, digits"),
         ({"study": "paper"}, "other than 'paper'"),
-        ({"study": "benchmark"}, "other than 'paper', 'benchmark', 'plan'; got 'benchmark'"),
+        (
+            {"study": "benchmark"},
+            "other than 'paper', 'benchmark', 'plan', 'imagenet_models'; got 'benchmark'",
+        ),
         ({"study": "plan"}, "got 'plan'"),
         ({"study": "18"}, "with a letter"),
         ({"train_images": -5}, "train_images is at least 1"),

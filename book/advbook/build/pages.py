@@ -456,13 +456,11 @@ def _summary(study: Study, name: str, source: str | None, audit: dict, pictures:
     seeds = "one seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     attacked = sum(RECIPES[m].adversarial for m in study.methods if m in RECIPES)
     text += (
-        "\n\n**What it costs.** A {term}`pass` is counted here as one forward and one backward, "
-        "for one image. "
-        f"An adversarial method takes {study.train_steps + 1} passes a training image and "
-        f"epoch ({study.train_steps + 2} with mixed batches), Std one; those of an attack are "
-        "shorter, without gradients of the weights ({doc}`What it costs <../cost>`). "
+        "\n\n**What it costs**, in forward passes for one image ({doc}`What it costs <../cost>`). "
+        f"An epoch takes {RECIPES['std'].passes(0)} of them for Std, "
+        f"{RECIPES['adv'].passes(study.train_steps)} for an adversarial method and "
+        f"{RECIPES['adv_mix'].passes(study.train_steps)} with mixed batches; PGD-40 at most 82. "
         f"{attacked} of the {len(study.methods)} methods here are adversarial, each with {seeds}. "
-        "PGD-40 takes at most 41 passes a test image and method. "
         f"{as_code(f'make plan STUDY={name}')} predicts the time on your machine."
     )
     if source is None and study.dataset == "imagenet":

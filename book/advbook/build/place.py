@@ -3,7 +3,7 @@
 papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed
 copies. One notebook may serve several studies, so its title and its labels get the study's name.
 
-    python -m advbook.build.place notebook EXECUTED TARGET --source "A fresh run of this study."
+    python -m advbook.build.place notebook EXECUTED TARGET --read TABLE ...
     python -m advbook.build.place toc
 """
 
@@ -73,8 +73,9 @@ def place_notebook(
         Ends the page's heading: "Average error: CIFAR-10"; it also replaces ``{{ study_title }}``
         in Markdown and captions.
     source
-        Where the page's numbers come from, one or two sentences of Markdown. They are shown with
-        the download links, the project's version, the date of the tables, and the command that
+        Where the page's numbers come from, one or two sentences of Markdown; else what the
+        notebook's own metadata say, `advbook.source`. They are shown with the download links, the
+        project's version, the date of the tables, and the command that
         makes the page again: under the heading, or where the text says ``{{ provenance }}``.
     tables
         CSV files that the page offers for download, each also as LaTeX. They are copied into
@@ -109,6 +110,7 @@ def place_notebook(
     _check_complete(notebook, executed)
     own_title = _own_title(notebook, executed)
     title = title or own_title
+    source = source or notebook.metadata.get("advbook", {}).get("source", "")
     study_title = as_typed(study_title or "")
     words = {"study_title": study_title, "seeds": _seeds_in_words(seeds)}
     read = list(read)
@@ -394,10 +396,12 @@ def _tags(cell: nbformat.NotebookNode) -> list[str]:
 def _hide_silent(cell: nbformat.NotebookNode) -> None:
     """Take a folded cell that shows nothing off the page, and its caption with it.
 
-    The file that the page offers keeps it: parameters, imports, and what writes the tables.
+    The file that the page offers keeps it: parameters, imports, what writes the tables, and what
+    gives numbers to sentences (`glue`).
     """
     folded = {"hide-input", "parameters", "injected-parameters"} & set(_tags(cell))
-    if cell.cell_type == "code" and folded and not cell.outputs:
+    shown = [o for o in cell.get("outputs", []) if "scrapbook" not in o.get("metadata", {})]
+    if cell.cell_type == "code" and folded and not shown:
         cell.metadata["tags"] = [*_tags(cell), "remove-cell"]
 
 
@@ -517,7 +521,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("target", type=Path)
     one.add_argument("--id", dest="study_id")
     one.add_argument("--title", dest="study_title")
-    one.add_argument("--source", default="")
     one.add_argument("--tables", type=Path, nargs="*", default=[])
     one.add_argument("--read", type=Path, nargs="*", default=[])
     one.add_argument("--made-by", default="")

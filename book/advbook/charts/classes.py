@@ -1,7 +1,7 @@
 """One class at a time: its errors, rank and confusions, as one linked chart of all classes.
 
-The chart holds one short row a class, its figures packed into text; Vega unpacks the row of the
-class that is shown. So 1,000 classes fit into a page.
+The chart holds one short row a class, its figures in lists; Vega unpacks the row of the class that
+is shown. So 1,000 classes fit into a page.
 """
 
 import json
@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from advbook.charts.base import ERROR_AXIS, OTHER_COLOURS, method_colour, method_order, side_by_side
+from advbook.charts.base import (
+    ERROR_AXIS,
+    INTERVAL,
+    LINE,
+    OTHER_COLOURS,
+    dots,
+    facet,
+    method_colour,
+    method_order,
+    side_by_side,
+    tips,
+)
 from advlib import metrics
 
 TOP = 6  # confusions shown of a class, under each benchmark
@@ -34,7 +45,6 @@ ACCENTS = {
 WIDTH = 200  # of a panel: with the names at its axis, it fits a telephone
 AXIS = alt.Axis(**ERROR_AXIS, tickCount=4)
 HUNDREDTHS = "format(100 * datum.value, '.3~g')"
-HEADER = alt.Header(labelAnchor="start")
 LABELS = alt.Axis(labelLimit=125)
 LEGEND = alt.Legend(title=None, orient="top", columns=2, labelLimit=125)
 
@@ -229,55 +239,48 @@ def distinct(class_names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(names)]
 
 
-def _text(values) -> str:
-    """Fractions as whole numbers of 1 / SCALE between spaces; a gap for a missing one."""
-    return " ".join("" if pd.isna(v) else str(round(SCALE * v)) for v in values)
+def _whole(table: pd.DataFrame, by: int = SCALE) -> list[list[int | None]]:
+    """The rows as lists of whole numbers, `by` times as large; None where one is missing."""
+    return [[None if pd.isna(v) else round(by * v) for v in row] for row in table.to_numpy()]
 
 
 def _pack(errors, confusions, corruptions, ranking, names, methods, confused) -> pd.DataFrame:
-    """One row a class, as `class_explorer` shows it."""
+    """One row a class, as `class_explorer` shows it; its figures are lists in one cell each."""
     labels = ranking.sort_values(ascending=False, kind="stable").index
-    cells = ["benchmark", "method"]
-    seeds = errors.seed.unique()
+    cells, seeds = ["benchmark", "method"], errors.seed.unique()
     ranks = errors.groupby([*cells, "seed"], sort=False).error
     errors = errors.assign(first=ranks.rank("min"), last=ranks.rank("max"))
     order = pd.MultiIndex.from_product([errors.benchmark.unique(), methods])
 
-    def wide(column, seed):
+    def wide(column, seed=seeds[0]):
         part = errors[errors.seed == seed]
         return part.pivot(index="label", columns=cells, values=column)[order].reindex(labels)
 
-    packed = {c: [*map(_text, wide(c, seeds[0]).to_numpy())] for c in ("error", "low", "high")}
-    for c in ("first", "last"):
-        packed[c] = [*map(_text, wide(c, seeds[0]).to_numpy() / SCALE)]
-    others = [wide("error", seed).to_numpy() for seed in seeds[1:]]
-    packed["seeds"] = [";".join(_text(part[i]) for part in others) for i in range(len(labels))]
-    n_images = errors[errors.benchmark == order[0][0]].groupby("label").n_images.first()
-
+    packed = {column: _whole(wide(column)) for column in ("error", "low", "high")}
+    packed |= {column: _whole(wide(column), 1) for column in ("first", "last")}
+    others = [_whole(wide("error", seed)) for seed in seeds[1:]]
+    packed["seeds"] = [list(rows) for rows in zip(*others, strict=True)] or [[]] * len(labels)
     for direction in ("out", "in"):
+        part = confusions[confusions.direction == direction]
         lists = {
-            key: ";".join(
-                f"{other} {_text(shares)}"
-                for other, shares in zip(part.other, part[methods].to_numpy(), strict=True)
-            )
-            for key, part in confusions[confusions.direction == direction].groupby(
-                ["benchmark", "label"], sort=False
-            )
+            key: [
+                [other, *shares]
+                for other, shares in zip(rows.other, _whole(rows[methods]), strict=True)
+            ]
+            for key, rows in part.groupby(["benchmark", "label"], sort=False)
         }
-        packed[direction] = [
-            "|".join(lists.get((benchmark, label), "") for benchmark in confused)
-            for label in labels
-        ]
+        packed[direction] = [[lists.get((b, label), []) for b in confused] for label in labels]
     if len(corruptions):
         order = pd.MultiIndex.from_product([corruptions.corruption.unique(), methods])
         own = corruptions.pivot(index="label", columns=["corruption", "method"], values="error")
-        packed["corruption"] = [*map(_text, own.reindex(index=labels, columns=order).to_numpy())]
+        packed["corruption"] = _whole(own.reindex(index=labels, columns=order))
+    n_images = errors[errors.benchmark == errors.benchmark.iloc[0]].groupby("label").n_images
     return pd.DataFrame(packed).assign(
         place=np.arange(1, len(labels) + 1),
         label=labels,
         class_name=[names[label] for label in labels],
         value=ranking[labels].round(4).to_numpy(),
-        n=n_images.reindex(labels).to_numpy(),
+        n=n_images.first().reindex(labels).to_numpy(),
     )
 
 
@@ -292,23 +295,21 @@ def _heading(text: str) -> alt.Title:
 
 
 def _cells(columns: dict[str, int], outer: str, values: list[str]) -> list[dict]:
-    """Transforms that unpack columns, each divided by a number: one row an outer value and method.
+    """Transforms that unpack lists, each divided by a number: one row an outer value and method.
 
     `outer` names the column that the outer values make. Where the first column has no value, there
     is no row.
     """
-    split = [{"calculate": f"split(datum.{c}, ' ')", "as": c} for c in columns]
-    cell = {"calculate": f"sequence(length(datum.{next(iter(columns))}))", "as": "cell"}
+    first = next(iter(columns))
     return [
-        *split,
-        cell,
+        {"calculate": f"sequence(length(datum.{first}))", "as": "cell"},
         {"flatten": ["cell", *columns]},
+        {"filter": f"isValid(datum.{first})"},
         # What is missing stays so: null / 1 would be 0.
         *(
-            {"calculate": f"datum.{c} == '' ? null : toNumber(datum.{c}) / {by}", "as": c}
+            {"calculate": f"isValid(datum.{c}) ? datum.{c} / {by} : null", "as": c}
             for c, by in columns.items()
         ),
-        {"filter": f"isValid(datum.{next(iter(columns))})"},
         {"calculate": "methods[datum.cell % length(methods)]", "as": "method"},
         {"calculate": f"{_list(values)}[floor(datum.cell / length(methods))]", "as": outer},
     ]
@@ -327,15 +328,11 @@ def _ranking(
     base = alt.Chart(rows).encode(
         x=x,
         y=alt.Y("value:Q", title=unit, axis=alt.Axis(labelExpr=HUNDREDTHS, tickCount=5)),
-        tooltip=[
-            alt.Tooltip("class_name:N", title="Class"),
-            alt.Tooltip("value:Q", title=title, format=".2%"),
-            alt.Tooltip("n:Q", title="Images"),
-        ],
+        tooltip=tips(class_name="Class") + tips(".2%", value=title) + tips("d", n="Images"),
     )
     size = 60 if few else 14
-    points = base.mark_circle(size=size, color="#888888", cursor="pointer").add_params(*params)
-    zero = alt.Chart(rows).mark_rule(color="#888888").encode(y=alt.datum(0))
+    points = base.mark_circle(size=size, color=LINE, cursor="pointer").add_params(*params)
+    zero = alt.Chart(rows).mark_rule(color=LINE).encode(y=alt.datum(0))
     matches = "indexof(split(name_list, '\\n')[datum.label + 1], query) >= 0"
     others = base.transform_filter(f"other_matches && {matches} && datum.label != shown")
     others = others.mark_circle(size=2 * size, color=OTHER_COLOURS[0], opacity=1)
@@ -357,50 +354,32 @@ def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> al
     ticks = (  # equal ones are drawn once: 1,000 classes are a few dozen marks
         base.transform_calculate(error="round(200 * datum.error) / 200")
         .transform_aggregate(n="count()", groupby=[*keys, "error"])
-        .mark_tick(color="#888888", thickness=1.5)
+        .mark_tick(color=LINE, thickness=1.5)
         .encode(opacity=alt.Opacity("n:Q", scale=alt.Scale(range=[0.4, 1]), legend=None))
     )
     mean = base.transform_aggregate(error="mean(error)", groupby=keys).mark_point(
         shape="diamond", size=45, color="black", filled=True, opacity=1
     )
-    own = (
-        base.transform_filter("datum.label == shown")
-        .transform_calculate(
-            rank="datum.first == datum.last ? datum.first : datum.first + '–' + datum.last"
-        )
-        .encode(
-            color=method_colour(methods).legend(None),
-            tooltip=[
-                alt.Tooltip("class_name:N", title="Class"),
-                alt.Tooltip("benchmark:N", title="Benchmark"),
-                alt.Tooltip("method:N", title="Method"),
-                alt.Tooltip("error:Q", title="Error", format=".2%"),
-                alt.Tooltip("low:Q", title="95 % from", format=".2%"),
-                alt.Tooltip("high:Q", title="to", format=".2%"),
-                alt.Tooltip("rank:N", title="Rank"),
-            ],
-        )
+    rank = "datum.first == datum.last ? datum.first : datum.first + '–' + datum.last"
+    own = base.transform_filter("datum.label == shown").transform_calculate(rank=rank)
+    own = own.encode(
+        color=method_colour(methods).legend(None),
+        tooltip=tips(class_name="Class", benchmark="Benchmark", method="Method")
+        + tips(".2%", error="Error", **INTERVAL)
+        + tips(rank="Rank"),
     )
-    interval = own.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5)
-    interval = interval.encode(x=alt.X("low:Q", title="Error (%)"), x2="high:Q")
-    seeds = (
-        own.transform_calculate(seed="split(datum.seeds, ';')")
-        .transform_flatten(["seed"])
-        .transform_calculate(error=f"toNumber(split(datum.seed, ' ')[datum.cell]) / {SCALE}")
-        .transform_filter("datum.seeds != ''")
-        .mark_point(size=40, filled=False, opacity=1, strokeWidth=1.5)
-        .encode(tooltip=[alt.Tooltip("error:Q", title="Another seed", format=".2%")])
+    seeds = own.transform_flatten(["seeds"]).transform_calculate(
+        error=f"datum.seeds[datum.cell] / {SCALE}"
     )
+    seeds = seeds.mark_point(size=40, filled=False, opacity=1, strokeWidth=1.5)
+    seeds = seeds.encode(tooltip=tips(".2%", error="Another seed"))
     rank = own.mark_text(align="left", dx=8).encode(
         x=alt.value(width), text="rank:N", color=alt.value("black")
     )
-    layers = alt.layer(
-        ticks, mean, interval, own.mark_circle(size=85, opacity=1), seeds, rank, data=rows
-    )
-    facet = alt.Facet("benchmark:N", sort=benchmarks, title=None, header=HEADER)
+    layers = alt.layer(ticks, mean, dots(own, x, 85, stroke=2.5), seeds, rank, data=rows)
     return (
         layers.properties(width=width, height=alt.Step(18))
-        .facet(facet, columns=1, spacing=8)
+        .facet(facet("benchmark", benchmarks, labelAnchor="start"), columns=1, spacing=8)
         .properties(
             transform=_cells(columns, "benchmark", benchmarks),
             title=_heading(f"Its error, and its rank of {len(rows):,}"),
@@ -412,18 +391,16 @@ def _confusions(
     rows: pd.DataFrame, methods: list[str], confused: list[str], direction: str
 ) -> alt.Chart:
     """What the shown class is taken for ("out") or what is taken for it ("in"), largest first."""
-    entries = f"split(datum['{direction}'], '|')[indexof({_list(confused)}, confused)]"
+    entries = f"datum['{direction}'][indexof({_list(confused)}, confused)]"
     transforms = [
         {"filter": "datum.label == shown"},
-        {"calculate": f"split({entries}, ';')", "as": "entry"},
+        {"calculate": entries, "as": "entry"},
         {"flatten": ["entry"]},
-        {"filter": "datum.entry != ''"},
-        {"calculate": "split(datum.entry, ' ')", "as": "entry"},
-        {"calculate": "names[toNumber(datum.entry[0])]", "as": "other"},
+        {"calculate": "names[datum.entry[0]]", "as": "other"},
         {"calculate": "slice(datum.entry, 1)", "as": "share"},
         {"calculate": "methods", "as": "method"},
         {"flatten": ["method", "share"]},
-        {"calculate": f"toNumber(datum.share) / {SCALE}", "as": "share"},
+        {"calculate": f"datum.share / {SCALE}", "as": "share"},
     ]
     title = {"out": "Its images are taken for", "in": "Taken for it are images of"}[direction]
     share = {"out": "Share of this class", "in": "Share of that class"}[direction]
@@ -434,11 +411,7 @@ def _confusions(
         y=alt.Y("other:N", sort=None, title=None, axis=LABELS),
         yOffset=alt.YOffset("method:N", sort=methods),
         color=color,
-        tooltip=[
-            alt.Tooltip("other:N", title="Other class"),
-            alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("share:Q", title=share, format=".2%"),
-        ],
+        tooltip=tips(other="Other class", method="Method") + tips(".2%", share=share),
     ).properties(width=WIDTH, height=alt.Step(6), title=_heading(title))
 
 
@@ -451,11 +424,7 @@ def _corruptions(rows: pd.DataFrame, methods: list[str], corrupted: list[str]) -
         x=alt.X("corruption:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS),
         y=alt.Y("name:N", sort=None, title=None, axis=LABELS),
         color=method_colour(methods).legend(LEGEND),
-        tooltip=[
-            alt.Tooltip("name:N", title="Corruption"),
-            alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("corruption:Q", title="Error", format=".2%"),
-        ],
+        tooltip=tips(name="Corruption", method="Method") + tips(".2%", corruption="Error"),
     ).properties(
         width=WIDTH, height=alt.Step(14), title=_heading("Its error under each corruption")
     )

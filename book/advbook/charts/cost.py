@@ -1,9 +1,9 @@
-"""Charts of what a study costs: its hours by the number of GPUs, and predicted times."""
+"""The chart of what a study costs: its hours by the number of GPUs."""
 
 import altair as alt
 import pandas as pd
 
-from advbook.charts.base import OTHER_COLOURS
+from advbook.charts.base import drop_down, pick, tips, told_apart
 
 
 def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
@@ -16,13 +16,9 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
         pass over all training images of a method), decode_hours (decoding them), evaluation_hours;
         clean and adversarial: how many methods are trained.
     """
-    networks, gpus = table.network.unique().tolist(), table.gpu.unique().tolist()
-    network = alt.selection_point(
-        fields=["network"],
-        bind=alt.binding_select(options=networks, name="Network "),
-        value=[{"network": networks[0]}],
-    )
-    pick = alt.selection_point(fields=["gpu"], bind="legend")
+    network = drop_down("network", table.network.unique().tolist())
+    picked, opacity = pick("gpu", 0.12)
+    gpus = told_apart("gpu", "GPU", table.gpu.unique().tolist(), columns=2, symbol="stroke")
 
     def slider(name, label, value, low, high, step):
         bound = alt.binding_range(min=low, max=high, step=step, name=f"{label} ")
@@ -65,76 +61,10 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
             scale=alt.Scale(type="log"),
             axis=alt.Axis(format=",", tickCount=6),
         ),
-        color=alt.Color(
-            "gpu:N",
-            title="GPU",
-            sort=gpus,
-            scale=alt.Scale(domain=gpus, range=OTHER_COLOURS),
-            legend=alt.Legend(orient="top", columns=2, symbolType="stroke", symbolStrokeWidth=3),
-        ),
-        opacity=alt.condition(pick, alt.value(1), alt.value(0.12)),
-        tooltip=[
-            alt.Tooltip("gpu:N", title="GPU"),
-            alt.Tooltip("n_gpus:Q", title="GPUs"),
-            alt.Tooltip("hours:Q", title="Hours", format=",.1f"),
-            alt.Tooltip("days:Q", title="Days", format=",.1f"),
-            alt.Tooltip("gpu_hours:Q", title="GPU-hours", format=",.0f"),
-            alt.Tooltip("cost:Q", title="At your price", format=",.0f"),
-        ],
+        color=gpus["color"],
+        opacity=opacity,
+        tooltip=tips(gpu="GPU", n_gpus="GPUs")
+        + tips(",.1f", hours="Hours", days="Days")
+        + tips(",.0f", gpu_hours="GPU-hours", cost="At your price"),
     )
-    return lines.add_params(network, pick, *choices).properties(width="container", height=340)
-
-
-def predicted_times(table: pd.DataFrame) -> alt.Chart:
-    """Measured against predicted seconds of each job, with the lines of 30 % more and less.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns job, kind, predicted and measured (seconds).
-    """
-    kinds = table.kind.unique().tolist()
-    ends = [
-        table[["predicted", "measured"]].min().min(),
-        table[["predicted", "measured"]].max().max(),
-    ]
-    band = pd.DataFrame(
-        [
-            {"predicted": x, "measured": x * f, "line": str(f)}
-            for f in (1 / 1.3, 1, 1.3)
-            for x in ends
-        ]
-    )
-    axes = {
-        "x": alt.X("predicted:Q", title="Predicted (seconds)", scale=alt.Scale(type="log")),
-        "y": alt.Y("measured:Q", title="Measured (seconds)", scale=alt.Scale(type="log")),
-    }
-    lines = (
-        alt.Chart(band)
-        .mark_line(color="#888888", strokeDash=[4, 4])
-        .encode(**axes, detail="line:N")
-    )
-    legend = alt.Legend(orient="top", columns=4)
-    points = (
-        alt.Chart(table)
-        .mark_point(filled=True, size=70, opacity=0.8)
-        .encode(
-            **axes,
-            color=alt.Color(
-                "kind:N",
-                title="Job",
-                sort=kinds,
-                scale=alt.Scale(domain=kinds, range=OTHER_COLOURS),
-                legend=legend,
-            ),
-            shape=alt.Shape(
-                "kind:N", title="Job", sort=kinds, scale=alt.Scale(domain=kinds), legend=legend
-            ),
-            tooltip=[
-                alt.Tooltip("job:N", title="Job"),
-                alt.Tooltip("predicted:Q", title="Predicted", format=".1f"),
-                alt.Tooltip("measured:Q", title="Measured", format=".1f"),
-            ],
-        )
-    )
-    return (lines + points).properties(width="container", height=320)
+    return lines.add_params(network, picked, *choices).properties(width="container", height=340)

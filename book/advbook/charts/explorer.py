@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from advbook.charts.base import ERROR_AXIS, METHOD_COLOURS, method_colour, method_order
+from advbook.charts.base import colour_of, errors_on, method_colour, method_order, tips
 from advbook.studies.samples import encode_png
 
 SIDE = 112  # px on the page of an image's side, about
@@ -52,19 +52,10 @@ def probability_chart(steps: pd.DataFrame, class_names: list[str], n_steps: int)
             axis=axis,
             scale=alt.Scale(domain=[CLEAN, n_steps], nice=False),
         ),
-        y=alt.Y(
-            "probability:Q",
-            title="Probability (%)",
-            axis=alt.Axis(**ERROR_AXIS),
-            scale=alt.Scale(domain=[0, 1]),
-        ),
+        y=errors_on(alt.Y, "probability", "Probability (%)", alt.Scale(domain=[0, 1])),
         color=method_colour(steps.method.unique().tolist(), symbol="stroke"),
-        tooltip=[
-            alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("step:Q", title="Step"),
-            alt.Tooltip("class_name:N", title="Class"),
-            alt.Tooltip("probability:Q", title="Probability", format=".1%"),
-        ],
+        tooltip=tips(method="Method", step="Step", class_name="Class")
+        + tips(".1%", probability="Probability"),
     )
     dash = alt.StrokeDash(
         "kind:N",
@@ -89,15 +80,12 @@ def class_panel(errors: pd.DataFrame, label: int) -> alt.FacetChart:
     """
     methods, k = method_order(errors.method), errors.label.nunique()
     base = alt.Chart(errors).encode(
-        x=alt.X("error:Q", title="Error (%)", axis=alt.Axis(**ERROR_AXIS)),
+        x=errors_on(alt.X),
         y=alt.Y("method:N", sort=methods, title=None),
         color=method_colour(methods).legend(None),
-        tooltip=[
-            alt.Tooltip("class_name:N", title="Class"),
-            alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("error:Q", title="Error", format=".2%"),
-            alt.Tooltip("rank:Q", title=f"Rank of {k} (1: lowest error)"),
-        ],
+        tooltip=tips(class_name="Class", method="Method")
+        + tips(".2%", error="Error")
+        + tips(rank=f"Rank of {k} (1: lowest error)"),
     )
     ticks = base.mark_tick(thickness=2, size=14, opacity=0.5 if k <= 100 else 0.15)
     marked = base.transform_filter(f"datum.label === {label}")
@@ -156,7 +144,7 @@ def pictures(images: dict, steps: pd.DataFrame, class_names: list[str], threat) 
         )
         attacked_picture = picture(255 * attacked, f"Attacked image: {method} sees {after}")
         change = picture(127.5 + 127.5 * (attacked - x) / scale, f"Change of {method}, magnified")
-        border = f"border-left: 6px solid {METHOD_COLOURS.get(method, INK)}; padding-left: 8px"
+        border = f"border-left: 6px solid {colour_of(method) or INK}; padding-left: 8px"
         name = f"<b>{escape(method)}</b><br>{verdict(own)}<br>Clean:<br>{before}"
         cells = (
             f'<div style="{border}">{name}</div>',

@@ -1,13 +1,12 @@
-"""Pictures and charts of the chapter "What an attack looks like"."""
+"""Pictures of the chapter "What an attack looks like"."""
 
 import base64
 from html import escape
 
-import altair as alt
 import numpy as np
 import pandas as pd
 
-from advbook.charts.base import ERROR_AXIS, METHOD_COLOURS, method_colour, method_order
+from advbook.charts.base import colour_of
 from advbook.studies.samples import decode_png, encode_png
 
 SIZE = 84  # px on the page of an image's side, about: a whole multiple of small images
@@ -111,7 +110,7 @@ def _table(samples, names, class_names, step) -> str:
     for method, name in names.items():
         of_method = samples[samples.method == method].set_index("file_name").loc[images.index]
         cells = [_cell(row, name, class_names, step) for row in of_method.itertuples()]
-        colour = METHOD_COLOURS.get(name, "transparent")
+        colour = colour_of(method) or "transparent"
         header = f'<th scope="row" style="--method: {colour}">{escape(name)}</th>'
         rows.append(f"<tr>{header}{''.join(cells)}</tr>")
     return (
@@ -156,46 +155,3 @@ def _picture(pixels, text, step, kind="") -> str:
         f'<img class="dark-light {kind}" width="{side}" alt="{escape(text)}" '
         f'src="data:image/png;base64,{png}">'
     )
-
-
-def coarse_shares(table: pd.DataFrame, means: pd.DataFrame, noise: float) -> alt.LayerChart:
-    """Each image's share of coarse waves in its perturbation, and each method's mean.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns method, file_name, class_name, share (fraction): a row an image and method.
-    means : DataFrame
-        Columns method, value, low, high.
-    noise : float
-        The share in noise, drawn as a dashed line.
-    """
-    order = method_order(table.method)
-    y = alt.Y("method:N", sort=order, title=None)
-    colour = method_colour(order).legend(None)
-    axis = {"axis": alt.Axis(**ERROR_AXIS), "scale": alt.Scale(domainMin=0)}
-    x = alt.X("share:Q", title="Energy in coarse waves (%)", **axis)
-    points = alt.Chart(table).mark_circle(size=40, opacity=0.35)
-    points = points.encode(
-        x=x,
-        y=y,
-        color=colour,
-        tooltip=[
-            alt.Tooltip("method:N", title="Method"),
-            alt.Tooltip("file_name:N", title="Image"),
-            alt.Tooltip("class_name:N", title="Class"),
-            alt.Tooltip("share:Q", title="Coarse", format=".1%"),
-        ],
-    )
-    tooltip = [
-        alt.Tooltip("method:N", title="Method"),
-        alt.Tooltip("value:Q", title="Mean", format=".1%"),
-        alt.Tooltip("low:Q", title="95 % from", format=".1%"),
-        alt.Tooltip("high:Q", title="to", format=".1%"),
-    ]
-    base = alt.Chart(means).encode(y=y, tooltip=tooltip)
-    rules = base.mark_rule(strokeWidth=3, color="black").encode(x="low:Q", x2="high:Q")
-    dots = base.mark_point(filled=True, size=110, shape="diamond", opacity=1, color="black")
-    line = alt.Chart(pd.DataFrame({"noise": [noise]})).mark_rule(strokeDash=[4, 4], color="#888888")
-    layers = (line.encode(x="noise:Q"), points, rules, dots.encode(x="value:Q"))
-    return alt.layer(*layers).properties(width="container", height=alt.Step(34))

@@ -38,7 +38,7 @@ The attack of a method with extra logits climbs Eq. 4, unless train_objective is
 loss of its own is then refused.
 """
 
-TAKEN = ("paper", "benchmark", "plan")
+TAKEN = ("paper", "benchmark", "plan", "imagenet_models")
 """Folders of ``results/`` that hold no study: no study has one of these ids."""
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
@@ -254,6 +254,7 @@ class Study(Views):
             raise ValueError("mean and std are given together, and no std is 0 or below 0.001")
 
     def _check_ablations(self) -> None:
+        trained = {}
         for name, changes in self.ablations.items():
             refuse_unknown(set(changes) - {"method", "title", *ABLATED}, ["method", *ABLATED])
             base, changed = changes.get("method"), set(changes) & set(ABLATED)
@@ -269,14 +270,17 @@ class Study(Views):
                     f"({', '.join(COLUMNS)}); got {name!r}"
                 )
             try:
-                trained = training_settings(self, name, 0, "", None)
+                trained[name] = training_settings(self, name, 0, "", None)
             except ValueError as error:
                 raise ValueError(f"ablation {name}: {error}") from error
-            for other in (*self.methods, *self.ablations):
-                if other != name and training_settings(self, other, 0, "", None) == trained:
+        methods = self.trained if self.ablations else []
+        known = {name: training_settings(self, name, 0, "", None) for name in methods} | trained
+        for name, settings in trained.items():
+            for other in known:
+                if other != name and known[other] == settings:
                     raise ValueError(
                         f"the ablation {name} would be trained just as {other} is: what it changes "
-                        f"does nothing to {base}, so leave it out"
+                        f"does nothing to {self.ablations[name]['method']}, so leave it out"
                     )
         titles = [*self.names.values(), *self.ablation_names.values()]
         for title in titles:

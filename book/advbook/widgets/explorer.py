@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from html import escape
 
 import altair as alt
@@ -124,17 +125,15 @@ class Background:
     """
 
     def __init__(self, failed: Callable[[Exception], None]):
-        self.failed, self.lock = failed, threading.Lock()
-        self.stop, self.thread = threading.Event(), None
+        self.failed, self.stop = failed, threading.Event()
+        # One thread: a job begins when the one before has ended, and no two share a network.
+        self.thread, self.running = futures.ThreadPoolExecutor(max_workers=1), None
 
     def start(self, job: Iterator, delay: float = 0.0) -> None:
         """Run through `job` after `delay` seconds, unless another one starts before."""
-        with self.lock:
-            self.stop.set()
-            self.stop, before = threading.Event(), self.thread
-            work = (job, delay, self.stop, before)
-            self.thread = threading.Thread(target=self._run, args=work, daemon=True)
-            self.thread.start()
+        self.cancel()
+        self.stop = threading.Event()
+        self.running = self.thread.submit(self._run, job, delay, self.stop)
 
     def cancel(self) -> None:
         """Let the job end where it yields next."""
@@ -142,12 +141,10 @@ class Background:
 
     def wait(self) -> None:
         """Until no job runs."""
-        while (thread := self.thread) is not None and thread.is_alive():
-            thread.join()
+        while self.running is not None and not self.running.done():
+            futures.wait([self.running])
 
-    def _run(self, job, delay, stop, before):
-        if before is not None:
-            before.join()  # it ends soon, and networks are not shared between threads
+    def _run(self, job, delay, stop):
         try:
             if not stop.wait(delay):
                 for _ in job:
@@ -251,6 +248,7 @@ class Explorer(widgets.VBox):
     def close(self) -> None:
         """End the attack, and close the widgets."""
         self.background.cancel()
+        self.background.thread.shutdown(wait=False)
         super().close()
 
     def _choose_study(self, _=None):

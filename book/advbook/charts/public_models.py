@@ -1,0 +1,159 @@
+"""Public networks by their accuracy: where those that are robust lie beside all others."""
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from advbook.charts.base import METHOD_COLOURS, OTHER_COLOURS, drop_down
+from advbook.claims.public_models import Trend
+
+KINDS = {
+    "other networks": OTHER_COLOURS[5],
+    "fewer images, stopped early": OTHER_COLOURS[0],
+    "trained on noise": OTHER_COLOURS[1],
+    "adversarial": METHOD_COLOURS["adv"],
+    "Std": METHOD_COLOURS["std"],
+    "yours": "black",
+}
+
+
+def against_accuracy(
+    table: pd.DataFrame,
+    accuracy: str,
+    figures: dict[str, Trend],
+    title: str,
+    as_error: bool = True,
+) -> alt.LayerChart:
+    """Figures of every network by its error, the trend of those that are not robust, and names.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per network: ``model``, ``kind`` (of `KINDS`), ``name`` (empty: not written out),
+        and the columns that are shown.
+    accuracy : str
+        A column, the fraction of images classified rightly.
+    figures : dict of Trend
+        By column; of several, a drop-down shows one at a time, the first to begin with.
+    title : str
+        Of the vertical axis.
+    as_error : bool
+        The figures are accuracies, and their errors are shown; else they are ratios.
+    """
+    sign = (lambda v: 1 - v) if as_error else (lambda v: v)
+    dots, bands = [], []
+    for figure, trend in figures.items():
+        named = {"factor": figure.replace("_", " ")}
+        found = table[["model", "kind", "name"]].assign(
+            x=1 - table[accuracy], y=sign(table[figure]), **named
+        )
+        dots.append(found.dropna())
+        grid = np.linspace(1 - dots[-1].x.max(), 1 - dots[-1].x.min(), 40)
+        ends = {name: sign(trend.at(grid, s)) for name, s in (("low", -1.96), ("high", 1.96))}
+        bands.append(pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid)), **ends, **named}))
+    shown, band = pd.concat(dots), pd.concat(bands)
+    form = ".0%" if as_error else ".1f"
+    zero = alt.Scale(zero=False)
+    x = alt.X("x:Q", title="Clean error", axis=alt.Axis(format=".0%"), scale=zero)
+    y = alt.Y("y:Q", title=title, axis=alt.Axis(format=form), scale=zero)
+    known = [kind for kind in KINDS if kind in set(shown.kind)]
+    colour = alt.Color(
+        "kind:N",
+        title=None,
+        sort=known,
+        scale=alt.Scale(domain=known, range=[KINDS[kind] for kind in known]),
+        legend=alt.Legend(orient="top", columns=3, labelLimit=280),
+    )
+    tips = [
+        alt.Tooltip("model:N", title="Network"),
+        alt.Tooltip("x:Q", title="Clean error", format=".1%"),
+        alt.Tooltip("y:Q", title=title, format=".1%" if as_error else ".2f"),
+    ]
+    area = alt.Chart(band).mark_area(color=OTHER_COLOURS[5], opacity=0.25)
+    line = alt.Chart(band).mark_line(color=OTHER_COLOURS[2], strokeWidth=1.5)
+    points = alt.Chart(shown).mark_circle(size=45, opacity=0.85)
+    text = alt.Chart(shown[shown.name != ""]).mark_text(align="left", dx=7, fontSize=11)
+    layers = [
+        area.encode(x, y="low:Q", y2="high:Q"),
+        line.encode(x, y),
+        points.encode(x, y, colour, tooltip=tips),
+        text.encode(x, y, text="name:N"),
+    ]
+    if len(figures) > 1:
+        chosen = drop_down("factor", shown.factor.unique().tolist())
+        layers = [layer.transform_filter(chosen) for layer in layers]
+        layers[0] = layers[0].add_params(chosen)
+    return alt.layer(*layers).properties(width="container", height=340)
+
+
+def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
+    """How far robust networks lie from the trend, in its spreads, one row per figure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``figure``, ``name`` and ``distance``.
+    order : list of str
+        The figures, from above.
+    """
+    y = alt.Y("figure:N", sort=order, title=None)
+    x = alt.X("distance:Q", title="Distance from the trend (spreads of other networks)")
+    chance = pd.DataFrame({"low": [-1.96], "high": [1.96]})
+    area = (
+        alt.Chart(chance)
+        .mark_rect(color=OTHER_COLOURS[5], opacity=0.25)
+        .encode(x=alt.X("low:Q"), x2="high:Q")
+    )
+    dots = (
+        alt.Chart(table)
+        .mark_circle(size=60, opacity=0.9, color=KINDS["adversarial"])
+        .encode(
+            x,
+            y,
+            tooltip=[
+                alt.Tooltip("name:N", title="Network"),
+                alt.Tooltip("figure:N", title="Figure"),
+                alt.Tooltip("distance:Q", title="Distance", format="+.2f"),
+            ],
+        )
+    )
+    return (area + dots).properties(width="container", height=22 * len(order))
+
+
+def conditions(table: pd.DataFrame, corruptions: list[str], pairs: list[str]) -> alt.FacetChart:
+    """Differences of errors under corruption, a panel for each pair of networks.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``pair``, ``corruption``, ``severity`` and ``difference`` (a fraction).
+    corruptions, pairs : list of str
+        The columns, and the panels from above.
+    """
+    limit = float(table.difference.abs().max())
+    table = table.assign(corruption=table.corruption.str.replace("_", " "))
+    corruptions = [name.replace("_", " ") for name in corruptions]
+    base = (
+        alt.Chart(table)
+        .mark_rect()
+        .encode(
+            x=alt.X("corruption:N", sort=corruptions, title=None, axis=alt.Axis(labelAngle=-45)),
+            y=alt.Y("severity:O", title="Severity"),
+            color=alt.Color(
+                "difference:Q",
+                title="Difference of errors",
+                scale=alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0),
+                legend=alt.Legend(format="+.0%", orient="top"),
+            ),
+            tooltip=[
+                alt.Tooltip("corruption:N", title="Corruption"),
+                alt.Tooltip("severity:O", title="Severity"),
+                alt.Tooltip("difference:Q", title="Difference", format="+.1%"),
+            ],
+        )
+    )
+    return base.properties(width=alt.Step(20), height=90).facet(
+        row=alt.Row(
+            "pair:N", sort=pairs, title=None, header=alt.Header(orient="top", labelAnchor="start")
+        )
+    )
