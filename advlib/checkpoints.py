@@ -36,7 +36,7 @@ def save_checkpoint(
     Raises
     ------
     FloatingPointError
-        If a weight is not finite; the file of before is kept.
+        If a weight is not finite; the previous file is kept.
     """
     tensors = {
         f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
@@ -50,7 +50,7 @@ def save_checkpoint(
             tensors |= {f"rank{rank}.{k}": v for k, v in buffers.items()}
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     if odd := not_finite(tensors):
-        kept = f"; the checkpoint of before is kept in {path.parent}" if path.is_file() else ""
+        kept = f"; the previous checkpoint is kept in {path.parent}" if path.is_file() else ""
         raise FloatingPointError(
             f"{odd[0].removeprefix('model.')} holds values that are not finite after step {done}"
             f"{kept}"

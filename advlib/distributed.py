@@ -67,7 +67,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def check_devices(devices: int) -> None:
-    """Raise ValueError if this machine cannot run so many processes together."""
+    """Raise ValueError if this machine cannot run that many processes together."""
     kind = default_device().type
     if devices > 1 and kind == "mps":
         raise ValueError(f"{devices} processes need CUDA GPUs or CPUs: on MPS leave devices out")
@@ -85,7 +85,7 @@ def barrier() -> None:
 
 
 def from_first(make: Callable):
-    """What `make` returns on the first process, on all of them."""
+    """Call `make` on the first process, and return its result on all of them."""
     found = [make() if rank() == 0 else None]
     if world_size() > 1:
         distributed.broadcast_object_list(found, src=0)
@@ -112,7 +112,7 @@ def mean(values: torch.Tensor) -> torch.Tensor:
 def in_turns() -> Iterator[None]:
     """The first process does what is inside, then one of each other node, then the rest.
 
-    So what is fetched or decoded once and kept on disk is there when the others look for it.
+    So a file that one process fetches or makes is there when the others look for it.
     """
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     for _ in range(turn):

@@ -95,7 +95,7 @@ def _partial(path: Path) -> Path:
 
 
 def _runs(number: int) -> bool:
-    """Whether there is a process of this number."""
+    """True if there is a process with this number."""
     try:
         os.kill(number, 0)
     except ProcessLookupError:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from advlib.metrics.tables import require
 from advlib.parquet import whole
 from advlib.predictions import COLUMNS, MORE_COLUMNS, TEXT, check_predictions
 
@@ -25,9 +26,9 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
     Parameters
     ----------
     path : path
-        Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order and,
-        of others, keeps those of `MORE_COLUMNS`. A CSV is UTF-8 or UTF-16, compressed or not,
-        whatever its ending says. A corruption called "none" or "clean" is none.
+        Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order. Of
+        others, `MORE_COLUMNS` are kept. A CSV is UTF-8 or UTF-16, compressed or not, whatever its
+        ending says. A corruption called "none" or "clean" means a clean image.
     dataset : {"imagenet"}, optional
         The images are ImageNet's 50,000 validation images: the label joins by file name, of which
         only the base name counts.
@@ -102,7 +103,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _check_once(names: list[str]) -> None:
-    """None of the columns that are read occurs twice."""
+    """Raise ValueError if a column that is read occurs twice."""
     for name in (*COLUMNS, *MORE_COLUMNS):
         if names.count(name) > 1:
             raise ValueError(f"the column {name} occurs twice: keep one")
@@ -131,7 +132,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _parsed(path: Path, line: str, **how) -> pd.DataFrame:
-    """A CSV whose first line is this."""
+    """The table in a CSV file with this first line."""
     given = next(csv.reader([line], skipinitialspace=True), [])
     header = [name.strip() for name in given]
     if len(header) == 1 and (found := [s for s in (";", "\t") if s in line]):
@@ -168,7 +169,7 @@ def _parsed(path: Path, line: str, **how) -> pd.DataFrame:
 
 
 def without_clean(column: pd.Series) -> pd.Series:
-    """A column of conditions, in which clean rows are missing values, whatever they were called."""
+    """A column of conditions with missing values for clean rows, whatever they were called."""
     clean = [v for v in column.dropna().unique() if str(v).strip().lower() in CLEAN]
     return column.mask(column.isin(clean)) if clean else column
 
@@ -193,8 +194,7 @@ def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
     from advlib.data.annotations import imagenet_labels
 
     labels = imagenet_labels()
-    if table.file_name.isna().any():
-        raise ValueError("the prediction table has missing values in file_name")
+    require(table, ["file_name"])
     codes, given = pd.factorize(table.file_name)
     names = pd.Index(given).astype("str").str.replace(r".*[/\\]", "", regex=True)
     position = labels.index.get_indexer(names)

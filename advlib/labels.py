@@ -21,14 +21,14 @@ def label_augmentation_targets(
     y : int tensor (N,)
         Class labels in [0, num_classes).
     transform : int tensor (N,)
-        The transformation that was applied, in [0, num_transforms), or -1 for an untransformed
-        image, whose target is onehot(y) and zeros.
+        The transformation applied to each image, in [0, num_transforms); -1 for none, which gives
+        onehot(y) and zeros.
     num_classes, num_transforms : int
         K >= 1 and M >= 1.
     delta : float
         Weight of the transformation, in [0, 1).
     check : bool
-        False where labels are known to be in range: to look at them is to wait for the device.
+        False where labels are known to be in range: each check waits for the device.
 
     Returns
     -------
@@ -69,16 +69,12 @@ def label_augmentation_loss(
     Parameters
     ----------
     logits : float tensor (N, K+M)
-    y, transform : int tensor (N,)
-        As in `label_augmentation_targets`.
-    num_classes : int
-        K; M is the number of logits beyond.
+    y, transform, num_classes, check
+        As in `label_augmentation_targets`; M is the number of logits beyond K.
     delta : float
         In [0, 1); 0 gives the plain cross-entropy over K+M logits.
     reduction : {"mean", "sum", "none"}
         Over the batch.
-    check : bool
-        As in `label_augmentation_targets`.
 
     Returns
     -------
@@ -96,7 +92,7 @@ def label_augmentation_loss(
 
 
 def model_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a model gives for images, if it is logits (N, K).
+    """The logits (N, K) of a model for images.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""What a training step minimises: one objective for each family of methods.
+"""Training objectives, one for each family of methods.
 
-An objective is built once a run, ``OBJECTIVES[recipe.objective](recipe, training, num_classes)``,
-and called once a step with a `Step`. It returns the loss and, for the log, the logits that count.
-One that learns from the classes as it goes is an ``nn.Module``: its buffers are saved with the
-checkpoint, and its ``end_epoch`` is called after each epoch.
+An objective is built once per run, ``OBJECTIVES[recipe.objective](recipe, training, num_classes)``,
+and called once per step with a `Step`. It returns the loss and, for the log, the logits that count.
+An objective with a state of its own is an ``nn.Module``: its buffers are saved with the checkpoint,
+and its ``end_epoch`` is called after each epoch.
 """
 
 import functools
@@ -30,15 +30,14 @@ class Step:
     x : float tensor (N, C, H, W) in [0, 1]
     y : int tensor (N,)
     logits : callable
-        Batches of images to the logits of each. Called once a step, with all that is trained on.
+        Maps batches of images to the logits of each. Called once per step, with all batches.
     attack : callable
-        ``attack(objective=None, *, radius=None)`` gives attacked images (N, C, H, W)
-        and the transformation of each (N,). ``objective(logits, labels, transform, own)`` is the
-        scalar that the attack climbs, a sum over the images `own` (a slice of the N); None: the
-        threat model's loss.
-        `radius` is ε per image, (N,).
+        ``attack(objective=None, *, radius=None)`` gives attacked images (N, C, H, W) and the
+        transformation of each (N,). ``objective(logits, labels, transform, own)`` is the scalar
+        that the attack climbs, a sum over the images `own` (a slice of the N); None: the threat
+        model's loss. `radius` is ε per image, (N,).
     predict : callable
-        Images to the class probabilities of the network as it is attacked, without a graph.
+        Maps images to the class probabilities of the attacked network, without a graph.
     """
 
     x: torch.Tensor

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from advlib.files import AGAIN
-from advlib.metrics.tables import CORRECT_COLUMNS, correct
+from advlib.metrics.tables import CORRECT_COLUMNS, correct, require
 from advlib.parquet import whole, write_parquet
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
@@ -32,7 +32,7 @@ def predict(
     indices=None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Predictions of several models in one pass over the images, in float32.
+    """Predictions of several models, in float32, in one pass over the images.
 
     Parameters
     ----------
@@ -42,6 +42,7 @@ def predict(
     num_classes : int
         K.
     batch_size, workers : int
+        Images predicted at once, and how many processes decode image files; 0: this one.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     indices : sequence of int, optional
@@ -125,12 +126,7 @@ def check_predictions(
         For a missing column or value, a missing or duplicated image, conditions of other images
         or labels, a label, class or probability out of range.
     """
-    if missing := [c for c in COLUMNS if c not in table]:
-        raise ValueError(f"the prediction table lacks the columns {', '.join(missing)}")
-    if not len(table):
-        raise ValueError("the prediction table has no rows")
-    if holes := [c for c in COLUMNS if table[c].isna().any()]:
-        raise ValueError(f"the prediction table has missing values in {', '.join(holes)}")
+    require(table, COLUMNS)
     _check_images(table, n_images)
     for column in ("label", "predicted_class"):
         _check_classes(table[column], num_classes)
@@ -188,8 +184,8 @@ def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
     if (ordered[1:] == ordered[:-1]).any():
         twice = table.file_name[pd.Series(cell, table.index).duplicated()]
         raise ValueError(
-            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row an image "
-            "and condition"
+            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row per "
+            "image and condition"
         )
     sizes, images = np.bincount(condition), np.count_nonzero(np.bincount(image))
     expected = n_images or sizes.max()
@@ -245,8 +241,8 @@ def write_predictions(
 ) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
-    Tables are kept in a repository, so that they are written small: ``predicted_probability`` has
-    `DECIMALS` decimals, which no error depends on.
+    ``predicted_probability``, which no error depends on, is rounded to `DECIMALS` decimals, because
+    tables are kept in a repository and so have to be small.
 
     Parameters
     ----------
@@ -288,7 +284,7 @@ def read_facts(path: str | Path) -> dict:
 
 
 def environment() -> dict:
-    """Time and versions, as stored with every table."""
+    """The time and the versions of libraries, as stored with every table."""
     versions = {}
     for package in ("advlib", "torch", "torchvision", "numpy", "pandas"):
         try:

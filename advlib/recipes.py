@@ -28,7 +28,7 @@ class Recipe:
     options : mapping
         The objective's own settings with their defaults, such as TRADES' beta.
     forwards : int
-        Forward passes of a step without a gradient, beside the attack's and the one that trains.
+        Forward passes per step without a gradient, beside those of the attack and of training.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Recipe:
     forwards: int = 0
 
     def passes(self, steps: int) -> int:
-        """What a step of training costs per image, in forward passes, with an attack of `steps`.
+        """The cost of a training step per image, in forward passes, with an attack of `steps`.
 
         A forward pass and the gradient by the image take as many multiplications as two forward
         passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
@@ -96,7 +96,7 @@ class Training:
         Of SGD.
     augment : {"none", "crop", "crop_flip", "random_resized_crop"}
     threats : tuple of ThreatModel
-        One, or one behind each transformation logit, which images take in turns.
+        One, or one for each transformation logit; images take turns.
     num_transforms : int
         M, the number of transformation logits of methods that have them.
     delta : float
@@ -104,10 +104,10 @@ class Training:
     train_objective : {"label_augmentation", "cross_entropy"}
         What the attack of a method with extra logits climbs.
     ema : float
-        Decay of the averaged copy of the weights that is kept beside them, updated every step and
-        handed over at the end; 0: none.
+        Decay of an averaged copy of the weights, updated every step and handed over at the end;
+        0: no copy.
     accumulate : int
-        Equal pieces that a process computes its part of a batch in.
+        How many equal pieces a process computes its part of a batch in.
     dtype : {"auto", "float32", "bfloat16"}
     workers : int
         Processes that decode image files.
@@ -131,7 +131,7 @@ class Training:
     workers: int = 0
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of a step, counted from 0, of so many in all."""
+        """The learning rate of a step, counted from 0, of `total` steps."""
         schedule = {"cosine": cosine_lr, "one_cycle": one_cycle_lr}[self.schedule]
         return schedule(self.lr, self.lr_final_factor, step, total)
 
@@ -159,7 +159,7 @@ def with_options(recipe: Recipe, **options: float) -> Recipe:
     Raises
     ------
     ValueError
-        For an option that it has not.
+        For an option that the recipe does not have.
     """
     for name in options.keys() - recipe.options.keys():
         known = ", ".join(recipe.options) or "none"

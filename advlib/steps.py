@@ -23,7 +23,7 @@ from advlib.recipes import Recipe, Training
 
 @dataclass
 class Run:
-    """A training under way: what it works with, and how far it is."""
+    """A training under way: its parts and its progress."""
 
     dataset: Images
     training: Training
@@ -98,7 +98,7 @@ def training_loss(
         In training mode.
     x : float tensor (N, C, H, W) in [0, 1]
     y : int tensor (N,)
-        In [0, K). Neither is checked here, which would wait for the device in every step.
+        In [0, K). Neither is checked here: a check would wait for the device in every step.
     training : Training
     num_classes : int
         K.
@@ -121,7 +121,7 @@ def training_loss(
         The loss and the share of wrong predictions, both over the images trained on: clean ones
         for Std, adversarial ones for Adv, and the mean of both halves for mixed batches.
     """
-    network = functools.cache(attacked or (lambda: model))  # folded once a step
+    network = functools.cache(attacked or (lambda: model))  # folded once per step
 
     def attack(climbed=None, *, radius=None):
         threats = training.threats
@@ -173,8 +173,8 @@ class _Halves(nn.Module):
 def starts(x, training: Training, seed: int, epoch: int, done: int) -> torch.Tensor:
     """This process's part of the random starts of a step's attack.
 
-    Those of the whole batch are drawn everywhere, so that an image has the same start for any
-    number of processes and pieces. On the device: a GPU would wait for a CPU's draws.
+    Each process draws those of the whole batch, so that an image has the same start for any number
+    of processes and pieces. They are drawn on the device, which would wait for a CPU's draws.
     """
     generator = torch.Generator(x.device).manual_seed(stream_seed(seed, "attack", epoch, done))
     shape = (len(x) * distributed.world_size(), *x.shape[1:])
@@ -191,7 +191,7 @@ def backward(loss_of: Callable, x, y, noise, pieces: int, forward: nn.Module) ->
     for i, (part, labels, start) in enumerate(
         zip(x.split(size), y.split(size), starts, strict=True)
     ):
-        # Processes exchange gradients once a step, with the last piece.
+        # Processes exchange gradients once per step, with the last piece.
         waits = isinstance(forward, DistributedDataParallel) and i < pieces - 1
         with forward.no_sync() if waits else contextlib.nullcontext():
             loss, error = loss_of(part, labels, noise=start, first=first + i * size)
@@ -201,7 +201,7 @@ def backward(loss_of: Callable, x, y, noise, pieces: int, forward: nn.Module) ->
 
 
 def one_call(model: nn.Module, device: torch.device) -> nn.Module:
-    """What computes all logits of a step in one call, as DDP wants them."""
+    """A module that computes all logits of a step in one call, as DDP wants them."""
     forward = _Halves(model)
     if distributed.world_size() == 1:
         return forward
@@ -288,5 +288,5 @@ def memory_advice(training: Training, device: torch.device, folder: Path) -> Ite
             hint = f"set accumulate to {more[0]} ({pieces}), or choose a smaller batch_size"
         raise MemoryError(
             f"{size} images at once, of a batch of {training.batch_size}, do not fit in the memory "
-            f"of {device}: {hint}. Training then goes on from the last checkpoint in {folder}"
+            f"of {device}: {hint}. Training then resumes from the last checkpoint in {folder}"
         ) from error

@@ -1,4 +1,4 @@
-"""What the attacker may do: threat models, their checks and their one-line description."""
+"""Threat models, their checks and their one-line description."""
 
 import math
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -43,9 +43,8 @@ def parse_number(value, name: str = "eps") -> float:
 def identity(record, first: frozenset) -> dict:
     """The fields by which results are recognised, as plain values.
 
-    Those of `first` always; any other, added since, only while it differs from its default. So a
-    new field leaves the name and the facts of every earlier result as they are: a missing key is
-    its default.
+    Fields of `first` are always there, any field added later only while it differs from its
+    default. So a new field leaves the name and the facts of every earlier result as they are.
     """
     new = {f.name: f for f in fields(record) if f.name not in first}
     default = {

@@ -46,7 +46,7 @@ def fit(
     checkpoint_seconds: float = 60,
     on_step: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Train `model` in place, resuming from `folder` where a run was interrupted.
+    """Train `model` in place; a run that was interrupted resumes from `folder`.
 
     Parameters
     ----------
@@ -55,20 +55,19 @@ def fit(
     dataset : advlib.data.sets.Images
         Training images.
     training : Training
-        Epochs, schedule, threat models, delta; the batch, and the pieces it is computed in.
     recipe : Recipe
         The method, one of `advlib.recipes.RECIPES` or another.
     seed : int
         With the epoch and step it decides the order of the images, their augmentation and the
-        start of each attack, so a position in training needs no other generator state.
+        start of each attack, so that a position in training needs no other generator state.
     folder : Path
         Of the checkpoint, the lock and ``log.csv``; seen by all processes.
     settings : dict, optional
-        What decides the weights; stored, and compared on resume.
+        The facts that decide the weights. They are stored, and compared on resume.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     checkpoint_seconds : float
-        Time between checkpoints; one is written after every epoch as well.
+        Time between checkpoints within an epoch. Each epoch ends with one.
     on_step : callable, optional
         Called after each step with the number of steps done.
 
@@ -91,20 +90,18 @@ def fit(
 
     Notes
     -----
-    Several processes (`advlib.distributed`) work on one batch. The images of a step, their
-    augmentation and the starts of their attacks are those of one process; each process takes its
-    part, and gradients are averaged. Loss and error in the log are means over all images. Batch
-    norm is each process's own: it looks at its part of the batch alone, and the trained network has
-    the running statistics of the first process.
+    Several processes (`advlib.distributed`) share one batch, with the images, augmentation and
+    starts of attacks that one process would have. Gradients are averaged, and so are loss and error
+    in the log. Batch norm sees a process's own part of the batch; the trained network has the
+    running statistics of the first process.
 
     ``accumulate`` computes a process's part in that many equal pieces, one after the other, which
-    needs less memory. The gradient is the mean of theirs. It equals the gradient of the whole but
-    for batch norm, which sees one piece at a time. Its running statistics move once per piece.
+    needs less memory. Their mean gradient is that of the whole, except that batch norm sees one
+    piece at a time, and its running statistics move once per piece.
 
     On the same number of processes, machine and versions, an interrupted run ends with the same
-    weights as an uninterrupted one, bit for bit. A run may also be resumed with another number of
-    processes or pieces; the last bits then differ. A damaged checkpoint is set aside, with a
-    warning, and training starts anew.
+    weights as an uninterrupted one, bit for bit. With another number of processes or pieces the
+    last bits differ. A damaged checkpoint is set aside, with a warning, and training starts anew.
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +111,7 @@ def fit(
 
 
 def _open(model, dataset, training, recipe, seed, folder, settings, device) -> Run:
-    """Check what is given, make the parts of the run and put a checkpoint's state in place."""
+    """Check the arguments, make the parts of the run and load the checkpoint if there is one."""
     batch_share(training, distributed.world_size())
     check_images(dataset, training)
     model.to(device, memory_format=torch.channels_last).train()
@@ -207,15 +204,15 @@ def _batches(run: Run, epoch: int, start_step: int):
 
 
 def _how(run: Run) -> dict:
-    """What may change the last bits of the weights, and is recorded beside them."""
+    """Facts that may change the last bits of the weights, recorded beside them."""
     how = {"devices": distributed.world_size(), "accumulate": run.training.accumulate}
     return how | {"device": run.device.type, "dtype": str(run.dtype)}
 
 
 def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
-    """Write the log, then the checkpoint: after the last one a run writes nothing more.
+    """Write the log, then the checkpoint, which is the last file that a run writes.
 
-    A finished run's file holds the weights alone, the averaged ones if there are some, and so is
+    A finished run's file holds the weights alone, the averaged ones if there are any. So it is
     small enough to be published.
     """
     state, optimizer, others = run.state, run.optimizer, None

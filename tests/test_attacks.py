@@ -461,9 +461,12 @@ def test_an_attack_says_what_it_takes():
     [
         ([], "no images in the data set"),
         (DataLoader([(torch.rand(3, 4, 4), 0)]), "got DataLoader: .* pass loader.dataset"),
-        ([{"image": torch.rand(3, 4, 4), "label": 0}], "an item of the data set is dict; expected"),
-        ([(Image.new("RGB", (4, 4)), 0)], "is tuple of Image, int; expected .*ToTensor"),
-        ([(torch.rand(1, 3, 4, 4), 0)], r"got an image \(1, 3, 4, 4\) and the label 0"),
+        (
+            [{"image": torch.rand(3, 4, 4), "label": 0}],
+            "an item of the data set is dict .*; expected",
+        ),
+        ([(Image.new("RGB", (4, 4)), 0)], r"is tuple \[Image, int\] .*; expected .*ToTensor"),
+        ([(torch.rand(1, 3, 4, 4), 0)], r"an image \(1, 3, 4, 4\) and the label 0"),
         ([(torch.rand(3, 4, 4), 0.5)], "the label 0.5"),
     ],
 )

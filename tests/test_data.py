@@ -333,7 +333,7 @@ def published_cifar(server, tmp_path, monkeypatch):
     dataset = fetch._torchvision("cifar10")
     monkeypatch.setattr(dataset, "url", address + archive.name)
     monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    download = functools.partial(fetch._published_cifar, "cifar10")
+    download = functools.partial(fetch._published, "cifar10")
     monkeypatch.setattr(fetch, "DOWNLOADS", {"cifar10": [("a download", download)]})
     return archive
 

@@ -143,7 +143,7 @@ def test_numbers_too_large_for_the_compact_type_are_refused(table, tmp_path):
         ("", "expected a header"),
         ("file_name,label,predicted_class\na,0,0\n", "lacks the columns predicted_probability"),
         ("file_name,predicted_class,predicted_probability\na,0,1\n", "dataset='imagenet'"),
-        (f"{','.join(COLUMNS)}\n", "no rows"),
+        (f"{','.join(COLUMNS)}\n", "is empty"),
         (f"{','.join(COLUMNS)}\na,0,n01440764,1\n", "whole numbers, got str, such as 'n01440764'"),
         (f"{','.join(COLUMNS)}\na,0,3,1\nb,1,x,1\n", "predicted_class holds .*'x'"),
         (f"{','.join(COLUMNS)}\na,0,3,1\nb,1,2.5,1\n", "predicted_class holds .*2.5"),

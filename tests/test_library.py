@@ -17,14 +17,8 @@ BOOK = sorted((ROOT / "book/advbook").rglob("*.py"))
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
 PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagenet-x"}
 
-# What may not grow. The aim is 6,000 and 7,000 lines, 300 a module and 60 a function: lower these,
-# never raise them.
-LINES = {"advlib": 8350, "book/advbook": 10758}
-LONG_MODULES = {
-    "data/batches.py": 335,
-    "data/corruptions.py": 302,
-    "data/fetch.py": 321,
-}
+# What may not grow. The aim is 6,000 and 7,000 lines: lower these, never raise them.
+LINES = {"advlib": 8260, "book/advbook": 10758}
 
 
 def lines(path: Path) -> int:
@@ -39,7 +33,7 @@ def test_the_house_does_not_grow(folder):
 def test_modules_and_functions_stay_short():
     for path in MODULES:
         name = str(path.relative_to(ROOT / "advlib"))
-        assert lines(path) <= LONG_MODULES.get(name, 300), name
+        assert lines(path) <= 300, name
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body

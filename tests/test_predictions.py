@@ -38,7 +38,7 @@ def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
     "change, said",
     [
         (lambda t: t.drop(columns="label"), "lacks the columns label"),
-        (lambda t: t.iloc[:0], "no rows"),
+        (lambda t: t.iloc[:0], "is empty"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "'a' among them"),
         (lambda t: t.assign(label=[0, 1, 3]), r"label is in \[0, 3\)"),
         (lambda t: t.assign(label=[0.0, 1.0, 2.0]), "label holds whole numbers"),

@@ -1,4 +1,4 @@
-"""Attacks on a network, and what they do to a data set."""
+"""Attacks on a network, and on all images of a data set."""
 
 from importlib import import_module
 

@@ -19,10 +19,10 @@ PASSES = 8  # of the network that is compared with its folded copy
 
 
 def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
-    """What makes the faster network that an attack in evaluation mode needs.
+    """A function that returns a faster copy of the network for attacks in evaluation mode.
 
     In evaluation mode a batch norm is a scale and a shift per channel, which the convolution before
-    it can take over; what an attack step then costs beside convolutions is about halved.
+    it can take over. The time of an attack step beside the convolutions is then about halved.
 
     Parameters
     ----------
@@ -34,11 +34,10 @@ def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     Returns
     -------
     callable
-        Returns the folded network with the weights that `model` has at that moment: the same
-        network every time, brought up to date. Layers that are not folded are shared. A network
-        that `torch.fx` cannot follow, that draws random numbers on the way (a trace would keep the
-        ones drawn), or that gives other logits, is returned as it is, with a warning: the attack is
-        then slower, not different.
+        Brings the one folded network up to date with the weights of `model`, and returns it. Layers
+        that are not folded are shared. A network that `torch.fx` cannot follow, that draws random
+        numbers (a trace would keep the ones drawn), or that gives other logits when folded, is
+        returned as it is, with a warning: the attack is then slower, not different.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

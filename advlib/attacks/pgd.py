@@ -44,10 +44,10 @@ def pgd_attack(
     generator : torch.Generator, optional
         For the random start.
     noise : float tensor (N, C, H, W), optional
-        The random start instead of a generator's: the change of each pixel in units of ε.
+        The random start itself: the change of each pixel in units of ε.
     objective : callable, optional
-        Logits (N, K+M) in float32 and the labels that the attack leaves (N,) to the scalar that it
-        climbs, in place of the loss of the threat model (Adv⁺ climbs Eq. 4).
+        Maps logits (N, K+M) in float32 and the labels that the attack leaves (N,) to the scalar
+        that it climbs, in place of the threat model's loss (Adv⁺ climbs Eq. 4).
     radius : float tensor (N,), optional
         ε of each image, at least 0, in place of the threat model's. The step stays as it is.
     check : bool
@@ -85,14 +85,10 @@ def pgd_iterates(
     radius: torch.Tensor | None = None,
     check: bool = True,
 ) -> Iterator[torch.Tensor]:
-    """The iterates of `pgd_attack` one by one: the start, then one after each step.
+    """The iterates (N, C, H, W) of `pgd_attack` one by one: the start, then one after each step.
 
-    Takes what `pgd_attack` takes. Until it ends or is closed the model stays in the attack's mode,
-    its parameters frozen.
-
-    Yields
-    ------
-    float tensor (N, C, H, W)
+    The parameters are those of `pgd_attack`. Until it ends or is closed the model stays in the
+    attack's mode, with its parameters frozen.
     """
     with attack_mode(model, threat.model_mode):
         y = torch.as_tensor(y, device=x.device)

@@ -1,4 +1,4 @@
-"""What PGD does to a data set: the worst case of each image, over iterates and restarts."""
+"""PGD on a data set: the worst case of each image, over iterates and restarts."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -52,16 +52,12 @@ def evaluate_attack(
         K: errors are counted over the first K logits.
     batch_size : int, optional
         Images attacked at once; None: `default_batch_size`.
-    device : optional
-        None: CUDA, MPS or the CPU, by availability.
     seed : int
         The start of an image is drawn from (seed, file name, restart), on the device.
     dtype : {"auto", "float32", "bfloat16"}
-        Of the search. What is recorded is always computed in float32.
-    workers : int
-        Processes that decode images.
-    indices : int tensor, optional
-        Only these images.
+        Of the search. The recorded figures are always computed in float32.
+    device, workers, indices : optional
+        As in `advlib.predictions.predict`.
     progress : callable, optional
         Called with the number of images finished.
 
@@ -85,9 +81,8 @@ def evaluate_attack(
 
     With ``model_mode="train"`` the outcome of an image depends on its batch. Batches mix the
     classes, since one class alone has other statistics. They and dropout are drawn from the seed.
-
-    With ``model_mode="eval"`` the search runs on the network with its batch norm folded
-    (`advlib.attacks.folding`); what is recorded is computed on `model` itself.
+    With "eval" the search runs on the network with its batch norm folded
+    (`advlib.attacks.folding`); the recorded figures are those of `model` itself.
     """
     device = torch.device(device or default_device())
     model = model.to(device, memory_format=torch.channels_last)
@@ -192,7 +187,7 @@ class _Chunk:
         return _Pool(image, x_adv, torch.zeros_like(image, dtype=torch.int32))
 
     def step(self, pool: _Pool) -> tuple[torch.Tensor, _Pool]:
-        """Which iterates the search sees misclassified, and the iterates after one more step."""
+        """A mask of the iterates that the search sees misclassified, and the next iterates."""
         image, x_adv, taken = pool
         # Training mode is set for the pass alone, so that verdicts see the buffers as they were.
         training = self.threat.model_mode == "train"
@@ -208,8 +203,8 @@ class _Chunk:
     def judge(self, pool: _Pool, final: bool) -> torch.Tensor:
         """Classify iterates in float32; returns which images take more steps.
 
-        Recorded is the first misclassified iterate of an image. If there is none, it is the last
-        iterate of the last (`final`) restart.
+        The first misclassified iterate of an image is recorded, or else the last iterate of the
+        last (`final`) restart.
         """
         image, x_adv, taken = pool
         if not len(image):

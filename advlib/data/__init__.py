@@ -1,4 +1,4 @@
-"""Data sets and what is known of their images."""
+"""Data sets, and facts about their images."""
 
 
 def __getattr__(name: str):

@@ -26,7 +26,8 @@ METACLASSES = tuple(
 MEASURES = tuple(
     "brightness contrast texture red_green yellow_blue area off_centre border_contact".split()
 )
-MEASURED_FACTORS = {  # each factor's meaning at the default share, for the reader
+SHARE = 0.1  # of each class's images, that have a measured factor
+MEASURED_FACTORS = {  # each factor's meaning, for the reader
     "brighter": "top 10 % of its class by mean luma",
     "darker": "bottom 10 % of its class by mean luma",
     "low_contrast": "bottom 10 % of its class by standard deviation of luma",
@@ -159,7 +160,7 @@ def measure(pixels: np.ndarray) -> pd.DataFrame:
 
 
 def plain_background(measures: pd.DataFrame) -> bool:
-    """Whether the set's backgrounds are plain, so that what differs from them is the object.
+    """True if the set's backgrounds are plain: pixels that differ from them are then the object.
 
     True if in at least 90 % of the images at least half of the outermost pixels are background.
     (So are 99.9 % of Fashion-MNIST's and all digits, 17 % of CIFAR-10's.)
@@ -167,20 +168,18 @@ def plain_background(measures: pd.DataFrame) -> bool:
     return bool((measures.border_contact <= 0.5).mean() >= 0.9)
 
 
-def measured_factors(measures: pd.DataFrame, share: float = 0.1) -> pd.DataFrame:
+def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
     """Factors for a data set without annotations: each class's most unusual images.
 
-    Of each class, and for each of `MEASURED_FACTORS`, the ``share`` of its images (rounded down,
-    at least one) that are furthest out, ties in the order of their file names. An image counts
-    only beyond its class's median, so a constant measurement gives no factor. The four factors of
-    an object are left out unless the set has a `plain_background`, ``color`` for grey images.
+    Of each class, and for each of `MEASURED_FACTORS`, the 10 % of its images (rounded down, at
+    least one) that are furthest out, ties in the order of their file names. An image counts only
+    beyond its class's median, so a constant measurement gives no factor. The four factors of an
+    object are left out unless the set has a `plain_background`, ``color`` for grey images.
 
     Parameters
     ----------
     measures : DataFrame
         All images of the set: ``file_name``, ``label`` and the columns of `measure`.
-    share : float
-        In (0, 0.5].
 
     Returns
     -------
@@ -191,12 +190,10 @@ def measured_factors(measures: pd.DataFrame, share: float = 0.1) -> pd.DataFrame
     Raises
     ------
     ValueError
-        For a missing column, an image that occurs twice, or another share.
+        For a missing column, or an image that occurs twice.
     """
     if missing := [c for c in ("file_name", "label", *MEASURES) if c not in measures]:
         raise ValueError(f"the measures lack the columns {', '.join(missing)}")
-    if not 0 < share <= 0.5:
-        raise ValueError(f"share is in (0, 0.5], got {share}")
     if (twice := measures.file_name.duplicated()).any():
         raise ValueError(f"{measures.file_name[twice].iloc[0]!r} is measured twice")
     table = measures.reset_index(drop=True)
@@ -213,7 +210,7 @@ def measured_factors(measures: pd.DataFrame, share: float = 0.1) -> pd.DataFrame
         values |= {"larger": table.area, "smaller": -table.area}
         values |= {"off_centre": table.off_centre, "partial_view": table.border_contact}
     factors = [name for name in MEASURED_FACTORS if name in values]
-    chosen = [_furthest(table, values[name], share) for name in factors]
+    chosen = [_furthest(table, values[name]) for name in factors]
     return _long(table.file_name, np.stack(chosen, axis=1), factors)
 
 
@@ -271,13 +268,13 @@ def _border(images: np.ndarray) -> np.ndarray:
     return np.concatenate([part.reshape(len(images), -1) for part in (top_and_bottom, sides)], 1)
 
 
-def _furthest(table: pd.DataFrame, values: pd.Series, share: float) -> np.ndarray:
-    """Which images have the largest values of their class, and more than its median."""
+def _furthest(table: pd.DataFrame, values: pd.Series) -> np.ndarray:
+    """Booleans (N,): the images with the largest values of their class, above its median."""
     order = table[["label", "file_name"]].assign(value=values)
     order = order.sort_values(["value", "file_name"], ascending=[False, True])  # missing ones last
     rank = order.groupby("label").cumcount().sort_index()
     classes = values.groupby(table.label)
-    quota = np.maximum(1, np.floor(share * classes.transform("size") + 1e-9))
+    quota = np.maximum(1, np.floor(SHARE * classes.transform("size") + 1e-9))
     return ((rank < quota) & (values > classes.transform("median"))).to_numpy()
 
 

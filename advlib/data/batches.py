@@ -19,8 +19,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def stream_seed(*parts: int | str) -> int:
     """A stable seed in [0, 2**63) from integers and strings: one random stream for each purpose.
 
-    The same on every machine and version, and different for 1 and "1". Raises `TypeError` for
-    parts of another type.
+    The same on every machine and version, and different for 1 and "1". Others: `TypeError`.
     """
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, int | str):
@@ -30,37 +29,21 @@ def stream_seed(*parts: int | str) -> int:
 
 
 def augment(
-    x: torch.Tensor,
-    kind: str,
-    generator: torch.Generator,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
+    x: torch.Tensor, kind: str, generator: torch.Generator, *, rank: int = 0, world_size: int = 1
 ) -> torch.Tensor:
-    """Augment a batch, each image by draws of its own.
+    """Augment a batch (N, C, H, W), each image by draws of its own.
 
     Parameters
     ----------
-    x : float tensor (N, C, H, W)
-        On any device.
     kind : {"none", "crop", "crop_flip"}
         Crop: a random window of the original size out of the image padded with zeros, by 4 px on
         each side (He et al. 2016; a seventh of the side where that is less: 1 px for digits).
-        Flip: left to right with probability 1/2.
+        Flip: left to right with probability 1/2. Any other kind is a ValueError.
     generator : torch.Generator
-        Best one of the CPU: the draws are then the same for every device.
+        One of the CPU makes the same draws for every device.
     rank, world_size : int
-        Where `x` is the part of one of several processes: draws are made for the whole batch, so
-        an image meets the same ones for any number of processes.
-
-    Returns
-    -------
-    float tensor (N, C, H, W)
-
-    Raises
-    ------
-    ValueError
-        For another kind.
+        Which part of a batch `x` is, where several processes share one. Draws are made for the
+        whole batch, so that an image meets the same ones for any number of processes.
     """
     if kind == "none":
         return x
@@ -69,8 +52,8 @@ def augment(
     n, channels, height, width = x.shape
     pad = max(1, min(4, min(height, width) // 7))
     whole, own = n * world_size, slice(n * rank, n * (rank + 1))
-    shape = (2, whole, 1)
-    shift = torch.randint(0, 2 * pad + 1, shape, generator=generator, device=generator.device)
+    how = {"generator": generator, "device": generator.device}
+    shift = torch.randint(0, 2 * pad + 1, (2, whole, 1), **how)
     rows, columns = shift[:, own].to(x.device)
     rows = rows + torch.arange(height, device=x.device)
     columns = columns + torch.arange(width, device=x.device)
@@ -81,7 +64,7 @@ def augment(
         columns[:, None, None, :],
     ]
     if kind == "crop_flip":
-        flip = torch.rand(whole, generator=generator, device=generator.device)[own] < 0.5
+        flip = torch.rand(whole, **how)[own] < 0.5
         x = torch.where(flip.to(x.device).view(n, 1, 1, 1), x.flip(3), x)
     return x
 
@@ -105,20 +88,18 @@ def training_batches(
     ----------
     dataset : advlib.data.sets.Images
     batch_size : int
-        Images a step and process.
+        Images per step and process.
     seed, epoch, start_step : int
-        Order and augmentation depend on (seed, epoch, step) only, so an epoch taken up at
+        Order and augmentation depend on (seed, epoch, step) only, so an epoch that is resumed at
         `start_step` gives exactly the batches that an uninterrupted one gives from there.
     augment : {"none", "crop", "crop_flip", "random_resized_crop"}
         As in `augment`. ``random_resized_crop`` (area 8 to 100 %, aspect 3:4 to 4:3, then a flip;
         Szegedy et al. 2015) is for images decoded from files and happens in the workers.
-    workers : int
-        Processes that decode image files; 0: this one. Without effect for images in memory.
-    device : optional
+    workers, device : int, torch.device
+        How many processes decode image files; 0: this one. Where the batches are needed.
     rank, world_size : int
-        Of several processes training together each takes its share of a step's
-        ``batch_size * world_size`` images: which ones a step has, in which order and how they are
-        augmented, depends on that product alone.
+        Each of several processes takes its share of a step's ``batch_size * world_size`` images.
+        Which images a step has, and how they are augmented, depends on that product alone.
 
     Yields
     ------
@@ -130,17 +111,15 @@ def training_batches(
     ValueError
         If the images do not fill one batch, or the augmentation is unknown or does not fit.
     """
-    in_memory = dataset.pixels is not None
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
-    if augment == "random_resized_crop" and in_memory:
+    if augment == "random_resized_crop" and dataset.pixels is not None:
         raise ValueError(
             "random_resized_crop is for images decoded from files; for small images kept in "
             "memory choose crop or crop_flip"
         )
     share = batch_size * world_size
-    steps = len(dataset) // share
-    if not steps:
+    if not (steps := len(dataset) // share):
         raise ValueError(
             f"{len(dataset)} training images do not fill one batch of {share}: choose a smaller "
             "batch_size"
@@ -148,19 +127,17 @@ def training_batches(
     generator = torch.Generator().manual_seed(stream_seed(seed, "order", epoch))
     order = torch.randperm(len(dataset), generator=generator)[: steps * share]
     chosen = order.view(steps, world_size, batch_size)[start_step:, rank]
+    if augment == "random_resized_crop":
+        return _batches(_Decoded(dataset, (seed, epoch)), chosen, workers, device)
     part = {"rank": rank, "world_size": world_size}
-    return _augmented(dataset, chosen, augment, seed, epoch, start_step, part, workers, device)
+    batches = _batches(dataset, chosen, workers, device)
+    return _augmented(batches, augment, seed, epoch, start_step, part)
 
 
-def _augmented(dataset, chosen, kind, seed, epoch, start_step, part, workers, device):
-    in_workers = kind == "random_resized_crop"
-    source = _Decoded(dataset, (seed, epoch)) if in_workers else dataset
-    for step, (x, y, index) in enumerate(_batches(source, chosen, workers, device), start_step):
-        if not in_workers:
-            generator = torch.Generator()
-            generator.manual_seed(stream_seed(seed, "augment", epoch, step, 0))
-            x = augment(x, kind, generator, **part)
-        yield x, y, index
+def _augmented(batches: Iterator[Batch], kind, seed, epoch, start_step, part) -> Iterator[Batch]:
+    for step, (x, y, index) in enumerate(batches, start_step):
+        generator = torch.Generator().manual_seed(stream_seed(seed, "augment", epoch, step, 0))
+        yield augment(x, kind, generator, **part), y, index
 
 
 def evaluation_batches(
@@ -171,7 +148,7 @@ def evaluation_batches(
     device: torch.device | str = "cpu",
     indices: Sequence[int] | torch.Tensor | None = None,
 ) -> Iterator[Batch]:
-    """Every image once and in order, none left out; the last batch may be smaller.
+    """Batches as `training_batches` yields, of every image once; the last may be smaller.
 
     Parameters
     ----------
@@ -180,11 +157,7 @@ def evaluation_batches(
     batch_size, workers, device
         As in `training_batches`.
     indices : optional
-        Only these positions, in this order.
-
-    Yields
-    ------
-    As `training_batches`.
+        Only these positions, in this order; None: all, in order.
 
     Raises
     ------
@@ -212,26 +185,21 @@ def item_names(dataset, positions: Sequence[int]) -> list[str]:
 
 
 def _batches(dataset, chosen: Sequence[torch.Tensor], workers: int, device) -> Iterator[Batch]:
-    """The batches at these positions. Pixels travel as uint8 and become floats on the device."""
+    """Batches at these positions. Pixels travel as uint8 and become floats on the device."""
     if getattr(dataset, "pixels", None) is not None:
         found = ((dataset.pixels[index], dataset.labels[index], index) for index in chosen)
     else:
         source = dataset if isinstance(dataset, _Decoded) else _Decoded(dataset)
         found = _decoded(source, chosen, workers, torch.device(device))
     for x, y, index in found:
-        x, y = _moved(x, device), _moved(y, device)
+        if torch.device(device).type == "cuda":  # which then copies in the background
+            x, y = x.pin_memory(), y.pin_memory()
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         yield (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y, index
 
 
-def _moved(values: torch.Tensor, device) -> torch.Tensor:
-    """On the device; a GPU fetches it while this process goes on, which needs pinned memory."""
-    if torch.device(device).type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
 def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, device):
-    """Decode in pieces of moderate size, whatever the batches: they bound the workers' memory."""
+    """Decode in pieces of one size for all batches, which bounds the memory of the workers."""
     if not len(chosen):
         return
     pieces = [piece.tolist() for piece in torch.cat(tuple(chosen)).split(DECODED_AT_ONCE)]
@@ -254,7 +222,7 @@ def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, d
 
 
 def _collate(items):
-    """A worker's error travels as a value, so that its message arrives as it was written."""
+    """A worker's error travels as a value, because the loader would rewrite its message."""
     errors = [item for item in items if isinstance(item, DataError)]
     return errors[0] if errors else default_collate(items)
 
@@ -263,8 +231,7 @@ def _arrived(loader):
     try:
         for piece in loader:
             if isinstance(piece, DataError):
-                # A new one: raising `piece` would tie it to this frame in a cycle, and the loader
-                # with it, whose processes then end late.
+                # A new one, because `piece` would keep the loader and its processes alive.
                 raise DataError(str(piece))
             yield piece
     except RuntimeError as error:
@@ -297,39 +264,37 @@ class _Decoded(Dataset):
 
     def _item(self, index: int):
         if not hasattr(self.dataset, "decode"):
-            item = self.dataset[index]
-            try:
-                x, y = item[:2]
-                x, label = torch.as_tensor(x), int(y)
-            except (TypeError, ValueError, KeyError, RuntimeError) as error:
-                shown = type(item).__name__
-                if isinstance(item, tuple | list):
-                    shown += f" of {', '.join(type(part).__name__ for part in item)}"
-                raise TypeError(
-                    f"an item of the data set is {shown}; expected (image, label), the image a "
-                    "tensor (C, H, W) in [0, 1], as torchvision's ToTensor gives it"
-                ) from error
-            if x.ndim != 3 or label != y:
-                raise TypeError(
-                    "an item of the data set is (image, label), a tensor (C, H, W) and a whole "
-                    f"number; got an image {tuple(x.shape)} and the label {y!r}"
-                )
-            return x, label, index
+            return *_pair(self.dataset[index]), index
         label = int(self.dataset.labels[index])
         if self.stream is None:
             return self.dataset.decode(index), label, index
         from advlib.data.vision import torchvision
 
-        transforms = torchvision.transforms.v2
-        crop = transforms.RandomResizedCrop(
-            self.dataset.image_size,
-            interpolation=transforms.InterpolationMode(self.dataset.interpolation),
-        )
+        transforms, size = torchvision.transforms.v2, self.dataset.image_size
+        mode = transforms.InterpolationMode(self.dataset.interpolation)
+        crop = transforms.RandomResizedCrop(size, interpolation=mode)
+        change = transforms.Compose([crop, transforms.RandomHorizontalFlip()])
         seed, epoch = self.stream
         # torchvision draws from torch's global generator: lend it a stream of the image's own.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(seed, "augment", epoch, index))
-            x = self.dataset.decode(
-                index, transforms.Compose([crop, transforms.RandomHorizontalFlip()])
-            )
+            x = self.dataset.decode(index, change)
         return x, label, index
+
+
+def _pair(item) -> tuple[torch.Tensor, int]:
+    """Image and label of an item of somebody's data set."""
+    try:
+        x, y = item[:2]
+        x, label = torch.as_tensor(x), int(y)
+        if x.ndim != 3 or label != y:
+            raise ValueError(f"an image {tuple(x.shape)} and the label {y!r}")
+        return x, label
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        parts = item if isinstance(item, tuple | list) else []
+        found = ", ".join(type(part).__name__ for part in parts)
+        raise TypeError(
+            f"an item of the data set is {type(item).__name__} [{found}] ({error}); expected "
+            "(image, label): a tensor (C, H, W) in [0, 1], as torchvision's ToTensor gives it, and "
+            "a whole number"
+        ) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is read; None where the folder decides."""
+    """Facts about a data set before it is read; None where the folder decides."""
 
     title: str
     num_classes: int | None

@@ -217,7 +217,7 @@ def check_generated(images) -> None:
     """Raise `DataError` if images are to be generated without the library, or the room for them."""
     folder = _cache(images)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = sum(not _checksum(_file(folder, *c)).is_file() for c in _CONDITIONS)
+    missing = sum(not _file(folder, *c).with_suffix(".sha256").is_file() for c in _CONDITIONS)
     if not missing:
         return
     try:
@@ -282,21 +282,17 @@ def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray], bar
             for block in blocks:
                 file.write(np.ascontiguousarray(block))
                 bar.update(len(block))
-    with replacing(_checksum(path)) as partial:
+    with replacing(path.with_suffix(".sha256")) as partial:
         partial.write_text(file_hash(path))
 
 
-def _checksum(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
 def _intact(path: Path) -> bool:
-    """Whether a file of the cache is finished; warns of one that has changed since."""
+    """True if a file of the cache is finished; warns of one that has changed since."""
     try:
-        if file_hash(path) == _checksum(path).read_text():
+        if file_hash(path) == path.with_suffix(".sha256").read_text():
             return True
     except FileNotFoundError:
         return False
     warnings.warn(f"{path} is damaged (its checksum does not hold); making it again", stacklevel=2)
-    _checksum(path).unlink()
+    path.with_suffix(".sha256").unlink()
     return False

@@ -1,4 +1,4 @@
-"""Image files: what they hold, how they are decoded, and the cache of both."""
+"""Image files: their content, their pixels, and the cache of both."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ READERS = 8  # threads that read files, which may lie on a network drive
 REMEMBERED = 100_000  # files that are read between two writes of the cache
 RULE = 1  # to be raised with any change of what `decode` gives
 
-# What a file is: its place, size and times; what it holds; its width and height in px.
+# A hash of a file's place, size and times; a hash of its bytes; its width and height in px.
 _CONTENT = np.dtype([("state", "V16"), ("content", "V16"), ("width", "<i4"), ("height", "<i4")])
 
 
@@ -108,7 +108,7 @@ def _check_numbers(file: Image.Image) -> None:
 
 
 def contents(paths: Sequence[str]) -> np.ndarray:
-    """What each image file is, by its bytes: a structured array (N,) with the fields of `_CONTENT`.
+    """Hash, width and height of each image file: a structured array (N,), fields of `_CONTENT`.
 
     Each file is read once, by threads, and so a damaged one is found before anything is trained.
     What was found is kept in ``data/cache/``, in one file for a folder. A file counts as known
@@ -276,7 +276,7 @@ def listing_fingerprint(names: Sequence[str], found: np.ndarray, labels: Sequenc
 
 
 def _stored(cache: Path, read: Callable):
-    """What `read` makes of the arrays of a file in the cache; None if it is missing or damaged."""
+    """``read(arrays)`` of a file in the cache; None if it is missing or damaged."""
     try:
         with open(cache, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return read({key: arrays[key] for key in arrays.files})

@@ -27,9 +27,8 @@ NETWORK_TIMEOUT = 10  # seconds without an answer
 APT_TIMEOUT = 300  # seconds for one apt-get command, 40 MB in all
 
 # SHA-256 of each file's content after gzip. The published MD5 sums (github.com/zalandoresearch/
-# fashion-mnist) are of the .gz files, whose header holds a name and a time that Debian's package
-# leaves out. With both put back, Debian's files have exactly the published sums, so these values
-# stand for the published ones, whichever way the same content is packed.
+# fashion-mnist) are of the .gz files, whose header holds a name and a time. Debian's package leaves
+# both out; with them put back, its files have the published sums.
 FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -37,8 +36,10 @@ FASHION_MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 
-# By set: the folder that torchvision makes for it, names of which one at least must lie in a
-# folder for it to count, and where a user finds the data.
+# Of each set: the folder that torchvision makes for it, the names of which a folder must hold one
+# to count, and where a user finds the data.
+_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+_FOLDERS = "train/<class>/* and test/<class>/*"
 LAYOUTS = {
     "fashion_mnist": (
         "FashionMNIST/raw",
@@ -48,21 +49,19 @@ LAYOUTS = {
     "cifar10": (
         "cifar-10-batches-py",
         ["data_batch_1", "test_batch", "train", "test"],
-        "cifar-10-batches-py (https://www.cs.toronto.edu/~kriz/cifar.html), or "
-        "train/<class>/* and test/<class>/*",
+        f"cifar-10-batches-py ({_CIFAR}), or {_FOLDERS}",
     ),
     "cifar100": (
         "cifar-100-python",
         ["train", "test"],
-        "cifar-100-python (https://www.cs.toronto.edu/~kriz/cifar.html), or "
-        "train/<class>/* and test/<class>/*",
+        f"cifar-100-python ({_CIFAR}), or {_FOLDERS}",
     ),
     "imagenet": (
         "",
         ["train", "val"],
         "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG (ILSVRC2012, from https://image-net.org)",
     ),
-    "folder": ("", ["train", "test", "val"], "train/<class>/* and test/<class>/*"),
+    "folder": ("", ["train", "test", "val"], _FOLDERS),
 }
 
 
@@ -73,16 +72,15 @@ class DataError(RuntimeError):
 def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     """The folder that holds a data set: the first source that has it.
 
-    The order: `data_dir`; ``$ADVLIB_DATA/<name>/`` (or torchvision's folder in $ADVLIB_DATA); an
-    earlier fetch in ``data/<name>/``; Debian's package where installed; a download from where the
-    set is published; a download of Debian's package. ImageNet and `folder` are never downloaded.
+    The order: `data_dir`; ``$ADVLIB_DATA/<name>/`` or torchvision's folder there; an earlier fetch
+    in ``data/<name>/``; Debian's package where installed; a download of what is published; one of
+    Debian's package. ImageNet and `folder` are never downloaded.
 
     Parameters
     ----------
     name : {"fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"}
     data_dir : optional
-        The folder that a study names: the set's own, or the one above it. If it is given, nothing
-        else is tried.
+        The set's own folder or the one above it. If it is given, nothing else is tried.
 
     Returns
     -------
@@ -97,19 +95,16 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
     below, _, wanted = LAYOUTS[name]
     if data_dir is not None:
         base = _folder(data_dir, f"data_dir of {name}")
-        found = _holding(name, base, base / name)
-        if found is None:
-            remedy = "" if name == "folder" else ", or leave data_dir out to look elsewhere"
-            raise DataError(f"data_dir {base} holds no {name}: put {wanted} there{remedy}.")
-        return found, "the folder named by data_dir"
+        if found := _holding(name, base, base / name):
+            return found, "the folder named by data_dir"
+        remedy = "" if name == "folder" else ", or leave data_dir out to look elsewhere"
+        raise DataError(f"data_dir {base} holds no {name}: put {wanted} there{remedy}.")
     if name == "folder":
         raise DataError(f"data set 'folder' needs data_dir, the folder that holds {wanted}.")
-    places, tried = {}, []
+    places, tried = {}, ["ADVLIB_DATA: not set"]
     if root := os.environ.get("ADVLIB_DATA"):
-        base = _folder(root, "ADVLIB_DATA")
+        base, tried = _folder(root, "ADVLIB_DATA"), []
         places["ADVLIB_DATA"] = [base / name, *([base / below] if below else [])]
-    else:
-        tried.append("ADVLIB_DATA: not set")
     places["an earlier fetch"] = [DATA / name]
     if name == "fashion_mnist":
         places[f"Debian's package {DEBIAN_PACKAGE}, installed"] = [DEBIAN_FOLDER]
@@ -152,9 +147,8 @@ def _folder(path: str | Path, what: str) -> Path:
 def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, 1, H, W) uint8 and labels (N,) int64 of "train" or "test", checksums verified."""
     prefix = "train" if split == "train" else "t10k"
-    images, labels = (
-        _checked(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
-    )
+    images = _checked(folder, f"{prefix}-images-idx3-ubyte")
+    labels = _checked(folder, f"{prefix}-labels-idx1-ubyte")
     # IDX: two zero bytes, type 8 (uint8), number of dimensions, then each size as big-endian int32.
     sizes = np.frombuffer(images, ">i4", count=3, offset=4)
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(sizes[0], 1, sizes[1], sizes[2])
@@ -164,17 +158,14 @@ def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray
 def _checked(folder: Path, name: str) -> bytes:
     """The content of a Fashion-MNIST file, gzipped or not, if its checksum holds."""
     expected = f"expected SHA-256 after gzip: {FASHION_MNIST_SHA256[name]}"
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.exists()), None)
-    if path is None:
-        raise _damage(folder / f"{name}.gz", f"is missing ({expected})")
+    path = folder / (name if (folder / name).exists() else f"{name}.gz")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise _damage(path, f"cannot be read ({error}; {expected})") from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != FASHION_MNIST_SHA256[name]:
+    if (actual := hashlib.sha256(content).hexdigest()) != FASHION_MNIST_SHA256[name]:
         raise _damage(path, f"is damaged: the SHA-256 of its content is {actual} ({expected})")
     return content
 
@@ -198,8 +189,8 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndar
 
 
 def _damage(path: Path, what: str) -> DataError:
-    folder = path.parent
-    again = f", or delete {folder}: it is then fetched again" if folder.is_relative_to(DATA) else ""
+    again = f", or delete {path.parent}: it is then fetched again"
+    again = again if path.is_relative_to(DATA) else ""
     return DataError(f"{path} {what}. Put the original file there{again}.")
 
 
@@ -207,12 +198,11 @@ def _torchvision(name: str):
     """torchvision's class of a set, which says where its files are published, and their MD5."""
     from advlib.data.vision import torchvision
 
-    names = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
-    return getattr(torchvision.datasets, names[name])
+    return getattr(torchvision.datasets, {"fashion_mnist": "FashionMNIST"}.get(name, name.upper()))
 
 
 def _keep(name: str, fetch) -> Path:
-    """Fetch into a temporary folder beside ``data/<name>``, and rename it when it is whole."""
+    """Fetch into a temporary folder beside ``data/<name>``, and rename it once it is whole."""
     try:
         DATA.mkdir(parents=True, exist_ok=True)
         for old in DATA.glob(".fetch-*"):  # left by a fetch that was killed
@@ -228,17 +218,13 @@ def _keep(name: str, fetch) -> Path:
                 result.rename(DATA / name)
     except OSError as error:
         raise DataError(f"{DATA} cannot be written ({error}): make it writable") from error
-    found = _holding(name, DATA / name)
-    if found is None:
-        raise DataError(f"{DATA / name} is in the way, and is not the data set: delete it")
-    return found
+    if found := _holding(name, DATA / name):
+        return found
+    raise DataError(f"{DATA / name} is in the way, and is not the data set: delete it")
 
 
 def _download(urls: list[str], md5: str, folder: Path, processor=None) -> None:
-    """Fetch one file from the first of its addresses that gives it, whole.
-
-    A server that stays silent, or sends something else, is a `DataError`.
-    """
+    """Fetch one file from the first of its addresses that gives it whole, or raise DataError."""
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -254,24 +240,21 @@ def _download(urls: list[str], md5: str, folder: Path, processor=None) -> None:
     raise DataError("; ".join(failed))
 
 
-def _published_fashion_mnist(work: Path, result: Path) -> None:
-    dataset = _torchvision("fashion_mnist")
-    for file, md5 in dataset.resources:
-        _download([mirror + file for mirror in dataset.mirrors], md5, result)
-
-
-def _published_cifar(name: str, work: Path, result: Path) -> None:
+def _published(name: str, work: Path, result: Path) -> None:
     import pooch
 
     dataset = _torchvision(name)
-    _download([dataset.url], dataset.tgz_md5, work, pooch.Untar(extract_dir=result))
+    if name == "fashion_mnist":
+        for file, md5 in dataset.resources:
+            _download([mirror + file for mirror in dataset.mirrors], md5, result)
+    else:
+        _download([dataset.url], dataset.tgz_md5, work, pooch.Untar(extract_dir=result))
 
 
 def _debian_fashion_mnist(work: Path, result: Path) -> None:
     """apt-get download with package lists of its own: needs neither root nor an earlier update."""
-    for tool in ("apt-get", "dpkg"):
-        if shutil.which(tool) is None:
-            raise DataError(f"there is no {tool} on this machine")
+    if absent := [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]:
+        raise DataError(f"there is no {absent[0]} on this machine")
     for folder in ("lists/partial", "cache/archives/partial"):
         (work / folder).mkdir(parents=True)
     settings = {
@@ -281,8 +264,7 @@ def _debian_fashion_mnist(work: Path, result: Path) -> None:
         "Acquire::Languages": "none",
         "Acquire::Retries": 0,
         "Acquire::EnableSrvRecords": "false",
-        "Acquire::http::Timeout": NETWORK_TIMEOUT,
-        "Acquire::https::Timeout": NETWORK_TIMEOUT,
+        "Acquire::http::Timeout": NETWORK_TIMEOUT,  # and https takes this one
     }
     options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
     # An update can fail for a source that we do not need, so only the download's outcome counts.
@@ -295,10 +277,10 @@ def _debian_fashion_mnist(work: Path, result: Path) -> None:
     unpack = _command(["dpkg", "-x", package.name, "unpacked"], work)
     if unpack.returncode:
         raise DataError(f"dpkg could not unpack {package.name}: {unpack.stderr.strip()}")
-    unpacked = work / "unpacked" / DEBIAN_FOLDER.relative_to("/")
     for name in FASHION_MNIST_SHA256:
-        _checked(unpacked, name)
-        (unpacked / f"{name}.gz").rename(result / f"{name}.gz")
+        unpacked = work / "unpacked" / DEBIAN_FOLDER.relative_to("/") / f"{name}.gz"
+        _checked(unpacked.parent, name)
+        unpacked.rename(result / unpacked.name)
 
 
 def _command(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
@@ -312,10 +294,7 @@ def _command(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 DOWNLOADS = {
-    "fashion_mnist": [
-        ("a download", _published_fashion_mnist),
-        (f"Debian's package {DEBIAN_PACKAGE}", _debian_fashion_mnist),
-    ],
-    "cifar10": [("a download", functools.partial(_published_cifar, "cifar10"))],
-    "cifar100": [("a download", functools.partial(_published_cifar, "cifar100"))],
+    name: [("a download", functools.partial(_published, name))]
+    for name in ("fashion_mnist", "cifar10", "cifar100")
 }
+DOWNLOADS["fashion_mnist"].append((f"Debian's package {DEBIAN_PACKAGE}", _debian_fashion_mnist))

@@ -131,7 +131,7 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def counts(entry: os.DirEntry) -> bool:
-    """Whether a file or folder is part of a data set: not hidden, and no folder of previews.
+    """True for a file or folder that is part of a data set: not hidden, no folder of previews.
 
     Raises `DataError` for a name that is not UTF-8.
     """

@@ -22,7 +22,7 @@ class Images(Dataset):
     Attributes
     ----------
     title, source : str
-        Name for the reader; where the data came from, in words.
+        Name for the reader; the origin of the data, in words.
     labels : int64 tensor (N,)
     file_names : list of str
         Unique within the split: ``train-00012`` (position in the original file), the path below
@@ -37,11 +37,10 @@ class Images(Dataset):
     interpolation : {"bilinear", "bicubic"}
         For `paths`, when resizing.
     positions : int64 tensor (N,), or None
-        Each image's place in the file that the set is distributed as, where that is known: the
+        Each image's place in the file that the set is distributed as, where that is known. The
         published corruptions of CIFAR keep that order.
     contents : structured array (N,), or None
-        Of images from files what `decoding.contents` finds in each; for `paths` it is found when it
-        is first asked for.
+        Result of `decoding.contents` for images from files. For `paths` it is found on demand.
     fingerprint : str
         SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
         content and label of each file, in order.

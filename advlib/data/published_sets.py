@@ -80,7 +80,7 @@ def check_published(images, published: Path) -> str:
 
 
 def published_condition(images, published: Path, corruption: str, severity: int) -> dict:
-    """Where the images of one condition are: their ``pixels``, or their ``paths`` and size.
+    """The images of one condition: their ``pixels``, or their ``paths`` and size.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _refuse(published: Path, problems: list[str]) -> None:
 
 
 def _array_problems(images, published: Path) -> list[str]:
-    """What is wrong with ``<corruption>.npy`` and ``labels.npy``."""
+    """Everything wrong with ``<corruption>.npy`` and ``labels.npy``."""
     positions, problems = _cifar_positions(images, published), []
     for corruption in CORRUPTIONS:
         try:
@@ -181,7 +181,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _tree_problems(images, published: Path) -> list[str]:
-    """What is wrong with a tree of corrupted image files."""
+    """Everything wrong with a tree of corrupted image files."""
     problems, present = [], []
     for corruption in CORRUPTIONS:
         folder = _corruption_folder(published, corruption)

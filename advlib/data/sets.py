@@ -39,22 +39,20 @@ def load_dataset(
     data_dir : optional
         Folder of the data; None looks in the places of `advlib.data.fetch.locate`.
     n_images : int, optional
-        Keep this many images, the same number of each class, always the same ones; a larger
+        Keep this many images, the same number of each class, always the same ones. A larger
         choice contains the smaller.
     holdout_images : int
-        Size of the holdout, the same number of each class; ``train`` leaves these images out.
+        Size of the holdout, the same number of each class. ``train`` leaves these images out.
     image_size, resize : int, optional
-        For image files: px of the centre crop, and of the short side before it. None: the size
-        that all images of both splits have, up to 96 px; 224 and 232 if all are larger (resize :
-        image_size = 232 : 224).
+        For image files: px of the centre crop, and of the short side before it. None: the one size
+        of all images of both splits, up to 96 px; 224 and 232 if all are larger (also in ratio).
     interpolation : {"bilinear", "bicubic"}, optional
         For image files, when resizing; None: bilinear. Always antialiased.
 
     Returns
     -------
     Images
-        In memory for sides up to 96 px (decoded once in parallel and cached in ``data/cache/``),
-        else decoded when asked for.
+        In memory for sides up to 96 px (and cached in ``data/cache/``), else decoded on demand.
 
     Raises
     ------
@@ -67,8 +65,8 @@ def load_dataset(
     Notes
     -----
     scikit-learn's digits have 17 grey levels and no test set. A pixel v is stored as
-    round(255 v / 16), so an item differs from v / 16 by at most 0.002; 50 images of each class,
-    chosen once and for all, are the test set. Their writers also occur in the training set.
+    round(255 v / 16), so an item differs from v / 16 by at most 0.002. The test set is 50 images of
+    each class, always the same ones, whose writers also occur in the training set.
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}")
@@ -97,7 +95,7 @@ def load_dataset(
 
 
 def _warn_of_copies_and_sizes(images: Images) -> None:
-    """Say what may be meant, and rarely is: the same file twice, and images far too small."""
+    """Warn of copies of a file, and of images far too small: both are rarely meant."""
     contents, labels = images.contents["content"].tolist(), images.labels.tolist()
     first: dict[bytes, int] = {}
     copies = [i for i, content in enumerate(contents) if first.setdefault(content, i) != i]

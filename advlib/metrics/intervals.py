@@ -68,7 +68,7 @@ def _sd_normalised(of: ClassErrors) -> float:
 
 
 class Resampled(NamedTuple):
-    """What an interval is computed from."""
+    """The inputs of an interval."""
 
     shared: SharedImages
     classes: list[pd.DataFrame]  # of each of the m tables, as in `ClassErrors`
@@ -115,7 +115,7 @@ class Statistic(NamedTuple):
     """A figure of a network's class errors.
 
     ``interval`` gives the ends of the 95 % interval of the mean over networks, or of a difference
-    of two; None: there is none that is honest.
+    of two; None: no honest one is known.
     """
 
     title: str
@@ -142,11 +142,11 @@ STATISTICS = {
     "cv": Statistic("SD / mean", "", _cv),
     "sd_normalised": Statistic("SD / √(p(1−p))", "", _sd_normalised),
 }
-"""What `summarise` and `bootstrap` give, by name. `error` is over images, the rest over classes."""
+"""The figures of `summarise` and `bootstrap`: `error` over images, the rest over classes."""
 
 
 def headings(*names: str) -> dict[str, str]:
-    """What columns of these `STATISTICS` are called, by name: {"gap": "gap (points)"}."""
+    """Column titles of these `STATISTICS`, by name: {"gap": "gap (points)"}."""
     found = {name: STATISTICS[name] for name in names}
     return {name: f"{s.title} ({s.unit})" if s.unit else s.title for name, s in found.items()}
 

@@ -16,10 +16,10 @@ class Replicates(NamedTuple):
 
 
 def varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Whether resampling within the classes shows how uncertain each column is.
+    """Booleans (m,): does resampling within the classes show how uncertain a column is?
 
-    ``labels`` (N,), ``values`` (N, m). Returns booleans (m,). False if no class has two images of
-    different value, or more than 5 % of the classes have one image.
+    ``labels`` (N,), ``values`` (N, m). No, if no class has two images of different value, or if
+    more than 5 % of the classes have one image.
     """
     # Rounded: the mean of several seeds less that of others is zero only to some 1e-17.
     classes = pd.DataFrame(np.round(values, 12)).groupby(labels)

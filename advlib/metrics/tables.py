@@ -49,11 +49,14 @@ def require(table: pd.DataFrame, columns: Sequence[str], what="the prediction ta
     ``what`` names the table in the message; ``holes``: missing values are allowed.
     """
     if missing := [column for column in columns if column not in table.columns]:
-        raise ValueError(f"{what} lacks the columns {missing}; it has {list(table.columns)}.")
+        known = ", ".join(map(str, table.columns))
+        raise ValueError(f"{what} lacks the columns {', '.join(missing)}; it has {known}.")
     if table.empty:
         raise ValueError(f"{what} is empty: there is nothing to measure.")
     if not holes and (gaps := [column for column in columns if table[column].isna().any()]):
-        raise ValueError(f"{what} has missing values in {gaps}: fill them in or drop the rows.")
+        raise ValueError(
+            f"{what} has missing values in {', '.join(gaps)}: fill them in or drop the rows."
+        )
 
 
 def as_list(by: By, *more: str) -> list[str]:

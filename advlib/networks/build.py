@@ -100,7 +100,7 @@ def build_model(
 
 
 def _find(name: str) -> tuple[str, str]:
-    """Where a network comes from, and its name there."""
+    """The source of a network, and its name there."""
     if CIFAR_RESNET.fullmatch(name):
         return "cifar_resnet", name
     known = torchvision.models.list_models(module=torchvision.models)
@@ -226,7 +226,7 @@ def _download(weights: str):
 
 
 def preprocessing(name: str, weights: str | None) -> dict:
-    """How the images are to be prepared that a network with these weights takes.
+    """The preparation of images that a network with these weights needs.
 
     Parameters
     ----------

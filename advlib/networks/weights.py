@@ -1,4 +1,4 @@
-"""Weight files: what is read of them, the layouts of other projects, and how they fit a model."""
+"""Weight files: reading them, also in the layouts of other projects, and loading a model."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Endings of weights files; other weights are names."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where a .pt file may keep one
 NO_WEIGHTS = ("n_averaged", "total_ops", "total_params")
-"""What torch's AveragedModel and thop count beside the weights."""
+"""Counters that torch's AveragedModel and thop keep beside the weights."""
 # torchvision's own files of DenseNet have the names of an early version: norm.1 for norm1.
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
 # Heads of torchvision's GoogLeNet and Inception that serve training alone.
@@ -75,13 +75,11 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     # The normalisation lies beside the network, under a name of this project or of another.
     channels = model.normalize.mean.numel()
     normalize = {}
-    for ours, theirs in (
-        ("mean", ("mean", "new_mean", "mu")),
-        ("std", ("std", "new_std", "sigma")),
-    ):
-        for k in [
-            k for k in rest if k.rpartition(".")[2] in theirs and rest[k].numel() == channels
-        ]:
+    names = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
+    names |= {"std": "std", "new_std": "std", "sigma": "std"}
+    for k in list(rest):
+        ours = names.get(k.rpartition(".")[2])
+        if ours and rest[k].numel() == channels:
             normalize[f"normalize.{ours}"] = rest.pop(k).view(1, channels, 1, 1)
     state = {f"net.{k}": v for k, v in state.items()} | normalize
     training = ("momentum.", "rank")  # of this project's checkpoints
@@ -90,8 +88,7 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     said = [f"the names begin with {first!r}, which is taken off"]
     said = said if first not in ("", "net.", "model.net.") else []
     if counted:
-        names = [k.removeprefix("net.") for k in counted]
-        said += [f"{', '.join(names[:3])}{', …' * (len(names) > 3)} left out, which are no weights"]
+        said.append(f"{_some(counted)} left out, which are no weights")
     if said:
         print(f"{path.name}: {'; '.join(said)}")
     return {k: v for k, v in state.items() if k not in counted}
@@ -158,8 +155,13 @@ def _state_dict(content, path: Path) -> dict[str, torch.Tensor]:
     )
 
 
+def _some(names: list[str]) -> str:
+    """The first three names, as they are called in the bare network."""
+    return ", ".join(n.removeprefix("net.") for n in names[:3]) + ", …" * (len(names) > 3)
+
+
 def head_outputs(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
-    """How many outputs the head has in weights of `read_weights`; None where it is not found."""
+    """The number of outputs of the head in weights of `read_weights`; None if it is not found."""
     try:
         name, _ = find_head(model)
     except ValueError:
@@ -182,36 +184,32 @@ def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.
     ------
     FileNotFoundError, ValueError
         As `read_weights`, and if a tensor is missing, superfluous, of another shape or kind, or
-        holds what is no weight: a value that is not finite, a negative variance.
+        holds a value that is not finite or a negative variance.
     """
     state = read_weights(path, model) if state is None else dict(state)
     target = model.state_dict()
     state = {k: v for k, v in target.items() if k.startswith("normalize.")} | state
     state = {k: v for k, v in state.items() if k in target or not k.startswith(AUXILIARY)}
-    other_shape = [
-        f"{k.removeprefix('net.')} {tuple(v.shape)} instead of {tuple(target[k].shape)}"
-        for k, v in state.items()
-        if k in target and v.shape != target[k].shape
-    ]
-    other_kind = [
-        f"{k.removeprefix('net.')} {str(v.dtype).removeprefix('torch.')}"
-        for k, v in state.items()
-        if k in target and target[k].is_floating_point() != v.is_floating_point()
-    ]
     # Old files lack the counters of batches; those of the model then stay.
     needed = [k for k in target if not k.endswith("num_batches_tracked")]
+    both = {k: (v, target[k]) for k, v in state.items() if k in target}
     problems = {
-        "missing": [k.removeprefix("net.") for k in needed if k not in state],
-        "superfluous": [k.removeprefix("net.") for k in state if k not in target],
-        "of another shape": other_shape,
-        "of another kind of number": other_kind,
+        "missing": [k for k in needed if k not in state],
+        "superfluous": [k for k in state if k not in target],
+        "of another shape": [
+            f"{k} {tuple(v.shape)} instead of {tuple(own.shape)}"
+            for k, (v, own) in both.items()
+            if v.shape != own.shape
+        ],
+        "of another kind of number": [
+            f"{k} {str(v.dtype).removeprefix('torch.')}"
+            for k, (v, own) in both.items()
+            if v.is_floating_point() != own.is_floating_point()
+        ],
     }
-    if any(problems.values()):
-        said = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for kind, names in problems.items()
-            if names
-        ]
+    if said := [
+        f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names
+    ]:
         raise ValueError(
             f"the weights in {path} do not fit this model of {len(target)} tensors: "
             + "; ".join(said)
@@ -228,11 +226,9 @@ def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.
 
 def not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
     """Names of weights with values that are not finite, and of variances with negative ones."""
-    return [
-        name
-        for name, values in tensors.items()
-        if values.is_floating_point()
-        and not (
-            values.isfinite().all() and not (name.endswith("running_var") and (values < 0).any())
-        )
-    ]
+
+    def odd(name: str, values: torch.Tensor) -> bool:
+        negative = name.endswith("running_var") and bool((values < 0).any())
+        return values.is_floating_point() and (negative or not values.isfinite().all())
+
+    return [name for name, values in tensors.items() if odd(name, values)]
