@@ -575,6 +575,22 @@ LISTED = "chapters: " + json.dumps(
 SHOWN_TABLES = [path for name in SHOWN for path in tables_of(name)]
 EVERY_TABLE = [*SHOWN_TABLES, *[path for name in FILES for path in audit_tables_of(name)]]
 ON_IMAGENET = [name for name in SHOWN if BY_ID[name].dataset == "imagenet"]
+# On pages by question: published studies, the one of most seeds first, then a run of the reader's own.
+# The default study is published as a short example, whose numbers are no evidence.
+ASKED = [name for name in SHOWN if (name, SOURCES[name]) != (pages.DEFAULT, "committed")]
+ASKED.sort(key=lambda name: (SOURCES[name] == "fresh", -len(BY_ID[name].seeds), name))
+
+
+def asks(*chapters):
+    """A page by question, which reads the result tables of these chapters of all studies."""
+    known = [(name, chapter) for name in ASKED for chapter in chapters if chapter in chapters_of(name)]
+    return {
+        "read": [path for pair in known for path in tables_of(*pair)],
+        "after": [f"_build/studies/{name}/{chapter}.ipynb" for name, chapter in known],
+        "told": ["-y", "studies: " + json.dumps([f"{FILES[name]}:{SOURCES[name]}" for name in ASKED])],
+    }
+
+
 VERDICT = "book/generated/verdict.ipynb"
 PAGES = {
     "claims": {"tables": ["results/paper/published.csv"]},

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from advbook.build.place import GENERATED, expand_toc, place_study
-from advbook.claims.front import given_name, shown_path, titled
+from advbook.claims.front import given_name, shown_path
 from advbook.commands import plainly
 from advbook.studies.identity import HOW
 from advbook.studies.places import ROOT, STUDIES, find_study, tables_folder
+from advbook.studies.results import titled
 from advbook.studies.schema import Study, load_study
 from advbook.studies.tables import (
     AUDIT,

@@ -1,7 +1,5 @@
 """The book as a whole: its studies, their headline errors, the answer, and what was not run."""
 
-import dataclasses
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +9,10 @@ import pandas as pd
 from advbook.claims import claims
 from advbook.claims.verdict import EXCLUDED, OF_ONE_SEED, counted, in_points
 from advbook.studies.places import ROOT, STUDIES, tables_folder
+from advbook.studies.results import titled
 from advbook.studies.schema import Study, load_study
 from advbook.studies.seeds import over_seeds, with_spread
-from advbook.studies.tables import audit_paths, in_per_cent, per_cent, read_data, table_paths
+from advbook.studies.tables import audit_paths, in_per_cent, per_cent, table_paths
 from advbook.studies.views import condition_of
 from advbook.text import as_typed, one_line
 from advlib.predictions import read_facts
@@ -25,25 +24,6 @@ PARTS = {  # of a study, as `book` is given them, and what pages call them
     "ledger": "how much depends on the threat model",
     "battery": "is it really robust",
 }
-
-
-def titled(study: Study, source: str | None) -> Study:
-    """The study under the title that pages show: it says where the images are a copy.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    source : {"fresh", "committed"} or None
-        Whose ``data.json`` says what the images are; None: the committed one, if there is one.
-    """
-    folder = study.runs if source == "fresh" else study.published
-    if not (folder / "data.json").is_file():
-        return study
-    known = read_data(folder)[study.evaluation_split]["title"]
-    copy = re.search(r"\([^()]*copy\)$", known)
-    if copy is None or copy[0] in study.title:
-        return study
-    return dataclasses.replace(study, title=f"{study.title} {copy[0]}")
 
 
 def book_studies(book: Mapping[str, Mapping]) -> dict[str, tuple[Study, dict]]:

@@ -1,0 +1,95 @@
+"""The result tables that studies have: how pages about all studies read them."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from advbook.studies.places import ROOT
+from advbook.studies.schema import Study, load_study
+from advbook.studies.tables import read_data
+
+
+def titled(study: Study, source: str | None) -> Study:
+    """The study under the title that pages show: it says where the images are a copy.
+
+    Parameters
+    ----------
+    study : advbook.studies.schema.Study
+    source : {"fresh", "committed"} or None
+        Whose ``data.json`` says what the images are; None: the committed one, if there is one.
+    """
+    folder = study.runs if source == "fresh" else study.published
+    if not (folder / "data.json").is_file():
+        return study
+    known = read_data(folder)[study.evaluation_split]["title"]
+    copy = re.search(r"\([^()]*copy\)$", known)
+    if copy is None or copy[0] in study.title:
+        return study
+    return dataclasses.replace(study, title=f"{study.title} {copy[0]}")
+
+
+class Shown(NamedTuple):
+    """A study as a page shows it, and the folder of its result tables."""
+
+    study: Study
+    source: str
+    title: str
+    folder: Path
+
+
+def shown_studies(
+    entries: Sequence[str], analysed: Path | str = "_build/studies"
+) -> dict[str, Shown]:
+    """The studies of a page, by id; the reader's own run of a study as "<id>:fresh".
+
+    Parameters
+    ----------
+    entries : sequence of str
+        Each a study file or id, a colon, and "fresh" or "committed". The first is the headline.
+    analysed : path
+        What the studies' own notebooks wrote, from the project's root.
+    """
+    found = {}
+    for entry in entries:
+        file, _, source = entry.rpartition(":")
+        study = titled(load_study(file), source)
+        title = study.title if source == "committed" else f"{study.title}, your run"
+        key = study.study if source == "committed" else f"{study.study}:fresh"
+        found[key] = Shown(study, source, title, ROOT / analysed / study.study / "results")
+    return found
+
+
+def results(shown: Mapping[str, Shown], name: str) -> pd.DataFrame:
+    """One result table of all studies that have it.
+
+    Returns
+    -------
+    DataFrame
+        The table's columns, and before them `entry`, the key of `shown`, and `title`. Where it has
+        methods, `name` is what pages call the method or the ablation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no study has it.
+    """
+    parts = []
+    for key, (study, _, title, folder) in shown.items():
+        if not (path := folder / f"{name}.csv").is_file():
+            continue
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
+        table.insert(0, "entry", key)
+        table.insert(1, "title", title)
+        if "method" in table:
+            names = study.names | study.ablation_names
+            table["name"] = table.method.map(names).fillna(table.method)
+        parts.append(table)
+    if not parts:
+        raise FileNotFoundError(
+            f"{name}.csv is not there for any of {list(shown)}: `make read` makes it"
+        )
+    return pd.concat(parts, ignore_index=True)
