@@ -83,10 +83,10 @@ plan: setup  ## predict hours, memory and disk of a study on this machine, by a 
 	@python -m advbook plan "$(STUDY)"
 
 publish: setup  ## copy a study's fresh tables and small weights to results/, to be committed
-	@python -m advbook.build.pages publish "$(STUDY)"
+	@python -m advbook.build.publish publish "$(STUDY)"
 
 restore: setup  ## put a study's published weights among its runs, as if trained here
-	@python -m advbook.build.pages restore "$(STUDY)"
+	@python -m advbook.build.publish restore "$(STUDY)"
 
 lock: setup  ## compile the pinned requirements from the *.in files
 	@python -m pip install -q uv==0.13.8

@@ -31,7 +31,7 @@ from advbook.studies.checks import check_choice, refuse_unknown
 from advbook.studies.identity import HOW, data_settings, training_settings
 from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
 from advbook.studies.schema import load_study
-from advbook.studies.tables import AUDIT, SAMPLES, audit_paths, table_paths
+from advbook.studies.tables import SAMPLES, table_paths
 from advlib.data.folders import walk
 from pipeline import jobs
 
@@ -46,21 +46,28 @@ NAME = config.get("study", "fashion_mnist_quick")
 STUDY = load_study(NAME)
 load_study(NAME, **{key: config[key] for key in HOW if key in config})  # refuses what cannot be
 FILE = pages.from_root(find_study(NAME))
-STUDIES = pages.studies_of_book(None if MODE == "read" else FILE)
-SOURCES = {study.study: source for study, _, source in STUDIES}
-FILES = {study.study: file for study, file, _ in STUDIES}
-BY_ID = {study.study: study for study, _, _ in STUDIES}
-SHOWN = [name for name, source in SOURCES.items() if source]
+BOOK = pages.studies_of_book(None if MODE == "read" else FILE)
+FILES = {study.study: file for study, file in BOOK}
+BY_ID = {study.study: study for study, _ in BOOK}
 RUN_IDS = [f"{method}-seed{seed}" for method, seed in STUDY.method_runs]
 ABLATION_IDS = [f"{name}-seed{seed}" for name, seed in STUDY.ablation_runs]
-AUDITS = {
-    s.study: pages.audit_sources(s, None if MODE == "read" else MODE == "audit" and s == STUDY)
-    for s in BY_ID.values()
+MADE = [part for part in pages.parts_of(STUDY) if MODE == "audit" or part in ("study", "samples")]
+# (study, source) -> the parts of which there are tables: the committed ones, and those of runs here.
+SHOWN = {
+    (study.study, source): parts
+    for study, _ in BOOK
+    for source, parts in pages.tables_shown(
+        study, None if MODE == "read" else MADE if study == STUDY else []
+    ).items()
 }
-GALLERIES = {
-    s.study: pages.gallery_source(s, source, MODE != "read" and s == STUDY)
-    for s, _, source in STUDIES
-}
+# What the text of pages is about, and asserts.
+TOLD = ("cifar10", "fashion_mnist", pages.DEFAULT)
+for name in TOLD:
+    if "study" not in SHOWN.get((name, "committed"), []):
+        raise WorkflowError(
+            f"the book's text is about {name} as it is published, and results/{name} is not that of its "
+            "study file: put the file back, and give settings of your own another file and id"
+        )
 if workflow.is_main_process:
     for reason in pages.left_out():
         print(reason, file=sys.stderr)
@@ -120,6 +127,7 @@ localrules:
 
 
 wildcard_constraints:
+    source="fresh|committed",
     method="[A-Za-z0-9_.-]+",
     seed=r"\d+",
     attack="|".join(STUDY.attacks) or "none",
@@ -185,82 +193,36 @@ def weights_of(wildcards):
     return from_here(named_file(path)) if path and Path(path).suffix else []
 
 
-def source_of(study_id, chapter=None):
-    """Fresh or committed: which tables a chapter of a study reads; None: there are none."""
-    if chapter == "gallery":
-        return GALLERIES[study_id]
-    return AUDITS[study_id].get(chapter) if chapter in AUDIT else SOURCES[study_id]
+def shown(study_id):
+    """Whether the book has a page of the study."""
+    return any(name == study_id for name, _ in SHOWN)
 
 
-def shown(study, chapter):
-    """The words of a study file that a chapter shows, which no table holds."""
-    words = [study.groups, study.names, study.class_names]
-    words += [study.ablation_names] if chapter in AUDIT else []
+def words_of(study):
+    """The words of a study file that its pages show, which no table holds."""
+    words = [study.title, study.note, study.groups, study.names, study.class_names, study.ablation_names]
     return json.dumps(words, ensure_ascii=False)
 
 
-def folder_of(study, source):
-    """Where a study's tables lie; those of a run need not be there yet."""
-    return from_here(tables_folder(study, source) if source == "committed" else study.runs)
-
-
-def tables_of(study_id, chapter=None):
-    """Every table that a chapter of a study reads."""
-    study, source = BY_ID[study_id], source_of(study_id, chapter)
-    folder = folder_of(study, source)
-    if chapter == "gallery":
-        return [folder / "data.json", folder / SAMPLES]
-    if chapter in AUDIT:
-        paths = [folder / "data.json", *audit_paths(study, folder, chapter)]
-        if chapter != "ablations" or len(study.seeds) < 2:
-            return paths
-        # The spread over seeds is that of the study's methods.
-        return list(dict.fromkeys([*paths, *table_paths(study, folder)]))
-    return list(table_paths(study, folder))
-
-
-def audit_tables_of(study_id):
-    known = [chapter for chapter in AUDIT if source_of(study_id, chapter)]
-    return [path for chapter in known for path in tables_of(study_id, chapter)]
-
-
-
-
-def whole_of(study_id, chapter):
-    """PGD-40's tables of all images, which pages about some of the images name beside theirs."""
-    source = source_of(study_id)
-    if chapter not in ("ledger", "battery") or source is None:
-        return []
-    if source != source_of(study_id, chapter):
-        return []
+def tables_of(study_id, source):
+    """Every table of a study that the book shows, from one source."""
     study = BY_ID[study_id]
-    tables = table_paths(study, folder_of(study, source))
-    return [path for path, key in tables.items() if key and key[0] == "pgd40"]
+    folder = from_here(study.runs if source == "fresh" else study.published)
+    paths = [path for part in SHOWN[study_id, source] for path in pages.paths_of(study, folder, part)]
+    return list(dict.fromkeys(paths))
 
 
-def ablations_of(study_id):
-    """The result table of a study's chapter on ablations; none if it has no such chapter."""
-    folder = f"_build/studies/{study_id}"
-    return [f"{folder}/results/ablations.csv"] if "ablations" in chapters_of(study_id) else []
-
-
-def chapters_of(study_id):
-    study = BY_ID[study_id]
-    known = [name for name in pages.CHAPTERS if name not in study.unavailable]
-    return [name for name in known if source_of(study_id, name)]
-
-
-def appendix_of(wildcards):
-    """The executed notebooks behind a fresh run; committed tables come without them."""
+def logs_of(wildcards):
+    """The executed notebooks behind a run; committed tables come without them."""
     study = BY_ID[wildcards.study]
-    if SOURCES[wildcards.study] != "fresh":
+    if wildcards.source != "fresh":
         return []
     runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
     names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
     names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
     names += ["evaluate_corruptions"] if study.corruptions != "none" else []
     names += ["evaluate_samples"]
-    if AUDITS[study.study].get("battery") == "fresh":
+    if "battery" in SHOWN[study.study, "fresh"]:
         names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
     if study.predictions:
         names = ["bring_your_own"]
@@ -268,28 +230,10 @@ def appendix_of(wildcards):
     return [path for path in paths if study == STUDY or path.exists()]
 
 
-def pages_of(wildcards, input):
-    """What `pages.place_pages` is told about a study."""
-    study = wildcards.study
-    return json.dumps(
-        {
-            "file": FILES[study],
-            "source": SOURCES[study],
-            "audit": AUDITS[study],
-            "chapters": list(input.chapters),
-            "appendix": list(input.appendix),
-            "read": {c: list(map(str, tables_of(study, c))) for c in chapters_of(study)},
-        }
-    )
-
-
 rule all:
     input:
         "_build/html/.buildinfo",
-        tables=[] if MODE == "read" else tables_of(STUDY.study),
-        audit=[tables_of(STUDY.study, chapter) for chapter in AUDITS[STUDY.study]]
-        if MODE == "audit"
-        else [],
+        tables=[] if MODE == "read" else tables_of(STUDY.study, "fresh"),
 
 
 if STUDY.predictions:
@@ -518,137 +462,137 @@ else:
 
 rule analyse:
     input:
-        notebook="notebooks/{chapter}.ipynb",
-        tables=lambda wildcards: tables_of(wildcards.study, wildcards.chapter),
-        whole=lambda wildcards: whole_of(wildcards.study, wildcards.chapter),
+        notebook="notebooks/study.ipynb",
+        tables=lambda wildcards: tables_of(wildcards.study, wildcards.source),
         paper="results/paper/published.csv",
-        code=lambda wildcards: code_of(f"notebooks/{wildcards.chapter}.ipynb"),
+        code=code_of("notebooks/study.ipynb"),
     output:
-        executed="_build/studies/{study}/{chapter}.ipynb",
+        executed="_build/{source}/{study}/study.ipynb",
     params:
         file=lambda wildcards: FILES[wildcards.study],
-        source=lambda wildcards: source_of(wildcards.study, wildcards.chapter),
+        parts=lambda wildcards: json.dumps(SHOWN[wildcards.study, wildcards.source]),
         n_resamples=lambda wildcards: BY_ID[wildcards.study].n_resamples,
-        folder=lambda wildcards: Path("_build/studies") / wildcards.study / "results",
-        shown=lambda wildcards: shown(BY_ID[wildcards.study], wildcards.chapter),
+        folder=lambda wildcards: Path("_build") / wildcards.source / wildcards.study / "results",
+        words=lambda wildcards: words_of(BY_ID[wildcards.study]),
     retries: 1  # two kernels that start at once may take the same port
     threads: cores("analyse") if CLUSTER else 1
     resources:
         **needs("analyse", "mem_mb", "runtime"),
     log:
-        "_build/studies/{study}/logs/{chapter}.ipynb",
+        "_build/{source}/{study}/log.ipynb",
     benchmark:
-        "_build/studies/{study}/benchmarks/{chapter}.tsv"
+        "_build/benchmarks/analyse-{source}-{study}.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} -p study {params.file:q} -p source {params.source} "
-        "-p output {params.folder:q} && cp {log:q} {output.executed:q}"
+        "{PAGE} {input.notebook:q} {log:q} -p study {params.file:q} -p source {wildcards.source} "
+        "-y 'parts: {params.parts}' -p output {params.folder:q} && cp {log:q} {output.executed:q}"
 
 
 rule place_study:
     input:
-        chapters=lambda wildcards: expand(
-            "_build/studies/{study}/{chapter}.ipynb",
-            study=wildcards.study,
-            chapter=chapters_of(wildcards.study),
-        ),
-        appendix=appendix_of,
+        executed="_build/{source}/{study}/study.ipynb",
+        tables=lambda wildcards: tables_of(wildcards.study, wildcards.source),
+        logs=logs_of,
         file=lambda wildcards: FILES[wildcards.study],
         code=code_of("advbook.build.pages"),
     output:
-        "book/generated/{study}/index.md",
-    params:
-        pages=pages_of,
-    shell:  # not `run:`, for which Snakemake starts itself, unquoted
-        "printf %s {params.pages:q} | {PYTHON} -m advbook.build.pages place"
+        "book/generated/studies/{source}/{study}.ipynb",
+    shell:
+        "{PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
+        "--source {wildcards.source} --tables {input.tables:q} --logs {input.logs:q}"
 
 
 # The pages about all studies, each by what differs: `tables` it offers for download, `made` those that
 # its notebook writes, `read` what it reads besides, `after` what must be there before, and what papermill
 # is `told`. Where its numbers come from, its notebook's metadata say.
 QUICK = "results/fashion_mnist_quick/predictions"
-BOOK = "book: " + json.dumps(
-    {FILES[name]: {"study": SOURCES[name], **AUDITS[name]} for name in SOURCES}
-)
-LISTED = "chapters: " + json.dumps(
-    {name: {c: pages.CHAPTERS[c] for c in chapters_of(name)} for name in FILES}
-)
-SHOWN_TABLES = [path for name in SHOWN for path in tables_of(name)]
-EVERY_TABLE = [*SHOWN_TABLES, *[path for name in FILES for path in audit_tables_of(name)]]
-ON_IMAGENET = [name for name in SHOWN if BY_ID[name].dataset == "imagenet"]
-# On pages by question: published studies, the one of most seeds first, then a run of the reader's own.
+# On pages by question: published studies, the one of most seeds first, then runs of the reader's own.
 # The default study is published as a short example, whose numbers are no evidence.
-ASKED = [name for name in SHOWN if (name, SOURCES[name]) != (pages.DEFAULT, "committed")]
-ASKED.sort(key=lambda name: (SOURCES[name] == "fresh", -len(BY_ID[name].seeds), name))
+ASKED = sorted(
+    (entry for entry in SHOWN if entry != (pages.DEFAULT, "committed")),
+    key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]),
+)
 
 
-def asks(*chapters):
-    """A page by question, which reads the result tables of these chapters of all studies."""
-    known = [(name, chapter) for name in ASKED for chapter in chapters if chapter in chapters_of(name)]
+# study file -> part -> its tables; None: there are none.
+WHERE = {
+    file: {
+        part: next((s for s in ("committed", "fresh") if part in SHOWN.get((name, s), [])), None)
+        for part in ("study", *BY_ID[name].audits)
+    }
+    for name, file in FILES.items()
+}
+
+
+def asks(entries=ASKED, told=(), after=(), read=(), **more):
+    """A page by question, which reads the result tables of these studies."""
+    listed = json.dumps([f"{FILES[name]}:{source}" for name, source in entries])
     return {
-        "read": [path for pair in known for path in tables_of(*pair)],
-        "after": [f"_build/studies/{name}/{chapter}.ipynb" for name, chapter in known],
-        "told": ["-y", "studies: " + json.dumps([f"{FILES[name]}:{SOURCES[name]}" for name in ASKED])],
+        "read": [*(path for entry in entries for path in tables_of(*entry)), *read],
+        "after": [*(f"_build/{source}/{name}/study.ipynb" for name, source in entries), *after],
+        "told": ["-y", f"studies: {listed}", *told],
+        **more,
     }
 
 
-VERDICT = "book/generated/verdict.ipynb"
+# Of the short example, which has the most ablations.
+SHORT = tables_of(pages.DEFAULT, "committed")
 PAGES = {
-    "claims": {"tables": ["results/paper/published.csv"]},
     "table_check": {
         "tables": [
             f"results/paper/{name}.csv"
             for name in ("published", "percentages", "public_models", "leaderboard")
         ]
     },
+    "method": {
+        "read": [
+            f"results/cifar10/train/{method}-seed{seed}.csv"
+            for method in ("adv", "adv_plus")
+            for seed in range(3)
+        ],
+    },
     "imagenet_models": {
         "tables": [
             f"results/imagenet_models/{name}.csv"
             for name in ("networks", "conditions", "label", "real", "groups", "predictions")
         ],
-        "read": [path for name in ON_IMAGENET for path in tables_of(name)],
-        "told": [
-            *("-y", "studies: " + json.dumps([f"{FILES[n]}:{SOURCES[n]}" for n in ON_IMAGENET])),
-            *("-p", "output", "_build/imagenet_models"),
+        **asks(
+            [entry for entry in SHOWN if BY_ID[entry[0]].dataset == "imagenet" and "study" in SHOWN[entry]],
+            told=["-p", "output", "_build/imagenet_models"],
+        ),
+    },
+    "verdict": asks(
+        told=["-p", "public", "_build/imagenet_models/claims.csv", "-p", "output", "_build/verdict"],
+        after=["results/paper/published.csv", "book/generated/imagenet_models.ipynb"],
+        made="_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
+        settings=[BY_ID[name].n_resamples for name, _ in ASKED],
+    ),
+    "cover": asks(after=["book/generated/verdict.ipynb"]),
+    "method": {
+        "read": [
+            f"results/cifar10/train/{m}-seed{s}.csv" for m in ("adv", "adv_plus") for s in range(3)
         ],
     },
-    "verdict": {
-        "made": "_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
-        "read": SHOWN_TABLES,
-        "after": [
-            "results/paper/published.csv",
-            "book/generated/imagenet_models.ipynb",
-            *[f"_build/studies/{name}/ablations.ipynb" for name in SHOWN if ablations_of(name)],
-        ],
-        "told": [
-            *("-y", "studies: " + json.dumps([f"{FILES[name]}:{SOURCES[name]}" for name in SHOWN])),
-            *("-y", "ablations: " + json.dumps({n: path for n in SHOWN for path in ablations_of(n)})),
-            *("-p", "public", "_build/imagenet_models/claims.csv"),
-            *("-p", "output", "_build/verdict"),
-        ],
-        "settings": [BY_ID[name].n_resamples for name in SHOWN],
-    },
-    "cover": {
-        "made": "_build/verdict/verdict.csv",
-        "read": SHOWN_TABLES,
-        "after": [
-            VERDICT,
-            *[
-                f"_build/studies/{name}/{chapter}.ipynb"
-                for name in SHOWN
-                for chapter in ("average_error", "classwise_error")
-            ],
-        ],
-        "told": ["-y", BOOK, "-y", LISTED],
-    },
-    "study_index": {
-        "read": EVERY_TABLE,
-        "after": [
-            *FILES.values(),
-            *[f"_build/studies/{name}/average_error.ipynb" for name in SHOWN],
-        ],
-        "told": ["-y", BOOK, "-y", LISTED],
-    },
-    "not_run": {"read": EVERY_TABLE, "after": list(FILES.values()), "told": ["-y", BOOK]},
+    "costs": asks(
+        tables=[f"results/{n}.csv" for n in ("paper/published", "paper/robustbench", "plan/networks")],
+    ),
+    "classes": asks(tables=["results/paper/published.csv"]),
+    "see": asks(),
+    "beyond": asks(tables=["results/paper/published.csv"]),
+    "narrows": asks(read=SHORT),
+    "attack": asks(read=SHORT, tables=["results/paper/published.csv"]),
+    "robust": asks(),
+    "study_index": asks(
+        SHOWN,
+        told=["-y", "others: " + json.dumps([f for n, f in FILES.items() if not shown(n)])],
+        after=list(FILES.values()),
+    ),
+    "limits": asks(
+        SHOWN,
+        after=FILES.values(),
+        read=[f"results/plan/{name}.csv" for name in ("networks", "cifar_candidates")],
+    )
+    | {"told": ["-y", "book: " + json.dumps(WHERE)]},
+    "exercises": {"read": tables_of("cifar10", "committed")},
     "benchmark": {
         "tables": [
             f"results/benchmark/{name}.csv"
@@ -656,7 +600,7 @@ PAGES = {
         ],
         "read": ["results/benchmark/facts.json"],
     },
-    "cost": {
+    "scale": {
         "tables": [
             f"results/plan/{name}.csv"
             for name in ("networks", "gpus", "published_speeds", "fashion_mnist_quick")
@@ -690,19 +634,19 @@ rule page:
     benchmark:
         "_build/benchmarks/{page}.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} {params.told:q} && {PYTHON} -m advbook.build.place notebook {log} "
+        "{PAGE} {input.notebook:q} {log:q} {params.told:q} && {PYTHON} -m advbook.build.place {log} "
         "{output} --tables {input.tables} {params.made} --read {input.read:q}"
 
 
 rule toc:
     input:
         pages=expand("book/generated/{page}.ipynb", page=PAGES),
-        studies=expand("book/generated/{study}/index.md", study=FILES),
+        studies=[f"book/generated/studies/{source}/{name}.ipynb" for name, source in SHOWN],
         template="_toc.yml",
     output:
         "_build/toc.yml",
     params:
-        studies=list(FILES),
+        studies=[f"{source}/{name}" for name, source in SHOWN],
     shell:
         "{PYTHON} -m advbook.build.pages toc {params.studies:q}"
 
@@ -717,7 +661,7 @@ rule book:
             "CHANGELOG.md",
         ],
         code=[p for room in ("advlib", "book/advbook", "pipeline") for p in Path(room).rglob("*.py")],
-        config=["_config.yml", *Path("book/_static").glob("*")],
+        config=["_config.yml", *Path("book/_static").glob("*"), *Path("book/images").glob("*")],
     output:
         "_build/html/.buildinfo",  # not a page: Snakemake removes outputs before it makes them
     benchmark:

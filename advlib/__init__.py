@@ -13,6 +13,7 @@ _HOMES = {
     "advlib.attacks.apgd": ("apgd_attack",),
     "advlib.attacks.square": ("square_attack",),
     "advlib.attacks.autoattack": ("autoattack",),
+    "advlib.attacks.strong": ("evaluate_strong",),
     "advlib.attacks.worst_case": ("evaluate_attack",),
     "advlib.labels": ("label_augmentation_targets", "label_augmentation_loss", "class_logits"),
     "advlib.recipes": ("RECIPES", "Training"),

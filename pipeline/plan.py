@@ -75,7 +75,7 @@ def jobs(study: Study, file: str | Path | None = None) -> pd.DataFrame:
     table["left"] = [key in left for key in zip(table.rule, table.job, strict=True)]
     first = ["fetch", "data", "train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"]
     order = {name: i - len(first) for i, name in enumerate(first)}
-    order |= {"place_study": 1, "toc": 2, "book": 3, "all": 4}  # and the chapters between
+    order |= {"place_study": 1, "toc": 2, "book": 3, "all": 4}  # and the analyses and pages between
     table = table.sort_values("rule", key=lambda c: c.map(order).fillna(0), kind="stable")
     table = table.reset_index(drop=True)
     table.attrs["seconds"] = seconds
@@ -249,9 +249,9 @@ def _notebooks() -> list[tuple]:
                 "check of the digits",
             ),
             (
-                "chapter",
-                notebook("average_error", f"{quick} -p output {folder}"),
-                f"average_error of {DEFAULT}'s committed tables",
+                "analyse",
+                notebook("study", f"{quick} -p output {folder}"),
+                f"the tables of {DEFAULT}, from its committed predictions",
             ),
             (
                 "start training",
@@ -504,8 +504,8 @@ class _Costs:
         # GPUs work side by side; processes on one CPU share its cores, as one does.
         self.on_gpu = pd.notna(measured.device_gb.get("forward"))
         self.devices = (study.devices or 1) if self.on_gpu else 1
-        chapters = pd.read_csv(ROOT / "results/plan/chapters.csv").set_index("job").seconds
-        self.ratio = (chapters / chapters["average_error"]).to_dict()
+        seconds = pd.read_csv(ROOT / "results/plan/pages.csv").set_index("job").seconds
+        self.ratio = (seconds / seconds["analyse"]).to_dict()
 
     def _row(self, seconds, basis, of, disk=0.0, **more):
         memory, device = (self.measured[key].get(of) for key in ("memory_gb", "device_gb"))
@@ -605,33 +605,36 @@ class _Costs:
         basis = f"at most {n} images, {steps} passes each"
         return self._row(seconds, basis, "attack", disk=1e-3)
 
-    def analyse(self, row, study, chapter):
-        """What starting takes, and what grows with the rows, both as in the quick study."""
-        ratio, start, larger = self.ratio.get(chapter, 1.0), self.ratio["training"], 1.0
+    def analyse(self, row, study, source):
+        """As long as for the quick study, and longer by the rows that there are more."""
+        larger = 1.0
         if study == self.study.study and self.sizes:
             quick = load_study(DEFAULT)
-            of = "corrupted" if chapter == "corruptions" else "test"
-            ours = self.runs * self.sizes[of]
-            theirs = quick.corruption_images if of == "corrupted" else quick.test_images
-            larger = max(1.0, ours / (len(quick.methods) * theirs))
-        ratio = start + max(0, ratio - start) * larger
-        basis = f"{ratio:.1f} times the chapter measured"
-        return self._row(ratio * self.seconds["chapter"], basis, "chapter", disk=1e-3)
+            theirs = {"test": quick.test_images, "corrupted": quick.corruption_images}
+            larger = max(1.0, _rows(self.study, self.sizes) / _rows(quick, theirs))
+        basis = f"{larger:.1f} times the analysis measured"
+        return self._row(larger * self.seconds["analyse"], basis, "analyse", disk=1e-3)
 
     def other(self, row, **wildcards):
-        """A page by its notebook's name; the book itself."""
-        name = Path(row["benchmark"]).stem if row["benchmark"] else row["rule"]
-        ratio = self.ratio.get(name, 1.0)
-        basis = f"{ratio:.1f} times the chapter measured"
-        return self._row(ratio * self.seconds["chapter"], basis, "chapter", disk=1e-3)
+        """The book itself, or a page."""
+        ratio = self.ratio[row["rule"] if row["rule"] in self.ratio else "page"]
+        basis = f"{ratio:.1f} times the analysis measured"
+        return self._row(ratio * self.seconds["analyse"], basis, "analyse", disk=1e-3)
 
     def place_study(self, row, **wildcards):
-        return self._row(self.dry_run, "a start of Snakemake", "chapter")
+        return self._row(self.dry_run, "a start of Snakemake", "analyse")
 
     toc = place_study
 
     def all(self, row):
-        return self._row(0.0, "nothing to do", "chapter")
+        return self._row(0.0, "nothing to do", "analyse")
+
+
+def _rows(study, sizes) -> int:
+    """Rows of a study's prediction tables."""
+    corrupted = 75 * sizes["corrupted"] if study.corruptions != "none" else 0
+    each = (1 + len(study.attacks)) * sizes["test"] + corrupted
+    return len(study.methods) * len(study.seeds) * each
 
 
 def totals(table: pd.DataFrame) -> pd.DataFrame:

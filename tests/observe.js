@@ -90,7 +90,8 @@ window.look = (() => {
       ragged: all(".bd-article .cell_output table:not(:has(tbody [rowspan])) tbody :is(th, td)")
         .filter((cell) => /\p{L}{2}/u.test(cell.textContent) && getComputedStyle(cell).textAlign === "right")
         .map((cell) => cell.textContent),
-      idle: all(".bd-article div.cell:has(> details.hide:only-child)").map((cell) => cell.textContent),
+      idle: all(".bd-article div.cell:has(> details.hide:only-child):not(:has(.cell_output))")
+        .map((cell) => cell.textContent),
       unscoped: all(".bd-article :is(thead, tbody) th:not([scope])").map((th) => th.textContent),
       formulas: all(".math").length,
       unset: all(".math").filter((formula) => !set(formula)).map((formula) => formula.textContent),

@@ -1,7 +1,6 @@
 """How executed notebooks become pages; test_site.py opens the pages."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,8 +81,11 @@ def test_labels_and_references_get_the_study(executed):
 
 
 def test_without_a_study_labels_stay(executed):
+    rewrite(
+        executed, lambda n: n.cells[0].update(source=f"{n.cells[0].source}\n\n(mine)=\n## Three")
+    )
     cells, _ = placed(executed)
-    assert "{numref}`fig-error`" in cells[0].source
+    assert "{numref}`fig-error`" in cells[0].source and "(mine)=" in cells[0].source
     assert cells[3].metadata.mystnb.figure["name"] == "fig-error"
 
 
@@ -96,7 +98,7 @@ def test_heading_names_the_study_and_the_source(executed):
     assert "A fresh run, on this machine." in lines
     assert "{download}`notebook with all its code <page.ipynb>`" in cells[0].source
     assert cells[0].source.rstrip().endswith("Toy")  # the text goes on
-    assert metadata["advbook"]["title"] == "Average error"
+    assert metadata["advbook"]["title"] == "Toy"  # what the table of contents calls it
 
 
 def test_what_belongs_to_the_run_is_dropped(executed):
@@ -174,62 +176,32 @@ def fail(notebook):
 def test_what_cannot_be_a_page_is_refused(executed, change, message):
     rewrite(executed, change)
     with pytest.raises(place.PlacementError, match=message):
-        placed(executed)
+        placed(executed, study_id="toy")
     assert not (executed.parent / "generated" / "page.ipynb").exists()
 
 
-def test_study_and_toc(executed, tmp_path):
+def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path):
     generated = tmp_path / "book" / "generated"
-    stale = generated / "toy" / "old.ipynb"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    training = shutil.copy(executed, tmp_path / "training.ipynb")
-    place.place_study(
-        [executed, training],
-        appendix=[training],
-        study_id="toy",
-        study_title="Toy",
-        source="Committed tables.",
-        generated=generated,
-    )
-    place.place_study([], study_id="a", study_title="A", source="Not run.", generated=generated)
-    assert not stale.exists()
-    appendix = nbformat.read(generated / "toy/appendix/training.ipynb", as_version=4)
-    assert appendix.cells[0].source.startswith("# Average error (training): Toy")
-    assert "toy-training-fig-error" in appendix.cells[0].source
-
-    (tmp_path / "book" / "index.md").write_text("# Book")
+    for source, title in (("committed", "Toy"), ("fresh", "Toy, your run")):
+        target = generated / "studies" / source / "toy.ipynb"
+        place.place_notebook(executed, target, study_title=title, study_id=f"{source}-toy")
+    for name in ("index", "glossary"):
+        (tmp_path / "book" / f"{name}.md").write_text("# Page")
     template = tmp_path / "_toc.yml"
-    parts = [
-        {"caption": "Studies", "chapters": [{"glob": "book/generated/*/index"}]},
-        {"caption": "None", "chapters": []},
+    glob = [{"glob": "book/generated/studies/*"}]
+    chapters = [{"file": "book/index", "sections": glob}, {"file": "book/glossary"}]
+    template.write_text(yaml.safe_dump({"root": "book/index", "parts": [{"chapters": chapters}]}))
+    studies = ["fresh/toy", "committed/toy"]
+    out = place.expand_toc(template, generated, tmp_path / "toc.yml", studies=studies)
+    first, second = yaml.safe_load(out.read_text())["parts"][0]["chapters"]
+    assert first["sections"] == [
+        {"file": "book/generated/studies/fresh/toy", "title": "Toy, your run"},
+        {"file": "book/generated/studies/committed/toy", "title": "Toy"},
     ]
-    template.write_text(yaml.safe_dump({"root": "book/index", "parts": parts}))
-    out = place.expand_toc(template, generated, tmp_path / "toc.yml", studies=["toy"])
-    toc = yaml.safe_load(out.read_text())
-    base = "book/generated/toy"
-    assert toc["parts"] == [
-        {
-            "caption": "Studies",
-            "chapters": [
-                {
-                    "file": f"{base}/index",
-                    "sections": [
-                        {"file": f"{base}/training", "title": "Average error"},
-                        {"file": f"{base}/average_error", "title": "Average error"},
-                        {
-                            "file": f"{base}/appendix/index",
-                            "title": "Appendix",
-                            "sections": [
-                                {"file": f"{base}/appendix/training", "title": "training"}
-                            ],
-                        },
-                    ],
-                },
-                {"file": "book/generated/a/index"},
-            ],
-        }
-    ]
+    assert second == {"file": "book/glossary"}
+    # Without any study there are no sections, which Sphinx would refuse.
+    out = place.expand_toc(template, generated, tmp_path / "toc.yml")
+    assert "sections" not in yaml.safe_load(out.read_text())["parts"][0]["chapters"][0]
 
 
 def test_toc_names_a_missing_page(tmp_path):
@@ -275,9 +247,10 @@ def test_published_tables():
 UNLISTED = {  # what no script of a user's needs
     *(f"advlib.data.{name}" for name in ("batches", "corrupting", "decoding", "fetch")),
     *(f"advlib.data.{name}" for name in ("folders", "vision")),
-    *(f"advbook.build.{name}" for name in ("closure", "pages", "place", "sphinx")),
+    *(f"advbook.build.{name}" for name in ("closure", "pages", "place", "publish", "sphinx")),
     *(f"pipeline.{name}" for name in ("gpus", "jobs", "lab", "locked", "preflight")),
     "advbook.commands",
+    "advbook.studies.card",
     "advbook.studies.checks",
     "advbook.studies.parts",
 }

@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from advbook.charts.verdict import effects_beside_paper
+from advbook.charts.verdict import shares_of_the_paper
 from advbook.claims import claims, verdict
 from advbook.studies import tables as tables_module
 from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.schema import ROOT, load_study
-from advbook.studies.seeds import in_each_seed, over_seeds, seeds_table, t_interval, with_spread
+from advbook.studies.tables import with_spread
 from advlib import metrics
 from advlib.data import annotations
+from advlib.metrics import over_seeds, t_interval
 from advlib.predictions import write_predictions
 
 PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
@@ -98,7 +99,6 @@ def test_the_papers_own_numbers_have_the_signs_that_it_claims():
         for comparison in claim.comparisons:
             difference = claims.published_difference(PAPER, claim, comparison)
             assert np.isnan(difference) or np.sign(difference) == comparison.sign != 0
-    assert set(claims.HEADLINES) <= set(claims.CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,7 @@ def test_published_differences_give_the_papers_percentages(claim, before, per_ce
     assert round(-100 * difference / before, 2) == per_cent
 
 
-def test_there_is_a_chapter_for_every_claim():
-    for claim in claims.CLAIMS.values():
-        assert (ROOT / "notebooks" / f"{claim.chapter}.ipynb").is_file()
+def test_claims_about_corruptions_name_every_one():
     most = claims.CLAIMS["std_corruptions"]
     conditions = [(c.part, c.severity) for c in most.comparisons]
     every = [(name, severity) for name in metrics.CORRUPTIONS for severity in range(1, 6)]
@@ -186,7 +184,9 @@ def test_a_spread_is_judged_by_its_noise_corrected_sd(study):
     )
     assert (row.low, row.high) == pytest.approx(tuple(expected)[1:])
     assert verdict_of(found, "widens_clean").verdict == claims.ALIKE
-    assert "raw" in verdict.measured_words(found[found.index == row.name], study.names)
+    shown = verdict.numbers(found, claims.verdicts(found)).set_index("claim")
+    cell = shown["raw SD"]["Adversarial training widens the class-wise SD, clean"]
+    assert cell == f"{100 * row.raw:.2f}; paper 2.13"  # raw beside raw
 
 
 def test_std_has_the_lowest_spread_only_if_it_is_lower_than_both(study):
@@ -233,15 +233,8 @@ def test_a_spread_that_the_ceiling_leaves_no_room_decides_nothing(study, error, 
     judged = verdict_of(found, "std_lowest")
     assert judged.verdict == (claims.CEILING if at_the_ceiling else claims.ALIKE)
     assert (f"Std errs on {100 * error:.2f} % of the images" in judged.why) == at_the_ceiling
-    lines = verdict.findings(found, claims.verdicts(found), {study.study: study})
-    total = next(line for line in lines if line.startswith("Of 15 claims"))
-    n = 1 if at_the_ceiling else 2  # the PGD-40 error, and the SD
-    assert f"{n} {'is' if n == 1 else 'are'} as claimed in its one training, 0 the other" in total
-    assert (", 1 cannot be tested (ceiling)" in total) == at_the_ceiling
-    why = verdict.undecided(found, claims.verdicts(found), {study.study: study})
-    edge = [line for line in why if line.startswith(f"* *{claims.CEILING}* (Digits (8 × 8)): ")]
-    assert len(edge) == at_the_ceiling
-    assert all(line.endswith(f" Std errs on {100 * error:.2f} % of the images.") for line in edge)
+    rows = found[(found.claim == "std_lowest") & (found.absent == "")]
+    assert verdict.mark(rows, judged.verdict) == ("–" if at_the_ceiling else "●¹")
 
 
 def test_the_ceiling_speaks_against_no_claim_and_only_about_spreads(study):
@@ -255,7 +248,10 @@ def test_the_ceiling_speaks_against_no_claim_and_only_about_spreads(study):
     lowest = verdict_of(found, "std_lowest")  # Adv's SD is 0: lower than Std's, by the ceiling
     assert lowest.verdict == claims.CEILING and lowest.n_against == 1
     rows = found[(found.claim == "std_lowest") & (found.absent == "")]
-    assert verdict.share_words(rows, lowest.verdict) == "–"  # no size where nothing is said
+    shown = verdict.numbers(found, claims.verdicts(found)).set_index("claim")
+    title = claims.CLAIMS["std_lowest"].title
+    assert (shown.share[title] == "–").all()  # no size where nothing is said
+    assert title not in set(verdict.shares(found, claims.verdicts(found)).claim)
     assert not claims.size_excluded(rows)
     assert "Adv errs on 100.00 % of the images" in lowest.why
     assert verdict_of(found, "clean").verdict == claims.ALIKE  # an error, not a spread
@@ -345,7 +341,6 @@ def test_seeds_that_do_not_tell_leave_a_claim_open():
         assert claims.judge(one).verdict == verdict_  # no verdict on a method
     low, high = t_interval(np.array([0.1, 0.1]), np.array([0.01, np.nan]), np.array([3, 1]))
     assert low[0] == pytest.approx(0.1 - 0.02484, abs=1e-5) and low[1] == -np.inf == -high[1]
-    assert with_spread(0.1, 0.01, 3) == "10.00\u00a0±\u00a01.00 [7.52,\u00a012.48]"
 
 
 def test_without_an_interval_nothing_is_decided():
@@ -359,8 +354,8 @@ def test_no_interval_leaves_no_effect_outside(study):
     tables = evidence(study, pgd40={"adv": 1.0, "adv_plus": 0.0})
     found = claims.compare(study, tables, PAPER)
     assert found[(found.claim == "pgd40") & (found.absent == "")].low.isna().all()
-    line = verdict.headlines(found, claims.verdicts(found), {study.study: study})[0]
-    assert "*not resolved*, −100.00 points" in line and "excluded" not in line
+    rows = found[(found.claim == "pgd40") & (found.absent == "")]
+    assert verdict.mark(rows, claims.judge(rows).verdict) == "○¹" and not claims.size_excluded(rows)
 
 
 @pytest.mark.parametrize(
@@ -389,15 +384,7 @@ def test_the_papers_effect_is_scaled_to_the_room_and_corrected_for_noise(study):
     assert rows.paper_room.iloc[0] == pytest.approx(0.2670 - 0.7032)  # of the paper's Table 1
     share = 0.3762 / (0.7032 - 0.2670)
     assert rows.expected.iloc[0] == pytest.approx(-0.25 * share)
-    studies = {study.study: study}
     assert claims.size_excluded(rows)
-    line = verdict.headlines(found, claims.verdicts(found), studies)[0]
-    assert line.endswith(f"points, {verdict.EXCLUDED} in this training.")
-    found.n_seeds, found.sd = 3, 0.0001
-    line = verdict.headlines(found, claims.verdicts(found), studies)[0]
-    assert line.endswith(f"points, {verdict.EXCLUDED}.")
-    said = "in the paper, of which Adv⁺ reaches 86 %: the paper's size. Here: −25.00 points, of "
-    assert said in verdict.room(found, studies).replace("\n", "")
     # The variance of the class errors less that of 50 images: mean (1 - mean) - sd² a class.
     corrected = [np.sqrt(sd**2 - 0.999 * (mean * (1 - mean) - sd**2) / 49)
                  for mean, sd in ((0.3217, 0.1778), (0.2669, 0.1676))]  # fmt: skip
@@ -405,7 +392,6 @@ def test_the_papers_effect_is_scaled_to_the_room_and_corrected_for_noise(study):
     assert rows.expected.iloc[0] == pytest.approx(corrected[1] - corrected[0], abs=1e-6)
     spared = evidence(study, clean={"adv_plus": 0.8}, pgd40={"adv": 0.75, "adv_plus": 0.75})
     spared = claims.compare(study, spared, PAPER)
-    assert verdict.room(spared, studies) == ""
     assert spared[spared.claim == "pgd40"].expected.isna().all()
 
 
@@ -509,113 +495,72 @@ def test_the_mixed_pair_may_be_an_ablation_of_the_first_seed(tmp_path, monkeypat
 # ---------------------------------------------------------------- what the page says
 
 
-def test_overview_findings_and_chart_say_what_the_tables_say(study):
-    tables = evidence(study, clean={"adv": 0.6, "adv_plus": 0.2})
+def test_a_mark_says_the_verdict_the_seeds_and_the_largest_effect_left():
+    """Of the intervals over images and over seeds (2.484 SDs of three) the one further out."""
+    for claim, seeds, sd, verdict_, expected in (
+        ([-0.05], 3, 0.001, claims.HOLDS, "●"),
+        ([0.05], 1, np.nan, claims.UNLIKE, "✕¹"),
+        ([-0.005], 3, 0.001, claims.OPEN, "○ ≤ 1.5"),  # images: 0.5 and 1.0 points
+        ([-0.005], 3, 0.01, claims.OPEN, "○ ≤ 3.0"),  # seeds: 0.5 and 2.484, rounded up
+        ([0.0099], 1, np.nan, claims.OPEN, "○¹ ≤ 0.1"),
+        ([-0.005] * 2, 1, np.nan, claims.OPEN, "○¹"),  # of which one?
+        ([-0.05], 3, 0.001, claims.CEILING, "–"),
+    ):
+        rows = comparison_rows(claim, n_seeds=seeds, sd=sd)
+        assert verdict.mark(rows, verdict_).replace("\u00a0", " ") == expected
+    rise = comparison_rows([0.005], sign=1, n_seeds=1)  # a rise is claimed
+    assert verdict.at_most(rise) == pytest.approx(0.015)
+    assert np.isnan(verdict.at_most(rise.assign(low=np.nan)))
+
+
+def test_numbers_and_chart_say_what_the_tables_say(study):
+    study = dataclasses.replace(study, seeds=[0, 1])
+    tables = evidence(study, clean={"adv": 0.6, "adv_plus": 0.2}, pgd40={"adv": 0.9})
     found = claims.compare(study, tables, PAPER)
     judged = claims.verdicts(found)
-    default, mixed = claims.VARIANTS
-    studies, beside = {study.study: study}, {(study.study, "clean"): "[more](a.ipynb)"}
-    table = verdict.overview(found, judged, studies, default, beside).set_index("the paper's claim")
-    clean = table.loc["Label augmentation lowers the clean error"]
-    word, here, share, more = clean[study.title].split("<br>")
-    assert word == "**[as claimed in one training](digits/average_error.ipynb)**"
-    assert here.startswith("−40.00 [−") and more == "[more](a.ipynb)"
-    assert clean["the paper (points)"] == "−5.48"
-    assert share.startswith("share 730 % [") and "excluded" not in share  # 40 / 5.48
-    robust = table.loc["Label augmentation lowers the class-wise SD, PGD-40", study.title]
-    low, high = re.search(r"<br>share \S+ % \[(\S+),\s(\S+)\]", robust).groups()
-    assert low.startswith("−") and int(high) > 0  # in order, though the paper's figure is below 0
-    assert table.loc["Adversarial training raises the mCE", study.title] == claims.ABSENT
-    again = verdict.overview(found, judged, studies, mixed, {})
-    assert set(again[study.title]) == {claims.ABSENT}
-    lines = verdict.findings(found, judged, studies)
-    counts = judged[judged.variant == default].verdict.value_counts()
-    assert f"{counts[claims.ALIKE]} are as claimed in its one training" in lines[-1]
-    assert lines[0].startswith("The error under PGD-40 from Adv to Adv⁺ (the paper: −37.62 points)")
-    assert lines[1].startswith("The class-wise SD on clean images from Adv to Adv⁺")
+    shown = verdict.numbers(found, judged)
+    assert list(shown.claim.drop_duplicates()) == [
+        claim.title
+        for name, claim in claims.CLAIMS.items()
+        if (judged[judged.claim == name].verdict != claims.ABSENT).any()
+    ]
+    clean = shown.set_index("claim").loc["Label augmentation lowers the clean error"]
+    assert clean.here.startswith("−40.00 [−") and "2\u00a0seeds [−40.00" in clean.here
+    assert (clean.paper, clean["share"], clean["raw SD"]) == ("−5.48", "730 %", "–")  # 40 / 5.48
 
-    total = verdict.conclusion(found, judged, studies)
-    told = sum(line.count(";") + 1 for line in total if re.match(r"\* \*(?!an effect)", line))
-    assert told == len(claims.CLAIMS)  # each claim under its verdict, once
-    holding = next(line for line in total if line.startswith("* *as claimed in one training*: "))
-    assert "label augmentation lowers the clean error" in holding
-    twice = {study.study: study, "again": dataclasses.replace(study, title="Again")}
-    other = judged.assign(study="again")
-    other.loc[other.claim == "clean", "verdict"] = claims.FAILS
-    both = pd.concat([found, found.assign(study="again")])
-    total = verdict.conclusion(both, pd.concat([judged, other]), twice)
-    assert "  * Again: label augmentation lowers the clean error." in total
-    assert "  * Digits (8 × 8): label augmentation lowers the clean error." in total
-    assert any(line.startswith("  * every study: ") for line in total)
-    intervals = found.low.notna().sum()
-    n = (judged.verdict != claims.ABSENT).sum()
-    said = verdict.multiplicity(found, judged)
-    assert f"{n} verdicts from {intervals} intervals over images, each at an uncorrected" in said
-
-    effects = verdict.effects(found, {study.study: study})
-    paper = effects[effects.series == "the paper (ImageNet)"].set_index("effect").value
-    assert paper["Adv → Adv⁺: clean error"] == pytest.approx(-0.0548)
-    assert paper["Std → Adv⁺: PGD-40 SD"] == pytest.approx(0.1062, abs=0.005)
-    assert paper.index.is_unique
-    assert list(effects.series.unique()) == [default, "the paper (ImageNet)"]
+    table = verdict.shares(found, judged)
+    assert set(table.variant) == {"adversarial batches"}  # no mixed pair here
+    row = table.set_index("claim").loc["Label augmentation lowers the clean error"]
+    assert row["share"] == pytest.approx(0.4 / 0.0548)
+    # In order, though the paper's figure is below 0; the seeds agree.
+    assert row.low < row["share"] < row.high and row.seeds_low == pytest.approx(row.seeds_high)
+    robust = table.set_index("claim").loc["Label augmentation lowers the PGD-40 error"]
+    # From 0.9 to a clean error of 0.2 are 70 points, of which 40 are closed, in the paper 86 %.
+    assert robust["share"] == pytest.approx(40 / 70 * 43.62 / 37.62)
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(effects_beside_paper(effects).to_dict())
-    assert svg.count('aria-roledescription="point"') == effects.value.notna().sum()
-    assert ">0<" in svg and ">+0<" not in svg and "%<" not in svg  # points, not per cent
-
-
-def test_the_chart_gives_each_reading_the_papers_mark_for_its_own_room(study):
-    study = dataclasses.replace(
-        study, methods=["std", "adv", "adv_plus", "adv_mix", "adv_plus_mix"]
+    drawn = table.replace({"adversarial batches": "attacked only"}).assign(study="Digits")
+    spec = shares_of_the_paper(drawn, (-0.5, 2)).to_dict()
+    svg = vl_convert.vegalite_to_svg(spec)
+    inside = table["share"].between(-0.5, 2).sum()
+    shapes = re.findall(
+        r'aria-label="[^"]*" role="graphics-symbol" aria-roledescription="point"', svg
     )
-    clean = {"adv": 0.4, "adv_plus": 0.4, "adv_mix": 0.2, "adv_plus_mix": 0.2}
-    found = claims.compare(study, evidence(study, clean=clean, pgd40={"std": 0.9}), PAPER)
-    table = verdict.effects(found, {study.study: study})
-    marks = table[table.series.str.startswith("the paper")].set_index(["effect", "series"]).value
-    robust = marks["Adv → Adv⁺: PGD-40 error"]
-    # Of what the clean error leaves room for, 0.1 and 0.3, the paper's share is 37.62 / 43.62.
-    assert robust["the paper (ImageNet)"] == pytest.approx(-0.1 * 0.3762 / 0.4362, abs=1e-4)
-    assert robust["the paper (ImageNet), for mixed batches"] == pytest.approx(
-        -0.3 * 0.3762 / 0.4362, abs=1e-4
-    )
-    assert list(marks["Adv → Adv⁺: clean error"].index) == ["the paper (ImageNet)"]  # not scaled
-    spec = effects_beside_paper(table).to_json()
-    assert '"circle", "circle", "diamond", "square"' in " ".join(spec.split())
-
-    only_mixed = [name for name in study.methods if name != "adv_plus"]
-    study = dataclasses.replace(study, methods=only_mixed)
-    found = claims.compare(study, evidence(study, clean=clean), PAPER)
-    table = verdict.effects(found, {study.study: study})
-    spec = " ".join(effects_beside_paper(table).to_json().split())
-    order = '[ "adversarial batches", "mixed batches", "the paper (ImageNet)"'
-    assert f'"domain": {order}' in spec
+    assert len(shapes) == inside < len(table)
+    assert ">7.3 ▸<" in svg and "null" not in svg and "%<" not in svg
+    assert "Difference: −40.00 [" in svg and "points" in svg  # not per cent
+    few = drawn.assign(seeds_low=np.nan, seeds_high=np.nan)  # of one seed
+    few = shares_of_the_paper(few, (-0.5, 2))
+    assert "null" not in vl_convert.vegalite_to_svg(few.to_dict())
 
 
-def test_a_claim_that_was_measured_in_part_is_told_as_not_measured_alone(study):
+def test_a_claim_that_was_measured_in_part_has_no_numbers(study):
     study = dataclasses.replace(study, methods=["std", "adv"], seeds=[0, 1, 2])
     found = claims.compare(study, evidence(study), PAPER)
     judged = claims.verdicts(found)
-    assert verdict_of(found, "std_lowest").verdict == claims.ABSENT
-    title = "Std has the lowest class-wise SD under PGD-40"
-    studies = {study.study: study}
-    told = [line for line in verdict.conclusion(found, judged, studies) if title in line]
-    assert len(told) == 1 and told[0].startswith(f"* *{claims.ABSENT}*")
-    assert title not in set(verdict.over_training_seeds(found, studies)["the paper's claim"])
-
-
-def test_a_reason_stands_with_the_claims_and_studies_that_have_it_all(study):
-    studies = {name: dataclasses.replace(study, study=name, title=name) for name in "AB"}
-    keys = [(name, claim) for name in "AB" for claim in ("mce", "raises_mce", "clean")]
-    rows = pd.DataFrame(keys, columns=["study", "claim"]).assign(variant="adversarial batches")
-    rows["absent"] = ["none here", "", "", "none here", "none here", ""]
-    judged = rows.assign(verdict=np.where(rows.absent != "", claims.ABSENT, claims.OPEN))
-    lines = verdict.undecided(rows, judged.assign(why=judged.absent), studies)
-    assert lines == [
-        "* *not measured* (A): label augmentation lowers the mCE. None here.",
-        "* *not measured* (B): label augmentation lowers the mCE; "
-        "adversarial training raises the mCE. None here.",
-    ]
+    lowest = judged.set_index(["variant", "claim"]).loc["adversarial batches", "std_lowest"]
+    assert lowest.verdict == claims.ABSENT
+    assert claims.CLAIMS["std_lowest"].title not in set(verdict.numbers(found, judged).claim)
 
 
 # ---------------------------------------------------------------- several seeds
@@ -637,29 +582,6 @@ def test_spread_over_seeds_by_hand():
         over_seeds(pd.concat([rows, rows.tail(1)]), ["method"])
 
 
-def test_differences_of_each_seed_in_words():
-    assert in_each_seed([0.003, 0.0032]) == "in the 2 seeds +0.30, +0.32 points"
-    torn = in_each_seed([0.0103, -0.0178, -0.0023])
-    assert torn == "in the 3 seeds +1.03, −1.78, −0.23 points: the sign is not settled"
-    assert in_each_seed([0.01]) == ""
-
-
-def test_seeds_table_keeps_the_order_and_leaves_out_other_figures():
-    rows = pd.DataFrame(
-        [
-            (method, figure, seed, value + 0.1 * seed)
-            for method, value in (("std", 0.1), ("adv", 0.3))
-            for figure in ("mean", "gap", "sd")
-            for seed in (0, 1)
-        ],
-        columns=["method", "statistic", "seed", "value"],
-    )
-    table = seeds_table(rows, ["method"], "statistic", {"sd": "SD", "mean": "Mean"})
-    assert table.columns.tolist() == ["method", "SD", "Mean", "seeds"]
-    assert table.method.tolist() == ["std", "adv"] and table.seeds.tolist() == [2, 2]
-    assert table["Mean"].tolist() == ["15.00\u00a0±\u00a07.07", "35.00\u00a0±\u00a07.07"]
-
-
 def made_up_run(study, errors=None) -> None:
     """Fresh tables of a study, its ablations included, as its notebooks write them."""
     errors = errors or {}
@@ -670,9 +592,14 @@ def made_up_run(study, errors=None) -> None:
     (study.runs / "train").mkdir(parents=True)
     record = data | {"class_names": names, "settings": data_settings(study)}
     (study.runs / "data.json").write_text(json.dumps(record))
-    (study.runs / "measures.parquet").touch()
+    measured = predictions(0.5)[["file_name", "label"]]
+    for i, name in enumerate(annotations.MEASURES):
+        measured[name] = np.random.default_rng(i).random(images)
+    measured.to_parquet(study.runs / "measures.parquet")
     for number, (method, seed) in enumerate([*study.method_runs, *study.ablation_runs]):
-        (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
+        log = {"method": method, "seed": seed, "epoch": [1.0], "step": [9], "lr": [0.1]}
+        log = pd.DataFrame(log | {"loss": [1.0], "error": [0.5], "images_per_second": [100]})
+        log.to_csv(study.runs / "train" / f"{method}-seed{seed}.csv", index=False)
         settings = training_settings(study, method, seed, "train-images", "none")
         facts = {"settings": settings, "data": "images", "split": "test", "data_title": "Digits"}
         facts |= {"checkpoint_hash": "none", "threat": None, "corruptions": None}
@@ -727,36 +654,29 @@ def two_seeds(tmp_path):
 
 
 def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
-    options = ["-p", "study", str(two_seeds), "-p", "output", str(tmp_path / "out")]
-    page = shown(execute("corruptions", tmp_path, *options), "tab-corruption-seeds")
-    assert "±" in page and "mCE (%)" in page and "noise-corrected SD (points)" in page
+    options = ["-p", "study", str(two_seeds), "-p", "output", str(tmp_path / "study")]
+    page = execute("study", tmp_path, *options)
+    assert "±" in shown(page, "tab-corruptions") and "±" in shown(page, "tab-errors")
 
     options = ["-y", f"studies: ['{two_seeds}:fresh']", "-p", "output", str(tmp_path / "out")]
     page = execute("verdict", tmp_path, *options)
-    assert "[holds in sign](two_seeds/average_error.ipynb)" in shown(page, "tab-verdict")
-    sure = shown(page, "tab-verdict-sure")
-    assert "2\u00a0seeds [−30.00,\u00a0−30.00]; SD\u00a00.00; as claimed in 2 of 2" in sure
-    counted = shown(page, "tab-verdict-corruptions")
-    assert "Std → Adv" in counted and "all 15 × 5 severities" in counted
-    assert "| classes | 10 |" in shown(page, "tab-verdict-data")
+    grid = shown(page, "tab-verdict")
+    assert "two_seeds, your run<br>*attacked only*" in grid
+    assert "clean and attacked" not in grid  # not measured here
+    assert "[lowers the clean error](costs.ipynb) | −5.48 | ● |" in grid
     said = [
         output.data["text/markdown"]
         for cell in page.cells
         for output in cell.get("outputs", [])
         if "text/markdown" in output.get("data", {})
     ]
-    assert said[0].startswith(":::{admonition} In short\n* The error under PGD-40")
-    assert said[0].count("\n* ") == 3 and said[-1].startswith("* *holds in sign*: ")
-    assert "size is excluded" in said[-1]
-    reason = "mixed batches): every claim. The study has no adv_mix"
-    assert sum(text.count(reason) for text in said) == 1
-    prose = " ".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
-    assert "the paper's methods" not in prose and "Neither is called the paper's" in prose
+    assert ":class: dropdown" in said[-1]
+    assert "−30.00 [−3" in said[-1] and "2\u00a0seeds [−30.00,\u00a0−30.00]" in said[-1]
     table = pd.read_csv(tmp_path / "out/verdict.csv")
     assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)
 
 
-def test_chapters_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(tmp_path):
+def test_tables_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(tmp_path):
     """Published weights are not trained here; where no image is wrong, no mistake has a group."""
     file = tmp_path / "as_it_is.yaml"
     values = {"study": "as_it_is", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
@@ -775,11 +695,10 @@ def test_chapters_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(t
         pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
         facts = {"how": how, "checkpoint_hash": "none"}
         path.with_suffix(".json").write_text(json.dumps(facts))
-    page = execute("training", tmp_path, "-p", "study", str(file))
-    assert "Arithmetic of the training: float32 on cpu" in str(page.cells)
-    page = execute("groups", tmp_path, "-p", "study", str(file))
-    outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
-    said = " ".join(out.data.get("text/markdown", "") for out in outputs if "data" in out)
-    assert (
-        "PGD-40: 80 %" in said and "mistakes stay within their group" in said and "nan" not in said
-    )
+    options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
+    page = execute("study", tmp_path, *options)
+    assert "nan" not in shown(page, "tab-groups") and "0.00" in shown(page, "tab-groups")
+    logs = pd.read_csv(tmp_path / "out/training.csv")
+    assert set(logs.method) == {"std"}  # nothing was trained of the other
+    kinds = pd.read_csv(tmp_path / "out/groups.csv").set_index(["benchmark", "statistic"]).value
+    assert kinds["clean", "error"].eq(0).all() and kinds["clean", "share_right"].eq(1).all()

@@ -9,12 +9,12 @@ import pytest
 import vl_convert
 from sklearn.metrics import confusion_matrix
 
+from advbook.audit.analysis import corruption_class_error
+from advbook.charts import grids
 from advbook.charts.classes import (
     SCALE,
     class_explorer,
-    corruption_class_error,
     distinct,
-    extreme_change,
     top_confusions,
 )
 from advbook.studies.schema import ROOT
@@ -70,6 +70,16 @@ def tables():
     return predictions()
 
 
+def embedded(chart, number):
+    """The chart as in a page: its box, and the script that draws it."""
+    element = f"document.getElementById('altair-viz-{number}')"
+    return (
+        f'<div id="altair-viz-{number}"></div><script>'
+        f"vegaEmbed({element}, {json.dumps(chart.to_dict())}, {{mode: 'vega-lite'}})"
+        ".then((r) => { window.drawn = r; })</script>"
+    )
+
+
 @pytest.fixture(scope="module")
 def page(tables, browser, tmp_path_factory):
     """The chart alone, drawn by the book's own script, in a page of the width of a desk."""
@@ -77,23 +87,23 @@ def page(tables, browser, tmp_path_factory):
     (folder / "vega.js").write_text(f"(function () {{{vl_convert.javascript_bundle()}}})();")
     for name in ("book.js", "book.css"):
         shutil.copy(ROOT / "book/_static" / name, folder)
-    spec = json.dumps(explorer(tables).to_dict())
-    (folder / "page.html").write_text(
-        '<!doctype html><html><head><meta charset="utf-8">'
-        '<link rel="stylesheet" href="book.css">'
-        "<style>.vega-embed { width: 100%; display: flex; }</style>"
-        '<script src="vega.js"></script><script src="book.js"></script></head><body>'
-        '<article class="bd-article"><div id="altair-viz-1"></div></article><script>'
-        "const element = document.getElementById('altair-viz-1');"
-        f"vegaEmbed(element, {spec}, {{mode: 'vega-lite'}}).then((r) => {{ window.drawn = r; }})"
-        "</script></body></html>"
-    )
+    one = embedded(explorer(tables), 1)
+    other = embedded(explorer(tables, [f"another {name}" for name in NAMES]), 2)
+    two = grids.choice("study", "Study", [("first", "First", one), ("second", "Second", other)])
+    for name, body in {"page": one, "two": grids.STYLE + two}.items():
+        (folder / f"{name}.html").write_text(
+            '<!doctype html><html><head><meta charset="utf-8">'
+            '<link rel="stylesheet" href="book.css">'
+            "<style>.vega-embed { width: 100%; display: flex; }</style>"
+            '<script src="vega.js"></script><script src="book.js"></script></head><body>'
+            f'<article class="bd-article">{body}</article></body></html>'
+        )
     context = browser.new_context(viewport={"width": 1000, "height": 900}, offline=True)
     page = context.new_page()
 
-    def opened(query="", width=1000):
+    def opened(query="", width=1000, name="page"):
         page.set_viewport_size({"width": width, "height": 900})
-        page.goto((folder / "page.html").as_uri() + query)
+        page.goto((folder / f"{name}.html").as_uri() + query)
         page.wait_for_function("window.drawn !== undefined")
         return page
 
@@ -191,33 +201,6 @@ def test_error_under_corruption_counts_an_image_once():
         assert 0.95 < width < 1.2  # Wilson's over all rows as if independent: some 0.6
     never = corruption_class_error(table.assign(predicted_class=table.label))
     assert (never.error == 0).all() and never[["low", "high"]].isna().all(axis=None)
-
-
-def test_the_extreme_class_and_what_its_choice_makes_of_chance():
-    """Two methods of equal quality: some class always changes much, and its q value says so."""
-    rng = np.random.default_rng(0)
-    chosen, beyond = [], []
-    label = np.repeat(np.arange(50), 20)
-    for _ in range(20):
-        before, after = (
-            pd.DataFrame({"label": label, "predicted_class": (label + wrong) % 50}).assign(
-                file_name=lambda t: t.index.astype(str)
-            )
-            for wrong in rng.random((2, len(label))) < 0.5
-        )
-        found = extreme_change(before, after, gains=True, n_resamples=50)
-        errors = [metrics.class_error(t).set_index("label").error for t in (before, after)]
-        assert found["value"] == pytest.approx((errors[1] - errors[0]).min())
-        assert found["low"] <= found["value"] <= found["high"]
-        chosen.append(found["value"])
-        beyond.append(found["q_value"] < 0.05)
-    assert np.mean(chosen) < -0.25 and np.mean(beyond) <= 0.1
-
-
-def test_the_extreme_class_of_single_images():
-    before = pd.DataFrame({"file_name": list("abc"), "label": [0, 1, 2], "predicted_class": 0})
-    found = extreme_change(before, before.assign(predicted_class=[0, 1, 1]), gains=True)
-    assert (found["label"], found["value"], found["before"], found["after"]) == (1, -1.0, 1.0, 0.0)
 
 
 def test_classes_of_one_name_are_told_apart():
@@ -357,6 +340,19 @@ def test_the_address_may_name_the_class(page):
     shown(page("?class=T-shirt%2Ftop"), "T-shirt/top")
 
 
+def test_the_address_may_name_the_study_too(page):
+    opened = page("?study=second&class=another+Shirt", name="two")
+    shown(opened, "another Shirt")
+    assert opened.locator(BOX).evaluate_all("(all) => all.map((b) => b.checkVisibility())") == [
+        False,
+        True,
+    ]
+    assert "Shirt" not in opened.locator(BOX).first.input_value()  # which has no such class
+    opened.locator("label:text-is('First')").click()
+    width = "Number(document.querySelector('svg.marks').getAttribute('width'))"
+    opened.wait_for_function(f"{width} > 500", timeout=5_000)  # two columns, though drawn unseen
+
+
 def test_the_box_has_a_name_and_suggests_the_classes(page):
     opened = page()
     assert opened.get_by_label("Class", exact=True).get_attribute("type") == "search"
@@ -373,3 +369,25 @@ def test_one_column_on_a_telephone_and_two_on_a_desk(page):
     assert opened.evaluate(width) < 370
     opened.set_viewport_size({"width": 1000, "height": 900})
     opened.wait_for_function(f"{width} > 500", timeout=5_000)
+
+
+@pytest.mark.parametrize("typed", ["dress", ""])
+def test_after_a_search_without_a_hit_the_chart_is_whole_again(page, typed):
+    """An empty chart is smaller; the next one must not be cut to its size."""
+    opened = page()
+    whole = "['width', 'height'].map((a) => +document.querySelector('svg.marks').getAttribute(a))"
+    opened.fill(BOX, typed)
+    before = opened.evaluate(whole)
+    opened.fill(BOX, "zebra")
+    opened.wait_for_function(f"{whole}[1] < {before[1]}", timeout=5_000)
+    opened.fill(BOX, typed)
+    opened.wait_for_function(f"`${{{whole}}}` === '{before[0]},{before[1]}'", timeout=5_000)
+    assert len(drawn(opened, "circle", "Corruption")) == 15 * len(METHODS)
+
+
+def test_where_the_mouse_is_changes_of_error_are_points(page, tables):
+    change = figures(tables)[3]
+    marks = drawn(page(), "circle", "Change from Std to Adv (points)")
+    found = {mark["Class"]: mark["Change from Std to Adv (points)"] for mark in marks}
+    said = {name: f"{100 * change[i]:+.2f}" for i, name in enumerate(distinct(NAMES))}
+    assert {name: value.replace("\u2212", "-") for name, value in found.items()} == said

@@ -58,6 +58,33 @@ def test_the_algebra_of_the_method_chapter(num_transforms):
     assert loss.item() == pytest.approx(parts.mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("num_transforms", [1, 3])
+def test_where_p_t_is_delta_the_classes_are_pulled_as_in_adv(num_transforms):
+    """By the class logits: 1-δ times Adv's gradient there, and (δ-p_T)·q besides elsewhere."""
+    delta, classes = 0.03, 5
+    logits = torch.randn(64, classes + num_transforms, dtype=torch.float64)
+    y = torch.randint(0, classes, (64,))
+    j = torch.randint(0, num_transforms, (64,))
+
+    def pull(loss, at):
+        at = at.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(at), at)
+        return gradient[:, :classes]
+
+    adv = pull(lambda z: F.cross_entropy(z[:, :classes], y), logits)
+    mass = logits[:, :classes].logsumexp(1) - logits[:, classes:].logsumexp(1)
+    moved = logits.clone()
+    moved[:, classes:] += (mass + math.log(delta / (1 - delta)))[:, None]
+    for given in (moved, logits):
+        found = pull(
+            lambda z: label_augmentation_loss(z, y, j, num_classes=classes, delta=delta), given
+        )
+        p_t = given.softmax(1)[:, classes:].sum(1, keepdim=True)
+        besides = (delta - p_t) * given[:, :classes].softmax(1) / len(y)
+        torch.testing.assert_close(found, (1 - delta) * adv + besides)
+    assert (moved.softmax(1)[:, classes:].sum(1) - delta).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize(
     "change, said",
     [

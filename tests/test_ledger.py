@@ -273,29 +273,6 @@ def test_errors_changes_and_gaps_by_hand():
     }
 
 
-def test_which_switch_gives_adv_plus_the_lead(monkeypatch):
-    """Adv has no transformation logit: all logits are its class logits."""
-    few = {name: switches.LEDGER[name] for name in ("default", "all_logits", "last")}
-    monkeypatch.setattr(ledger, "LEDGER", few)
-    adv = rows("adv", {"default": "ab", "last": "ab"})
-    plus = rows("adv_plus", {"default": "ab", "all_logits": "a", "last": "abc"})
-    table = pd.concat([adv, plus])
-    table.attrs["same"] = {"adv": {"all_logits": "default"}, "adv_plus": {}}
-    found = ledger.pair_changes(table, "adv", "adv_plus", n_resamples=100).set_index("attack")
-    assert found.value.to_dict() == {"default": 0, "all_logits": -0.25, "last": 0.25}
-    study = dataclasses.replace(load_study("digits"), n_resamples=100)
-    said = ledger.order_words(study, table)  # four images: an interval that holds the paper's
-    assert "No switch puts Adv⁺ more than 25.00 points below Adv" in said and "“All logits”" in said
-    assert said.endswith("as much as the paper's 37.62 points is possible under “All logits”.")
-    never = table[table.method == "adv"]
-    never = pd.concat([never, never.assign(method="adv_plus")])
-    never.attrs["same"] = dict.fromkeys(("adv", "adv_plus"), {"all_logits": "default"})
-    said = ledger.order_words(study, never)
-    assert (
-        said.startswith("Adv⁺ errs at least as much") and "none of them gives the paper's" in said
-    )
-
-
 def test_one_image_a_class_is_resampled_across_the_classes():
     """Within its class such an image is drawn every time: there would be no interval at all."""
     table = rows("std", {"clean": "ab", "default": "abc"}).assign(label=[0, 1, 2, 3] * 2)

@@ -843,6 +843,12 @@ def test_coverage_of_rank_correlations(rho, k):
     assert hits / repeats == pytest.approx(0.95, abs=0.035)
 
 
+def test_equal_means_tie_whatever_their_last_bits():
+    errors = [0.1 + 0.2, 0.3, 0.5, 0.7]  # the first two are equal, but for rounding
+    a, b = (pd.DataFrame({"label": range(4), "error": e}) for e in (errors, [0.1, 0.1, 0.5, 0.7]))
+    assert errors[0] != errors[1] and metrics.rank_correlation(a, b) == pytest.approx(1)
+
+
 def test_rank_correlation_matches_by_label():
     a = metrics.class_error(table_of([1, 2, 3, 4], 10))
     b = metrics.class_error(table_of([2, 4, 6, 9], 10)).iloc[::-1]

@@ -5,6 +5,7 @@ import fcntl
 import json
 import re
 import shutil
+import zipfile
 
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ from advlib.threat import ThreatModel
 from conftest import OWN_STUDY, snakemake
 
 RUN = "runs/mine"
-PLACED = {"cover", "study_index", "not_run", "place_study", "toc", "book", "all"}  # pages, no study
+PLACED = {"place_study", "toc", "book", "all"}
+ANALYSED = ("analyse", "source=fresh, study=mine")
 
 
 def planned(folder, *config) -> list[tuple[str, str]]:
@@ -53,7 +55,7 @@ def test_every_table_names_its_threat_model_and_its_images(project):
 
 
 def test_result_tables_hold_what_the_predictions_say(project):
-    results = pd.read_csv(project / "_build/studies/mine/results/average_error.csv")
+    results = pd.read_csv(project / "_build/fresh/mine/results/average_error.csv")
     assert len(results) == 9
     for row in results.itertuples():
         path = project / RUN / f"predictions/{row.benchmark}/{row.method}-seed0.parquet"
@@ -64,12 +66,20 @@ def test_result_tables_hold_what_the_predictions_say(project):
         assert (row.benchmark == "pgd40") == ("PGD-40" in row.condition)
 
 
-def test_every_chapter_that_the_data_allow_is_there(project):
-    pages = {path.stem for path in (project / "_build/html/book/generated/mine").glob("*.html")}
-    chapters = ["training", "average_error", "gallery", "classwise_error", "corruptions"]
-    assert pages == {"index", *chapters, "factors", "hard_classes", "groups", "class_explorer"}
-    index = (project / "_build/html/book/generated/mine/index.html").read_text()
-    assert "ReaL’s labels exist for ImageNet" in index.replace("'", "’")
+def test_the_page_of_a_study_has_every_table_that_its_data_allow(project):
+    folder = project / "_build/fresh/mine/results"
+    made = {path.stem for path in folder.glob("*.csv")}
+    assert made >= {"training", "average_error", "classwise_error", "corruptions", "factors"}
+    assert made >= {"hard_classes", "groups", "class_explorer"}
+    assert not made & {"ablations", "ledger", "battery"}
+    page = project / "_build/html/book/generated/studies/fresh/mine.html"
+    assert "Error of each group of classes" in page.read_text()
+
+
+def test_the_notebooks_of_a_run_can_be_downloaded(project):
+    (archive,) = (project / "_build/html").rglob("mine.zip")
+    names = zipfile.ZipFile(archive).namelist()
+    assert {"data.ipynb", "train-adv-seed0.ipynb", "evaluate_clean.ipynb"} <= set(names)
 
 
 def test_the_books_example_leaves_a_readers_own_tables_alone(project):
@@ -87,18 +97,21 @@ def test_corruption_tables_say_how_they_were_made(project):
         assert facts["corruptions"] == "generated" and facts["threat"] is None
         assert table.groupby(["corruption", "severity"], observed=True).size().eq(20).all()
         assert len(table) == 75 * 20
-    results = pd.read_csv(project / "_build/studies/mine/results/corruptions.csv")
-    mce = results[results.statistic == "mean_corruption_error"].set_index("method").value
-    assert mce["adv_plus"] == pytest.approx(metrics.mean_corruption_error(table))
+    results = pd.read_csv(project / "_build/fresh/mine/results/corruptions.csv")
+    each = results[(results.method == "adv_plus") & (results.group == "all")]
+    cells = each[each.condition.str.fullmatch(r"\w+ \d")]
+    assert len(cells) == 75
+    assert cells.value.mean() == pytest.approx(metrics.mean_corruption_error(table))
 
 
-def test_the_own_study_is_in_the_contents_and_the_others_say_they_were_not_run(project):
+def test_the_own_study_stands_beside_the_published_ones(project):
     home = (project / "_build/html/book/generated/cover.html").read_text()
-    assert "My own study" in home
-    own = (project / "_build/html/book/generated/mine/average_error.html").read_text()
-    assert "A fresh run of this study" in own
-    other = (project / "_build/html/book/generated/imagenet/index.html").read_text()
-    assert "has not been run here" in other
+    assert "studies/fresh/mine.html" in home and "studies/committed/cifar10.html" in home
+    own = (project / "_build/html/book/generated/studies/fresh/mine.html").read_text()
+    assert "A run on the machine that built this book" in own
+    costs = (project / "_build/html/book/generated/costs.html").read_text()
+    assert ", your run" in costs
+    assert "Your own run stands beside the published studies" in home
 
 
 def test_pages_hold_no_path_of_this_machine(project):
@@ -117,7 +130,7 @@ def test_delta_reruns_adv_plus_alone(edited):
     attacked = [wildcards for rule, wildcards in plan if rule == "evaluate_attack"]
     assert trained == ["method=adv_plus, seed=0"]
     assert attacked == ["attack=pgd40, method=adv_plus, seed=0"]
-    assert ("analyse", "study=mine, chapter=average_error") in plan
+    assert ANALYSED in plan
 
 
 def test_eps_leaves_the_clean_methods_weights_alone(edited):
@@ -126,17 +139,13 @@ def test_eps_leaves_the_clean_methods_weights_alone(edited):
     assert trained == {f"method={m}, seed=0" for m in ("adv", "adv_plus")}
 
 
-def test_more_resamples_redo_the_analyses_alone(edited):
-    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("500", "600"))
-    assert {rule for rule, _ in planned(edited)} <= {"analyse", "verdict", *PLACED}
-    assert ("analyse", "study=mine, chapter=classwise_error") in planned(edited)
-
-
-def test_other_groups_redo_the_chapters_and_train_nothing(edited):
-    (edited / "my_study.yaml").write_text(OWN_STUDY.replace("Round", "Curved"))
+@pytest.mark.parametrize("old, new", [("500", "600"), ("Round", "Curved")])
+def test_more_resamples_or_other_groups_redo_the_analysis_alone(edited, old, new):
+    (edited / "my_study.yaml").write_text(OWN_STUDY.replace(old, new))
     plan = planned(edited)
-    assert {rule for rule, _ in plan} <= {"analyse", "verdict", *PLACED}
-    assert ("analyse", "study=mine, chapter=groups") in plan
+    heavy = {"data", "train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"}
+    assert not heavy & {rule for rule, _ in plan}
+    assert [pair for pair in plan if pair[0] == "analyse"] == [ANALYSED]
 
 
 def test_other_test_images_train_nothing(edited):
@@ -157,8 +166,7 @@ def test_a_lost_table_is_made_again_without_training(edited):
 def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     ablation = "ablations: {new: {method: adv_plus, delta: 0.2}}\n"
     (edited / "my_study.yaml").write_text(OWN_STUDY + ablation)
-    # Without the audit there is nothing to train: the study's first page says so.
-    assert {rule for rule, _ in planned(edited)} <= PLACED
+    assert "train" not in {rule for rule, _ in planned(edited)}  # without the audit
     plan = planned(edited, "mode=audit")
     own = "method=new, seed=0"
     assert [w for rule, w in plan if rule == "train"] == [own]
@@ -166,8 +174,7 @@ def test_an_audit_trains_the_ablations_and_attacks_every_network(edited):
     methods = {f"method={m}, seed=0" for m in ("pretrained", "adv", "adv_plus")}
     assert {w for rule, w in plan if rule == "evaluate_battery"} == methods
     assert {w for rule, w in plan if rule == "evaluate_ledger"} == {*methods, own}
-    chapters = {w for rule, w in plan if rule == "analyse"}
-    assert chapters == {f"study=mine, chapter={c}" for c in ("ablations", "battery", "ledger")}
+    assert ANALYSED in plan
 
 
 def test_an_audit_of_a_study_that_was_never_run_runs_it_first(edited):
@@ -179,23 +186,25 @@ def test_an_audit_of_a_study_that_was_never_run_runs_it_first(edited):
     assert {"train", "evaluate_attack", "evaluate_ledger", "evaluate_battery"} <= {
         r for r, _ in plan
     }
-    for chapter in ("average_error", "ledger", "battery"):
-        assert ("analyse", f"study=mine, chapter={chapter}") in plan
+    assert ANALYSED in plan
 
 
-def test_a_book_that_is_only_read_shows_no_fresh_audit():
+def test_a_book_that_is_only_read_shows_no_fresh_tables():
     study = load_study("fashion_mnist_quick")
-    committed = dict.fromkeys(study.audits, "committed")
-    assert pages.audit_sources(study, None) == pages.audit_sources(study, False) == committed
+    committed = {"committed": ["study", "samples", "ablations", "ledger", "battery"]}
+    assert pages.tables_shown(study, None) == pages.tables_shown(study, []) == committed
     shutil.copytree(study.published, study.runs, ignore=shutil.ignore_patterns("models"))
-    assert pages.audit_sources(study, None) == committed
-    assert set(pages.audit_sources(study, False).values()) == {"fresh"}
+    assert pages.tables_shown(study, None) == committed
+    both = committed | {"fresh": committed["committed"]}
+    assert pages.tables_shown(study, []) == both
     # An audit of other settings is not the study's, whichever of the two it is.
     other = dataclasses.replace(study, ledger_images=500)
-    assert pages.audit_sources(other, None) == committed | {"ledger": None}
+    left = [part for part in committed["committed"] if part != "ledger"]
+    assert pages.tables_shown(other, None) == {"committed": left}
+    # What is being made will be there.
+    assert pages.tables_shown(other, ["ledger"])["fresh"] == committed["committed"]
     # Of a study that only its audit shows, each part stands for itself.
-    sample = load_study("imagenet_sample")
-    assert pages.audit_sources(sample, None) == {"ledger": "committed", "battery": None}
+    assert pages.tables_shown(load_study("imagenet_sample"), None) == {"committed": ["ledger"]}
 
 
 def test_a_build_that_fails_leaves_the_last_book(project):
@@ -218,6 +227,19 @@ def test_a_study_is_run_by_one_pipeline_at_a_time(project):
         done = snakemake(project, "-R", "toc")
         assert planned(project) == []  # looking is allowed
     assert done.returncode != 0 and "is being run already" in done.stdout + done.stderr
+
+
+def test_a_published_study_that_was_edited_is_named(project):
+    """Its text would be about other numbers."""
+    file = project / "notebooks/studies/cifar10.yaml"
+    text = file.read_text()
+    try:
+        file.write_text(text + "\nepochs: 3\n")
+        done = snakemake(project, "-n")
+    finally:
+        file.write_text(text)
+    assert done.returncode != 0
+    assert "the book's text is about cifar10 as it is published" in done.stdout + done.stderr
 
 
 def test_a_brace_in_the_name_of_the_runs_is_named(project):

@@ -162,7 +162,7 @@ def digits(tmp_path_factory):
 @pytest.fixture
 def measured(digits):
     """Round numbers in place of a probe."""
-    values = {"fetch": 1, "chapter": 6, "start training": 5, "start evaluation": 4}
+    values = {"fetch": 1, "analyse": 6, "start training": 5, "start evaluation": 4}
     values |= {"forward": 1e-3, "attack": 2e-3, "training clean": 3e-3, "corrupt": 1e-2}
     values |= {"training adversarial": 2e-2, "training adversarial, with extra logits": 4e-2}
     values["start corrupting"] = 3

@@ -86,8 +86,8 @@ def test_a_job_tried_again_gets_twice_the_memory_and_not_ever_more(imagenet):
     assert second["runtime"] == first["runtime"]
 
 
-def test_the_chapter_shows_what_the_command_prints():
-    page = (ROOT / "book" / "scale.md").read_text()
+def test_the_reference_shows_what_the_command_prints():
+    page = (ROOT / "book/reference/studies.md").read_text()
     command = re.search(r"```bash\npython (pipeline/jobs\.py imagenet.*)\n```", page)[1]
     printed = subprocess.run(
         [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=True

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 import advlib
-from advbook.studies.schema import ROOT
+from advbook.studies.results import titled
+from advbook.studies.schema import ROOT, load_study
+from advbook.studies.tables import per_cent, read_tables
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
@@ -23,6 +25,22 @@ def test_citation_changelog_and_package_agree():
     released = [heading for heading in headings if heading != "Unreleased"]
     assert released[0] == f"{advlib.__version__}, {citation['date-released']}"
     assert headings.index(released[0]) <= 1  # nothing but "Unreleased" stands above it
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+def test_the_readme_says_what_the_published_tables_say(name):
+    study = titled(load_study(name), "committed")
+    errors = {"adv": [], "adv_plus": []}
+    for (_, method, _), table, _ in read_tables(study, "committed", ["pgd40"]):
+        if method in errors:
+            errors[method].append(advlib.metrics.error(table))
+    adv, plus = (sum(found) / len(study.seeds) for found in errors.values())
+    cells = [f"here, {study.title}, {len(study.seeds)} seeds", per_cent(adv), per_cent(plus)]
+    row = " | ".join([*cells, per_cent(plus - adv, sign="+")])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| {row} |" in readme
+    for path in re.findall(r"\]\((book/\S+)\)", readme):
+        assert (ROOT / path).is_file(), path
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if "uses" in step], ids=str)

@@ -1,6 +1,9 @@
 """APGD, Square and AutoAttack: the published step rules, and the images that other code breaks."""
 
+import copy
 import dataclasses
+import datetime
+import json
 
 import numpy as np
 import pandas as pd
@@ -9,15 +12,14 @@ import torch
 import torchattacks
 from torch import nn
 
-from advbook.audit.battery import autoattack as torchattacks_autoattack
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import load_study
 from advlib.attacks.apgd import apgd_attack
-from advlib.attacks.autoattack import COMPONENTS, autoattack
+from advlib.attacks.autoattack import COMPONENTS, autoattack, write_state
+from advlib.attacks.components import ClassLogits
 from advlib.attacks.pgd import classify
 from advlib.attacks.square import draws_needed, square_attack
-from advlib.attacks.worst_case import evaluate_attack
 from advlib.predictions import check_predictions
 from advlib.threat import ThreatModel
 
@@ -186,20 +188,45 @@ def test_autoattack_breaks_the_images_that_torchattacks_breaks(
     digit_networks, digit_images, attacked
 ):
     """The same order and strength, other starts and squares: the same images, bar a few."""
-    known = {"clean": evaluate_attack(digit_networks["adv"], digit_images, THREAT.with_eps(0),
-                                      num_classes=10)}  # fmt: skip
-    tables = torchattacks_autoattack(
-        digit_networks["adv"], digit_images, THREAT, num_classes=10, strength="quick", **known
-    )
-    for component in COMPONENTS:
-        end = COMPONENTS.index(component) + 1
-        ours = attacked.broken_by.isin(["clean", *COMPONENTS[:end]])
-        wanted = tables[component].label != tables[component].predicted_class
+    net = ClassLogits(copy.deepcopy(digit_networks["adv"]), 10).eval().requires_grad_(False)
+    x, y = digit_images.pixels / 255, digit_images.labels
+    known = {"norm": "Linf", "eps": THREAT.eps}
+    attacks = {
+        "apgd_ce": torchattacks.APGD(net, steps=20, **known),
+        "apgd_t": torchattacks.APGDT(net, steps=20, n_classes=4, **known),
+        "fab_t": torchattacks.FAB(net, steps=20, multi_targeted=True, n_classes=4, **known),
+        "square": torchattacks.Square(net, n_queries=500, **known),
+    }
+    assert (*attacks,) == COMPONENTS
+    ours, wanted = attacked.broken_by == "clean", (net(x).argmax(1) != y).numpy()
+    for component, attack in attacks.items():
+        ours |= attacked.broken_by == component
+        with torch.random.fork_rng():
+            x_adv = attack(x[~wanted], y[~wanted])
+        wanted[~wanted] = (net(x_adv).argmax(1) != y[~wanted]).numpy()
         assert (ours != wanted).sum() <= 3, component
     assert check_predictions(attacked, num_classes=10, n_images=100) is attacked
     wrong = attacked.label != attacked.predicted_class
     assert (wrong == (attacked.broken_by != "")).all() and 20 < wrong.sum() < 90
     assert (attacked.linf <= 0.15 + 1e-6).all() and attacked.broken_by.isin(["apgd_ce"]).any()
+
+
+def test_autoattack_leaves_network_and_generator_as_they_were(digit_networks, digit_images):
+    model, before = copy.deepcopy(digit_networks["adv"]), torch.get_rng_state()
+    few = {"indices": torch.arange(20), **SHORT}
+    autoattack(model, digit_images, THREAT, num_classes=10, **few)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_component_that_leaves_the_ball_stops_autoattack(
+    digit_networks, digit_images, monkeypatch
+):
+    monkeypatch.setattr(torchattacks.FAB, "forward", lambda self, x, y: (x + 0.2).clamp(0, 1))
+    with pytest.raises(RuntimeError, match="fab_t leaves the ball"):
+        autoattack(
+            digit_networks["std"], digit_images, THREAT, num_classes=10, components=["fab_t"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +309,20 @@ def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tm
         autoattack(digit_networks["std"], digit_images, THREAT, state=state, **options)
 
 
+def test_a_state_file_is_what_the_published_code_reads(attacked, tmp_path):
+    """The fields of its dataclass `EvaluationState`, and the types that it makes of them."""
+    path = tmp_path / "state.json"
+    write_state(attacked, path)
+    state = json.loads(path.read_text())
+    names = "_attacks_to_run path _run_attacks _robust_flags _last_saved _SAVE_TIMEOUT"
+    assert set(state) == {*names.split(), "_clean_accuracy"}
+    flags = torch.tensor(state["_robust_flags"], dtype=torch.bool)
+    assert (flags.numpy() == (attacked.label == attacked.predicted_class)).all()
+    assert state["_clean_accuracy"] == (attacked.broken_by != "clean").mean() > flags.float().mean()
+    assert set(state["_run_attacks"]) == {"apgd-ce", "apgd-t", "fab-t", "square"}
+    assert datetime.datetime.fromisoformat(state["_last_saved"])
+
+
 def test_few_classes(digit_networks, digit_images):
     """Three classes leave the targeted DLR no logits, and nine targets are two."""
     few = [(x.float() / 255, int(y)) for x, y in zip(digit_images.pixels, digit_images.labels,
@@ -296,7 +337,7 @@ def test_few_classes(digit_networks, digit_images):
     assert (found.broken_by == "apgd_t").any()
 
 
-@pytest.mark.parametrize("change", [{"eps_space": "normalized"}, {"success": "last"}])
+@pytest.mark.parametrize("change", [{"eps_space": "normalized"}, {"success": "last"}, {"eps": 0}])
 def test_autoattack_refuses_other_threat_models(digit_networks, digit_images, change):
     threat = dataclasses.replace(THREAT, **change)
     with pytest.raises(ValueError, match=next(iter(change))):

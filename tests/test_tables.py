@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-import yaml
 
 from advbook.studies.bring import bring
 from advbook.studies.identity import (
@@ -28,7 +26,6 @@ from advbook.studies.tables import (
     audit_tables,
     images_of,
     in_per_cent,
-    on_all_images,
     per_cent,
     read_audit,
     read_study,
@@ -37,7 +34,7 @@ from advbook.studies.tables import (
     table_paths,
     with_real,
 )
-from advbook.studies.views import condition_of, require
+from advbook.studies.views import condition_of
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash
@@ -200,27 +197,6 @@ def test_an_audit_is_read_with_the_methods_it_is_compared_with(small_audit):
     ablations = read_audit(small_audit, "fresh", "ablations")
     assert set(ablations.method) == {"std", "adv", "new"}
     assert set(ablations.benchmark) == {"clean", "pgd40"}
-
-
-def test_a_page_of_some_images_names_the_error_on_all(small_run, table):
-    """Only of the same network under the same attack, and only where there are more images."""
-    facts = {}
-    for method in small_run.methods:
-        known = {"checkpoint_hash": method, "threat": {"eps": 0.1}, "data": "images"}
-        path = small_run.runs / "predictions/pgd40" / f"{method}-seed0.parquet"
-        write_predictions(table, path, num_classes=3, n_images=3, **known)
-        facts[method] = known | {"n_images": 2}
-    error = f"{100 * metrics.error(table):.2f}"
-    said = on_all_images(small_run, "fresh", facts)
-    assert said.startswith(f"On all 3 images PGD-40 gives Std {error}, Adv {error} %")
-    for change in ({"checkpoint_hash": "another"}, {"threat": {"eps": 0.2}}, {"n_images": 3}):
-        other = facts | {"std": facts["std"] | change}
-        assert on_all_images(small_run, "fresh", other).startswith(
-            "On all 3 images PGD-40 gives Adv"
-        )
-    path.unlink()
-    assert "Adv" not in on_all_images(small_run, "fresh", facts)
-    assert on_all_images(small_run, "fresh", {"new": facts["std"]}) == ""
 
 
 @pytest.mark.parametrize(
@@ -499,12 +475,6 @@ def test_severity_goes_from_one(brought, tmp_path):
         bring(brought)
 
 
-def test_a_chapter_that_the_data_do_not_allow_says_why():
-    given = {"study": "own", "dataset": "none", "predictions": "a.csv"}
-    with pytest.raises(ValueError, match="hard_classes is not for own: there is only one bench"):
-        require(make_study(given), "hard_classes")
-
-
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -635,54 +605,3 @@ def test_imagenet_predictions_are_judged_by_real_labels_too(tmp_path):
     assert real.correct.mean() == pytest.approx(sum(expected) / len(expected))
     assert tables.attrs["facts"]["real", "net", 0]["n_images"] == 50_000
     assert len(tables.attrs["class_names"]) == 1000
-
-
-# --- what a chapter says of several seeds ---------------------------------------------------------
-
-
-def test_the_corruptions_count_the_signs_of_all_seeds(tiny_study, table, tmp_path):
-    """Adv is better under all corruptions in seed 0, and worse under five of them in seed 1."""
-    changes = {"methods": ["std", "adv"], "seeds": [0, 1], "n_resamples": 50}
-    study = dataclasses.replace(tiny_study, **changes, corruption_images=60)
-    table = pd.concat([table.assign(file_name=table.file_name + str(i)) for i in range(20)])
-    data = {s: {"fingerprint": s, "images": 60} for s in ("train", "test")}
-    study.runs.mkdir(parents=True)
-    record = data | {"class_names": list("abcd"), "settings": data_settings(study)}
-    (study.runs / "data.json").write_text(json.dumps(record))
-    (study.runs / "measures.parquet").touch()
-    (study.runs / "train").mkdir()
-    for method, seed in study.method_runs:
-        (study.runs / "train" / f"{method}-seed{seed}.csv").touch()
-        facts = {"settings": training_settings(study, method, seed, "train", "start")}
-        facts |= {"data": "test", "split": "test", "data_title": "Digits", "num_classes": 4}
-        facts |= {"n_images": 60, "checkpoint_hash": "x"}
-        for benchmark in study.benchmarks:
-            predicted, known = table.assign(predicted_class=table.label), facts | {"threat": None}
-            if benchmark == "pgd40":
-                known["threat"] = study.threat("pgd40").to_dict()
-            if benchmark == "corruptions":
-                known["corruptions"] = "generated"
-                predicted = predicted.merge(CORRUPTED, how="cross")
-                turned = predicted.corruption.isin(metrics.CORRUPTIONS[:5]) & (seed == 1)
-                bad = turned if method == "adv" else ~turned
-                bad |= predicted.file_name.str.endswith("7")  # else they have no interval
-                predicted["predicted_class"] = predicted.label + bad
-            path = study.runs / "predictions" / benchmark / f"{method}-seed{seed}.parquet"
-            write_predictions(predicted, path, **known)
-    file = tmp_path / "digits.yaml"
-    file.write_text(yaml.safe_dump(study.to_dict(), allow_unicode=True), encoding="utf-8")
-    options = ["-p", "study", str(file), "--no-progress-bar", "--kernel", "python3"]
-    command = [sys.executable, "-m", "papermill", *options]
-    command += [str(ROOT / "notebooks/corruptions.ipynb"), str(tmp_path / "out.ipynb")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    said = re.search(
-        r"mCE from 100.00 to 10.00 % in seed 0; in the 2 seeds (\S+), \S+ points", page
-    )
-    assert said[1] == "−90.00"
-    assert "points. Of the 15 intervals 15 lie below zero (" in page
-    assert (
-        "none lies above zero; 10 of these 15 differences have the same sign in all 2 seeds."
-        in page
-    )

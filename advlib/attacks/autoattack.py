@@ -1,6 +1,8 @@
 """AutoAttack (Croce & Hein 2020): four attacks, each on the images that those before it left."""
 
+import datetime
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from advlib.attacks.folding import folding
 from advlib.attacks.pgd import attack_mode
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.batches import evaluation_batches, item_names
+from advlib.files import replacing
 from advlib.networks.device import default_device, resolve_dtype
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import read_facts
@@ -138,10 +141,24 @@ def autoattack(
     return table
 
 
-def _checked(components, threat, num_classes) -> list[str]:
-    for name in components:
-        if name not in COMPONENTS:
-            raise ValueError(f"components are of {', '.join(COMPONENTS)}, got {name!r}")
+def write_state(table: pd.DataFrame, path: str | Path, components=COMPONENTS) -> None:
+    """Write the table of `autoattack` as a state file (JSON) of the published code.
+
+    ``_robust_flags`` are True where an image stands, in the order of the table. The file is for
+    reading (``EvaluationState.from_disk``): their ``run_standard_evaluation`` goes on from none,
+    not even from its own, since JSON holds no set of attacks.
+    """
+    ran = [name.replace("_", "-") for name in components]
+    state = {"_attacks_to_run": ran, "path": str(path), "_run_attacks": ran}
+    state["_robust_flags"] = (table.broken_by == "").tolist()
+    state |= {"_last_saved": str(datetime.datetime.now()), "_SAVE_TIMEOUT": 60}
+    state["_clean_accuracy"] = float((table.broken_by != "clean").mean())
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(state))
+
+
+def check_threat(threat: ThreatModel) -> None:
+    """Raise ValueError for a threat model that AutoAttack is not made for."""
     wanted = {"eps_space": "pixel", "clip": True, "label_source": "true"}
     wanted |= {"attack_logits": "class", "model_mode": "eval", "success": "any"}
     for name, value in wanted.items():
@@ -149,6 +166,15 @@ def _checked(components, threat, num_classes) -> list[str]:
             raise ValueError(
                 f"AutoAttack attacks with {name} = {value!r}, got {getattr(threat, name)!r}"
             )
+    if not threat.eps > 0:
+        raise ValueError("AutoAttack needs eps above 0")
+
+
+def _checked(components, threat, num_classes) -> list[str]:
+    check_threat(threat)
+    for name in components:
+        if name not in COMPONENTS:
+            raise ValueError(f"components are of {', '.join(COMPONENTS)}, got {name!r}")
     if num_classes < 4 and "apgd_t" in components:
         warnings.warn(f"no apgd_t: with {num_classes} classes there is no such loss", stacklevel=3)
         return [name for name in components if name != "apgd_t"]

@@ -35,6 +35,7 @@ from advlib.metrics.intervals import (
     summarise,
     t_interval,
 )
+from advlib.metrics.sampling import TwoPhase, two_phase
 from advlib.metrics.tables import (
     ALEXNET_CORRUPTION_ERROR,
     CONDITION_COLUMNS,

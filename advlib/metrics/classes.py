@@ -185,9 +185,10 @@ def confusion_kinds(table: pd.DataFrame, groups: Groups, by: By = None) -> pd.Da
 def rank_correlation(class_error_a: pd.DataFrame, class_error_b: pd.DataFrame) -> float:
     """Spearman's correlation of two `class_error` tables, matched by label; nan if one is constant.
 
-    Raises ValueError unless both hold the same labels, once each.
+    Errors that agree to ten digits tie. ValueError unless both hold the same labels, once each.
     """
-    a, b = (t.set_index("label")["error"].sort_index() for t in (class_error_a, class_error_b))
+    a, b = (t.set_index("label").error.round(10) for t in (class_error_a, class_error_b))
+    a, b = a.sort_index(), b.sort_index()
     if not a.index.equals(b.index) or a.index.has_duplicates:
         raise ValueError("rank_correlation needs two tables with the same labels, once each.")
     varied = a.nunique() > 1 and b.nunique() > 1

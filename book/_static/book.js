@@ -55,18 +55,32 @@ function showSource(element, spec) {
   theirs.replaceWith(ours);
 }
 
-/* The class explorer: its search suggests the names, and shows the class that the address names,
-   class_explorer.html?class=Shirt */
+/* An address may choose what a page shows: see.html?study=cifar10&class=cat */
+const asked = new URLSearchParams(location.search);
+
+function chooseAsked() {
+  for (const input of document.querySelectorAll(".choice > input")) {
+    if ([asked.get("study"), asked.get("class")].includes(input.value)) input.checked = true;
+  }
+}
+
+/* The class explorer: its search suggests the names, and shows the class that the address names. On
+   a page of several studies, only where there is such a class. */
 function openClassSearch(element, view) {
   const box = element.querySelector("input[name=pick_class_name]");
   if (!box) return;
   const list = document.createElement("datalist");
   list.id = `${element.id}-names`;
-  list.append(...view.signal("names").map((name) => new Option(name)));
+  const names = view.signal("names");
+  list.append(...names.map((name) => new Option(name)));
   element.append(list);
   box.setAttribute("list", list.id);
-  const name = new URLSearchParams(location.search).get("class");
-  if (!name) return;
+  /* Vega measures a chart before it lays it out anew, so its size would be that of the last class. */
+  for (const signal of ["shown", "confused"]) {
+    view.addSignalListener(signal, () => setTimeout(() => view.resize().runAsync()));
+  }
+  const name = asked.get("class");
+  if (!name || (element.closest(".choice") && !names.includes(name))) return;
   box.value = name;
   box.dispatchEvent(new Event("input"));
 }
@@ -120,6 +134,7 @@ function watchBoxes(part) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  chooseAsked();
   watchBoxes(document);
   /* What the theme leaves without a name. */
   for (const summary of document.querySelectorAll(".bd-links summary")) {

@@ -1,14 +1,11 @@
 """Which ingredient does what: the runs of a study, each with the control that lacks one of them."""
 
 import dataclasses
-import math
 
+import numpy as np
 import pandas as pd
 
 from advbook.studies.identity import recipe_of, training_settings
-from advbook.studies.seeds import over_seeds, t_interval, with_spread
-from advbook.studies.tables import in_per_cent, per_cent, read_study
-from advbook.text import all_as_typed, as_typed
 from advlib import metrics
 from advlib.recipes import RECIPES
 
@@ -31,12 +28,6 @@ MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pa
     ("clean", "sd_noise_corrected"): "Class-wise SD, clean",
     ("pgd40", "sd_noise_corrected"): "Class-wise SD, PGD-40",
 }
-WITHIN = {  # of these, what a claim of the paper is about, as a sentence has them
-    ("pgd40", "error"): "PGD-40 error",
-    ("clean", "error"): "clean error",
-    ("clean", "sd_noise_corrected"): "class-wise SD on clean images",
-}
-IN_WORDS = WITHIN | {("pgd40", "sd_noise_corrected"): "class-wise SD under PGD-40"}
 CLIMBED_TOO = ", in the loss and in what the attack climbs"
 
 
@@ -148,7 +139,7 @@ def comparisons(study) -> pd.DataFrame:
                     also = [beside[key] for key in beside if key in differ]
                     rows.append((", and ".join([words, *also]), name, other))
                     pairs.add((name, other))
-    # With the same attack also where another run is the control: `attack_or_label` reads that row.
+    # With the same attack also where another run is the control: pages read that row.
     for before, after in dict.fromkeys([*study.pairs, ("adv", same_attack(study))]):
         if before in runs and after in runs and (after, before) not in pairs:
             lacking = [k for k in runs[after] if runs[after][k] != runs[before][k]]
@@ -186,87 +177,6 @@ def same_attack(study) -> str | None:
     return next((name for name, own in runs.items() if own == wanted), None)
 
 
-def parted_words(study) -> str:
-    """The comparisons under one training attack with and without label and logit, in a sentence."""
-    names = study.names | study.ablation_names
-    runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
-    pairs = [
-        f"{names[run]} − {names[other]}"
-        for _, run, other in comparisons(study).itertuples(index=False)
-        if {k for k in runs[run] if runs[run][k] != runs[other][k]} == {"logits", "label"}
-    ]
-    if not pairs:
-        return (
-            "No two runs of this study differ in label and logit alone: what the training attack "
-            "climbs changes with them."
-        )
-    return f"The same training attack without and with label and logit: {', '.join(pairs)}."
-
-
-def attack_or_label(study, found: pd.DataFrame, benchmark: str, statistic: str) -> str:
-    """Does what Adv⁺ changes come from label and logit, or from what its training attack climbs?
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    found : DataFrame
-        As of `differences` or `written_differences`.
-    benchmark, statistic : str
-        A key of `WITHIN`.
-
-    Returns
-    -------
-    str
-        A sentence without its full stop; empty where there is no clear change to part, where the
-        study has no run that tells them apart, or its Adv⁺ has the training attack of Adv.
-    """
-    between = same_attack(study)
-    if between in (None, "adv_plus"):
-        return ""
-    rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
-    rows = rows.set_index(["run", "control"])
-    whole, label, attack = (
-        rows.loc[pair] for pair in (("adv_plus", "adv"), (between, "adv"), ("adv_plus", between))
-    )
-
-    def side(row):
-        return (row.low > 0) * 1 - (row.high < 0) * 1
-
-    words = WITHIN[benchmark, statistic]
-    said = (
-        f"{words[0].upper()}{words[1:]}, Adv⁺ − Adv: {in_per_cent(whole)} points; label and logit "
-        f"under the same training attack: {in_per_cent(label)}; what the attack climbs, alone: "
-        f"{in_per_cent(attack)}"
-    )
-    with_label, with_attack = (side(row) == side(whole) for row in (label, attack))
-    if side(whole) == 0:
-        return ""
-    if with_attack != with_label:
-        where, rest = "the training attack alone differs", label
-        if with_label:
-            where, rest = "label and logit alone differ", attack
-        said += ". In these networks, of one seed, "
-        if side(rest):
-            return (
-                f"{said}the change lies beyond the chance of the images where {where}; the other "
-                "does so too, in the opposite direction"
-            )
-        as_large = "allows" if rest.low <= whole.value <= rest.high else "excludes"
-        other = f"the other interval {as_large} one as large"
-        if math.isnan(rest.low):
-            other = "the images give no interval for the other"
-        return (
-            f"{said}only where {where} does the change lie beyond the chance of the images; {other}"
-        )
-    return f"{said}. The images do not tell which of the two it comes with"
-
-
-def written_differences(rows: pd.DataFrame) -> pd.DataFrame:
-    """`differences` as the chapter has written them among its results, ``ablations.csv``."""
-    rows = rows[rows.group.str.startswith("less ")]
-    return rows.assign(run=rows.method, control=rows.group.str.removeprefix("less "))
-
-
 def _questions(own: dict) -> list[tuple[str, dict, dict]]:
     """In words, what the other run has instead, and what may differ besides, in words."""
     found, climbed = [], "train_objective"
@@ -301,30 +211,6 @@ def _words(own: dict, lacking: list[str]) -> str:
         words.append(title)
     words.sort(key=lambda title: title.endswith(CLIMBED_TOO))  # it has a comma of its own
     return " and ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
-
-
-def delta_sweep(study) -> pd.DataFrame:
-    """The runs that differ in the weight of the transformation label alone.
-
-    Returns
-    -------
-    DataFrame
-        family (the name of its first run that has the label), run, delta, sorted; families of two
-        or more. No label, delta = 0, is a network with extra logits all the same.
-    """
-    families = {}
-    names = adversarial_runs(study)
-    for name in names:
-        own = ingredients(study, name)
-        if own["logits"]:
-            rest = repr(sorted((k, v) for k, v in own.items() if k != "label"))
-            families.setdefault(rest, []).append((own["label"], name))
-    rows = []
-    for family in families.values():
-        if len({delta for delta, _ in family}) > 1:
-            title = next(names[name] for delta, name in family if delta > 0)
-            rows += [(title, name, delta) for delta, name in sorted(family)]
-    return pd.DataFrame(rows, columns=["family", "run", "delta"])
 
 
 def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
@@ -376,122 +262,48 @@ def differences(tables: pd.DataFrame, pairs: pd.DataFrame, n_resamples: int) -> 
     return _measured(parts, list(pairs.columns))
 
 
-def spread_over_seeds(study, source: str) -> pd.DataFrame:
-    """`MEASURES` of the differences between the study's own methods, over its training seeds.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    source : {"fresh", "committed"}
-
-    Returns
-    -------
-    DataFrame
-        run, control, benchmark, statistic, mean, sd, n_seeds: a row for each of `Study.pairs` that
-        is adversarially trained; empty with one seed.
-    """
-    keys = ["run", "control", "benchmark", "statistic"]
-    runs = adversarial_runs(study)
-    pairs = [pair for pair in study.pairs if set(pair) <= set(runs)]
-    if len(study.seeds) < 2 or not pairs:
-        return pd.DataFrame(columns=[*keys, "mean", "sd", "n_seeds"])
-    pairs = pd.DataFrame([{"run": after, "control": before} for before, after in pairs])
-    tables = read_study(study, source, ["clean", "pgd40"])
-    parts = [
-        differences(tables[tables.seed == seed], pairs, 1).assign(seed=seed) for seed in study.seeds
-    ]
-    return over_seeds(pd.concat(parts), keys)
-
-
-def findings(
-    study, found: pd.DataFrame, summary: pd.DataFrame, sweep: pd.DataFrame, yardstick: pd.DataFrame
-) -> list[str]:
-    """What was found, in at most eleven lines computed from `differences`, `run_summary`,
-    `delta_sweep` and `spread_over_seeds`.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    found, summary, sweep, yardstick : DataFrame
-    """
-    names = all_as_typed(study.names | study.ablation_names)
-    lines = [attack_or_label(study, found, *key) for key in WITHIN]
-    lines = [f"{line}." for line in lines if line]
-    clear = found[(found.low > 0) | (found.high < 0)]
-    n = int(found.low.notna().sum())
-    lines.append(
-        f"Of {n} intervals over the images {len(clear) or 'none'} "
-        f"leave{'s' * (len(clear) < 2)} out zero. Were the networks of each pair equally good on "
-        f"all images, about {0.05 * n:.0f} would; but networks that differ by the chance of "
-        "training alone are not, and leave it out far more often. The next four lines count them."
-    )
-    for (benchmark, statistic), words in IN_WORDS.items():
-        rows = found[(found.benchmark == benchmark) & (found.statistic == statistic)]
-        lines.append(f"{words[0].upper()}{words[1:]}, points: {_told(rows)}.")
-    told = []
-    for family, part in sweep.groupby("family", sort=False):
-        error = summary[(summary.benchmark == "pgd40") & (summary.statistic == "error")]
-        error = error.set_index("run").value[part.run]
-        told.append(
-            f"{as_typed(family)} between {per_cent(error.min())} and {per_cent(error.max())} % for "
-            f"δ from {part.delta.min():g} to {part.delta.max():g}"
-        )
-    if told:
-        lines.append(f"PGD-40 error by the weight of the label: {'; '.join(told)}.")
-    if len(clear):
-        largest = clear.loc[clear.value.abs().idxmax()]
-        of = IN_WORDS[largest.benchmark, largest.statistic]
-        lines.append(
-            f"The largest change that leaves out zero is that of {names[largest.run]} against "
-            f"{names[largest.control]}: {in_per_cent(largest)} points of the {of}."
-        )
-    if len(yardstick):
-        lines.append(_over_seeds_words(yardstick, names))
-    else:
-        lines.append(
-            "Every run is one seed, so that a difference beyond the chance of the test images may "
-            "still be the chance of training."
-        )
-    return lines
-
-
-def _over_seeds_words(yardstick: pd.DataFrame, names: dict) -> str:
-    """What each pair's differences are over the seeds."""
-    told = []
-    for (run, other), rows in yardstick.groupby(["run", "control"], sort=False):
-        known = rows.set_index(["benchmark", "statistic"])
-        means = ", ".join(
-            f"{words} {with_spread(known['mean'][key], known.sd[key])}"
-            for key, words in IN_WORDS.items()
-        )
-        told.append(f"{names[run]} − {names[other]}: {means}")
-    seeds, of = yardstick.n_seeds.max(), "this pair" if len(told) == 1 else "these pairs"
-    reach = t_interval(0.0, 1.0, seeds)[1] * math.sqrt(seeds + 1)  # of one more run, in SDs
-    return (
-        f"Mean ± SD over {seeds} seeds, in points, of {'; of '.join(told)}. They are known for "
-        f"{of} alone. By the chance of training one more run may lie {reach:.1f} such SDs from the "
-        "mean (Student's t, 95 %): a smaller difference of one seed is not resolved."
-    )
-
-
-def _told(rows: pd.DataFrame) -> str:
-    """Which ingredients lower and raise one figure beyond the chance of the images, in words."""
-    # Doses of one ingredient, "… (δ = 0.1)" and "… (δ = 0.2)", are told together.
-    kinds = rows.ingredient.str.replace(r" \(δ = [^)]*\)", "", regex=True)
-    sizes, parts = kinds.value_counts(), []
-    for title, chosen in (("lower", rows.high < 0), ("higher", rows.low > 0)):
-        told = []
-        for words, some in rows[chosen].groupby(kinds[chosen], sort=False):
-            ends = (per_cent(v, sign="+") for v in (some.value.min(), some.value.max()))
-            many = f"{len(some)} of {sizes[words]}: " if sizes[words] > 1 else ""
-            told.append(f"{words} ({many}{' to '.join(dict.fromkeys(ends))})")
-        which = f": {'; '.join(told)}" if told else ""
-        parts.append(f"{title} in {chosen.sum()} of {len(rows)} comparisons{which}")
-    return "; ".join(parts)
-
-
 def _measured(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     keys = pd.MultiIndex.from_frame(table[["benchmark", "statistic"]])
     columns = [*columns, "benchmark", "statistic", "value", "low", "high"]
     return table.loc[keys.isin(MEASURES), columns].reset_index(drop=True)
+
+
+def off_the_line(tables: pd.DataFrame, run: str, n_resamples: int) -> tuple[float, float, float]:
+    """How far a run's class-wise SD lies from the line that joins Std and Adv at the run's error.
+
+    Parameters
+    ----------
+    tables : DataFrame
+        Clean predictions of one seed, with a column method: of std, adv and the run.
+    run : str
+    n_resamples : int
+
+    Returns
+    -------
+    (float, float, float)
+        The noise-corrected SD less that of the line (negative: more even), and the centred 95 %
+        interval over images. An image is drawn with all three networks, from its own class.
+    """
+    tables = tables[tables.method.isin(["std", "adv", run])]
+    wrong = tables.assign(wrong=tables.predicted_class != tables.label)
+    wrong = wrong.pivot(index=["label", "file_name"], columns="method", values="wrong")
+    wrong = wrong[["std", "adv", run]]
+    classes = [part.to_numpy(float) for _, part in wrong.groupby(level="label")]
+    images = np.array([len(part) for part in classes])[:, None]
+
+    def distance(errors, times):  # errors: classes by networks; the sampling noise comes off times
+        noise = (errors * (1 - errors) / (images - 1)).mean(axis=0) * (1 - 1 / len(errors))
+        std, adv, own = errors.mean(axis=0)
+        sd = np.sqrt(np.maximum(errors.var(axis=0) - times * noise, 0))
+        return sd[2] - sd[1] - (sd[1] - sd[0]) / (adv - std) * (own - adv)
+
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(n_resamples):
+        counts = [rng.multinomial(len(part), np.full(len(part), 1 / len(part))) for part in classes]
+        errors = [c @ part / len(part) for c, part in zip(counts, classes, strict=True)]
+        drawn.append(distance(np.array(errors), 2))  # a draw adds the noise once more
+    value = distance(np.array([part.mean(axis=0) for part in classes]), 1)
+    low, high = value + np.percentile(drawn, [2.5, 97.5]) - np.mean(drawn)
+    return value, low, high

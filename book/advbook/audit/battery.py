@@ -4,7 +4,6 @@ What is made here are predictions and plain facts; `advbook.audit.battery_tests`
 torch.
 """
 
-import copy
 import functools
 import importlib.metadata
 import math
@@ -23,8 +22,7 @@ from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
 from advbook.studies.runs import load_run, read_run
 from advbook.studies.schema import Study
-from advlib.attacks.components import ClassLogits
-from advlib.attacks.folding import folding
+from advlib.attacks.autoattack import COMPONENTS, autoattack, check_threat
 from advlib.attacks.pgd import (
     attack_mode,
     classify,
@@ -43,7 +41,6 @@ STEPS = (1, 2, 5, 10, 20, 40, 100)
 LOSSES = ("cross_entropy", "margin", "dlr")
 NOISE_DRAWS = 100
 RESTARTS = 5
-AUTOATTACK = ("apgd_ce", "apgd_t", "fab_t", "square")
 STRENGTHS = {
     "standard": {"steps": 100, "targets": 9, "queries": 5000},  # as AutoAttack's standard version
     "quick": {"steps": 20, "targets": 3, "queries": 500},  # for a first look, and for tests
@@ -135,7 +132,7 @@ def battery(
     folder : Path, optional
         Each finished condition is kept there, so that a killed run goes on. Its name must hold
         what decides them all: the network, the images, the threat model, the seed, the batch size.
-        The settings and the library of AutoAttack are in the names of its components' files.
+        AutoAttack's settings are in the name of its file, and the library that FAB is from.
     progress : callable, optional
         Called with the name of each finished condition.
 
@@ -143,9 +140,11 @@ def battery(
     -------
     table : DataFrame
         A prediction table with ``attack`` and ``linf``: the conditions of `battery_conditions`,
-        ``transfer_<source>``, and AutoAttack's components as far as they apply (`autoattack`).
+        ``transfer_<source>``, and AutoAttack's components as far as they apply
+        (`advlib.attacks.autoattack.autoattack`), each with the worst case so far.
     facts : dict
-        conditions (name to threat model), strength and autoattack (its settings), logits_change
+        conditions (name to threat model), strength and autoattack (its settings, components and
+        implementation, without which it was torchattacks'), logits_change
         and predictions_change (over five passes), outputs ("logits" or "probabilities"),
         zero_gradients (by loss and place, the names of the images that are right there and have
         no finite gradient other than zero).
@@ -158,7 +157,7 @@ def battery(
         If an attack leaves the ball.
     """
     check_choice("strength", strength, tuple(STRENGTHS))
-    _check_threat(threat)
+    check_threat(threat)
     device = torch.device(device or default_device())
     model = model.to(device, memory_format=torch.channels_last)
     x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
@@ -183,85 +182,45 @@ def battery(
         what = (model, network, images, conditions["pgd40"], tables["clean"])
         key = f"-{source_hashes[source]}" if folder else ""
         condition(f"transfer_{source}", _transfer, *what, key=key, seed=seed, **known)
+    version = importlib.metadata.version("torchattacks")  # of FAB
+    key = digest(STRENGTHS[strength] | {"torchattacks": version, "implementation": "advlib"})
+    components = [name for name in COMPONENTS if name != "apgd_t" or num_classes > 3]
     found = autoattack(
         model,
         images,
         threat,
-        clean=tables["clean"],
+        components=components,
         seed=seed,
-        strength=strength,
-        folder=folder,
-        progress=progress,
+        dtype="float32",
+        state=folder and folder / f"autoattack-{key}.parquet",
+        **STRENGTHS[strength],
         **known,
     )
-    tables |= found
+    found = _component_tables(found, tables["clean"], components)
+    for name in found:
+        tables[name] = found[name]
+        if progress:
+            progress(name)
+    settings = STRENGTHS[strength] | {"components": components, "implementation": "advlib"}
     facts = {
         "conditions": {name: attack.to_dict() for name, attack in conditions.items()},
         "strength": strength,
-        "autoattack": STRENGTHS[strength] | {"components": list(found)},
+        "autoattack": settings,
         **_facts(model, images, conditions["pgd40"], tables["clean"], seed=seed, **known),
     }
     table = pd.concat([t.assign(attack=name) for name, t in tables.items()], ignore_index=True)
     return table.drop(columns="steps_used"), facts
 
 
-def autoattack(
-    model: nn.Module,
-    images,
-    threat: ThreatModel,
-    *,
-    num_classes: int,
-    clean: pd.DataFrame,
-    batch_size: int = 128,
-    device=None,
-    seed: int = 0,
-    strength: str = "standard",
-    folder: Path | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> dict[str, pd.DataFrame]:
-    """AutoAttack (Croce & Hein 2020): its four components one after the other, in float32.
+def _component_tables(found, clean, components) -> dict[str, pd.DataFrame]:
+    """From the table of `advlib.autoattack`, the worst case so far after each component.
 
-    Each attacks the images that all before it left, and its table holds the worst case so far: the
-    last one is AutoAttack's. An image that stands is recorded as it is, unattacked. Whether an
-    attacked image is misclassified is judged by `model` itself.
-
-    Parameters
-    ----------
-    model, images, threat, num_classes, batch_size, device, seed, strength, folder, progress
-        As in `battery`.
-    clean : DataFrame
-        Predictions without an attack.
-
-    Returns
-    -------
-    dict
-        A prediction table with ``linf`` under each component of `AUTOATTACK`. With two or three
-        classes there is no "apgd_t": its loss needs four logits.
-
-    Raises
-    ------
-    RuntimeError
-        If a component leaves the ball or [0, 1].
+    An image that stands is recorded as it is, unattacked.
     """
-    _check_threat(threat)
-    device = torch.device(device or default_device())
-    x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
-    # A frozen copy, since FAB would fill the gradients of the parameters; all of it in evaluation
-    # mode, since the library returns a wrapper in training mode to training mode with all within.
-    wrapped = ClassLogits(copy.deepcopy(folding(model, x)()), num_classes)
-    wrapped = wrapped.eval().requires_grad_(False)
-    version = importlib.metadata.version("torchattacks")
-    key = digest(STRENGTHS[strength] | {"torchattacks": version})
-    tables, worst = {}, clean
-    for name in AUTOATTACK:
-        if name == "apgd_t" and num_classes < 4:
-            continue
-        attack = _component(name, wrapped, threat, num_classes, STRENGTHS[strength], seed)
-        what = (attack, name, model, images, worst, threat, num_classes, batch_size, device)
-        make = functools.partial(_attack_standing, *what)
-        worst = tables[name] = _condition(folder, f"{name}-{key}", make, list(clean.file_name))
-        if progress:
-            progress(name)
+    columns, tables = [*clean.columns.drop("steps_used")], {}
+    for i, name in enumerate(components):
+        broken = found.broken_by.isin(["clean", *components[: i + 1]])
+        tables[name] = found[columns].where(broken, clean[columns]).astype(clean[columns].dtypes)
     return tables
 
 
@@ -323,19 +282,6 @@ def battery_predictions(
     return write_predictions(table, path, **sizes, **facts | found)
 
 
-def _check_threat(threat) -> None:
-    wanted = {"eps_space": "pixel", "clip": True, "label_source": "true"}
-    wanted |= {"attack_logits": "class", "model_mode": "eval", "success": "any"}
-    for name, value in wanted.items():
-        if getattr(threat, name) != value:
-            raise ValueError(
-                f"the battery attacks with {name} = {value!r}, got {getattr(threat, name)!r}: the "
-                "chapter on threat models is about the others"
-            )
-    if not threat.eps > 0:
-        raise ValueError("the battery needs eps above 0")
-
-
 def _condition(folder, name, make, names=None) -> pd.DataFrame:
     """A condition's table of the images of these names, from an earlier run if it was kept."""
     if folder is None:
@@ -358,53 +304,6 @@ def _differentiable(model, x) -> nn.Module:
     """The network, or where its outputs do not depend on the image by a gradient, a wrapped one."""
     with attack_mode(model, "eval"), torch.enable_grad():
         return model if model(x.requires_grad_(True)).requires_grad else _ZeroGradient(model)
-
-
-def _component(name, model, threat, num_classes, strength, seed):
-    """A component of AutoAttack from torchattacks, with the settings of the standard version."""
-    import torchattacks
-
-    known = {"norm": threat.norm, "eps": threat.eps, "seed": seed % 2**32}
-    classes = min(strength["targets"], num_classes - 1) + 1  # as the library counts targets
-    steps = {"steps": strength["steps"]}
-    if name == "apgd_ce":
-        return torchattacks.APGD(model, loss="ce", **steps, **known)
-    if name == "apgd_t":
-        return torchattacks.APGDT(model, n_classes=classes, **steps, **known)
-    if name == "fab_t":
-        return torchattacks.FAB(model, multi_targeted=True, n_classes=classes, **steps, **known)
-    return torchattacks.Square(model, n_queries=strength["queries"], **known)
-
-
-def _attack_standing(
-    attack, name, model, images, worst, threat, num_classes, batch_size, device
-) -> pd.DataFrame:
-    """The worst case so far: `worst`, and what a component of AutoAttack breaks of the rest."""
-    table = worst.copy()
-    standing = (table.label == table.predicted_class).to_numpy().nonzero()[0]
-    batches = evaluation_batches(images, batch_size=batch_size, device=device, indices=standing)
-    for x, y, index in batches:
-        # The library seeds the global generator.
-        with torch.random.fork_rng(), autocast(device, torch.float32):
-            x_adv = attack(x, y).detach()
-        change = (x_adv - x).flatten(1)
-        size = change.abs().amax(1) if threat.norm == "Linf" else change.norm(dim=1)
-        # Written so that a value that is not a number fails too.
-        inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
-        if not (inside and float(size.max()) <= threat.eps * (1 + 1e-5) + 1e-6):
-            raise RuntimeError(
-                f"{name} leaves the ball: images in [{float(x_adv.min()):.4g}, "
-                f"{float(x_adv.max()):.4g}], changes up to {float(size.max()):.6g} where ε is "
-                f"{threat.eps:g}. Its result would be wrong; check the version of torchattacks"
-            )
-        predicted, probability = classify(model, x_adv, num_classes, batch_size)
-        found = (predicted != y).cpu()
-        rows = index[found].numpy()
-        values = (predicted, probability, change.abs().amax(1))
-        columns = ("predicted_class", "predicted_probability", "linf")
-        for column, value in zip(columns, values, strict=True):
-            table.iloc[rows, table.columns.get_loc(column)] = value.cpu()[found].numpy()
-    return table
 
 
 def _transfer(

@@ -5,7 +5,6 @@ a reason why PGD would. An image that is wrong unattacked counts as broken by ev
 mistakes are no difference anywhere. The thresholds were fixed before any model was tested.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,59 +177,6 @@ ATTACKS = (  # by which networks are compared: the title, a condition that break
 )
 
 
-def autoattack_titles(settings: dict) -> dict[str, str]:
-    """Titles of PGD-40 and of the components that ran, each on what those before it left.
-
-    Parameters
-    ----------
-    settings : dict
-        The fact ``autoattack`` of `advbook.audit.battery.battery`.
-    """
-    ran = settings["components"]
-    titles = {name: ("+ " if i else "") + COMPONENTS[name][0] for i, name in enumerate(ran)}
-    missing = [title for name, (title, _) in COMPONENTS.items() if name not in ran]
-    titles[ran[-1]] += f", no {', '.join(missing)}" if missing else " = AutoAttack"
-    return {"pgd40": "PGD-40", **titles}
-
-
-def autoattack_words(settings: dict) -> str:
-    """What ran as AutoAttack: a sentence on its components, and one on what is left out."""
-    ran = [
-        words.format(**settings)
-        for c, (_, words) in COMPONENTS.items()
-        if c in settings["components"]
-    ]
-    words = f"Here ran {len(ran)} attacks: {'; '.join(ran)}."
-    if "apgd_t" not in settings["components"]:
-        words += (
-            " APGD on the DLR loss is not among them, since it needs four classes: by AutoAttack "
-            "this chapter means the others."
-        )
-    return words
-
-
-def added_words(tables: Mapping[str, pd.DataFrame], settings: dict) -> str:
-    """What FAB and Square broke of the images that the components before them had left.
-
-    Parameters
-    ----------
-    tables : mapping
-        By a network's title, a table as in `broken_images`.
-    settings : dict
-        As in `autoattack_titles`.
-    """
-    ran, told = settings["components"], []
-    for before, name in zip(ran[:-1], ran[1:], strict=True):
-        if name in ("fab_t", "square"):
-            added = {}
-            for title, table in tables.items():
-                broken = broken_images(table)
-                added[title] = int((broken[name] & ~broken[before]).sum())
-            counts = [f"{count} of {title}" for title, count in added.items() if count]
-            told.append(f"{COMPONENTS[name][0]} broke {', '.join(counts) or 'none'}")
-    return f"Of the images that those before it had left, {'; '.join(told)}."
-
-
 def interval(count: int, n: int) -> tuple[float, float]:
     """Clopper and Pearson's 95 % interval of a share.
 
@@ -313,6 +259,15 @@ def paired_changes(
                 rows.append((before, after, attack, *change, p_value))
     columns = ["before", "after", "attack", "value", "low", "high", "p_value"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def change_rows(table: pd.DataFrame, before: str, after: str, n_resamples: int) -> pd.DataFrame:
+    """`paired_changes` of two methods as rows of a result table, the attack as condition."""
+    found = paired_changes(table, [(before, after)], n_resamples)
+    # AutoAttack's errors stand at its last component.
+    found["condition"] = found.attack.map({"PGD-40": "pgd40", "AutoAttack": "square"})
+    found = found.dropna(subset="condition")[["condition", "value", "low", "high"]]
+    return found.assign(method=after, statistic=f"error less that of {before}")
 
 
 def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:

@@ -199,6 +199,19 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "gap", "success", "value", "low", "high"])
 
 
+def result_rows(errors: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """`switch_errors` and `gaps` as rows of a result table, each switch a condition."""
+    change = errors.drop(columns=["value", "low", "high"])
+    change = change.rename(columns={"change": "value", "change_low": "low", "change_high": "high"})
+    change = change[~change.attack.isin([CLEAN, "default"])]
+    parts = [
+        errors.assign(statistic="error"),
+        change.assign(statistic="error less that of the default"),
+        gaps.rename(columns={"success": "attack"}).assign(statistic=gaps.gap + " gap"),
+    ]
+    return pd.concat(parts, ignore_index=True).rename(columns={"attack": "condition"})
+
+
 def pair_changes(
     table: pd.DataFrame, before: str, after: str, *, n_resamples: int = 10_000
 ) -> pd.DataFrame:
@@ -223,36 +236,6 @@ def pair_changes(
         ends = [tables[m, same.get(m, {}).get(attack, attack)] for m in (after, before)]
         rows.append((attack, *_error(ends[0], n_resamples, ends[1])))
     return pd.DataFrame(rows, columns=["attack", "value", "low", "high"])
-
-
-def order_words(study: Study, table: pd.DataFrame) -> str:
-    """Does any switch alone give Adv⁺ the lead over Adv that the paper reports? A sentence.
-
-    Parameters
-    ----------
-    study : Study
-        With adv and adv_plus among its methods.
-    table : DataFrame
-        Of `read_ledger`.
-    """
-    found = pair_changes(table, "adv", "adv_plus", n_resamples=study.n_resamples)
-    pattern = published_pattern()
-    paper = pattern["attacked", "adv_plus"] - pattern["attacked", "adv"]
-    lowest = found.loc[found.value.idxmin()]
-    seed = f"In seed {study.seeds[0]}, the one that is audited, " if len(study.seeds) > 1 else ""
-    text = f"{seed}Adv⁺ errs at least as much as Adv under every switch"
-    if lowest.value < 0:
-        text = (
-            f"{seed + 'no' if seed else 'No'} switch puts Adv⁺ more than "
-            f"{tables.per_cent(-lowest.value)} points below Adv on these "
-            f"networks (“{LEDGER[lowest.attack].title}”: {tables.in_per_cent(lowest)})"
-        )
-    there = found[found.low <= paper].attack
-    if there.empty:
-        return f"{text}: none of them gives the paper's {tables.per_cent(-paper)} points."
-    names = ", ".join(f"“{LEDGER[attack].title}”" for attack in there)
-    as_much = f"as much as the paper's {tables.per_cent(-paper)} points is possible"
-    return f"{text}; {as_much} under {names}."
 
 
 def one_image_a_class(table: pd.DataFrame) -> bool:

@@ -3,12 +3,10 @@
 papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed
 copies. One notebook may serve several studies, so its title and its labels get the study's name.
 
-    python -m advbook.build.place notebook EXECUTED TARGET --read TABLE ...
-    python -m advbook.build.place toc
+    python -m advbook.build.place EXECUTED TARGET --read TABLE ...
 """
 
 import argparse
-import itertools
 import json
 import re
 import shlex
@@ -21,19 +19,12 @@ import nbformat
 import pandas as pd
 import yaml
 
-from advbook.studies.tables import images_read, results_date
+from advbook.studies.tables import results_date
 from advbook.text import as_typed
 from advlib import __version__
 
 BOOK = Path(__file__).resolve().parents[2]
 GENERATED = BOOK / "generated"
-
-# The reading order of a study's pages; others follow by name.
-CHAPTERS = (
-    "data", "training", "average_error", "gallery", "classwise_error", "corruptions", "factors",
-    "evaluate_real", "evaluate_imagenet_x", "hard_classes", "groups",
-    "class_explorer", "ablations", "ledger", "battery",
-)  # fmt: skip
 
 # Labels that belong to one page of one study. Others (of the method page, say) stay as they are.
 LOCAL = r"(?:fig|tab|sec)-"
@@ -53,10 +44,11 @@ def place_notebook(
     study_title: str | None = None,
     source: str = "",
     tables: Iterable[Path | str] = (),
-    title: str | None = None,
+    links: Sequence[str] = (),
     read: Iterable[Path | str] = (),
     made_by: str = "",
-    seeds: int = 1,
+    words: Mapping[str, str] = MappingProxyType({}),
+    files: str = "",
 ) -> Path:
     """Make a page of the book from an executed notebook.
 
@@ -80,19 +72,18 @@ def place_notebook(
     tables
         CSV files that the page offers for download, each also as LaTeX. They are copied into
         ``tables/`` beside the page.
-    title
-        Takes the place of the notebook's own heading.
+    links
+        Further downloads, Markdown.
     read
         The tables that the page reads: the newest of them dates it.
     made_by
         How these are made, Markdown for the folded block *Run this yourself*.
-    seeds
-        How many training seeds the study has. Charts and most tables show the first: it takes the
-        place of ``{{ seeds }}`` in Markdown and captions, as "one seed" or "the first of 3 seeds";
-        0 for networks that were brought. ``{{ images }}`` becomes how many images the tables of
-        ``read`` hold each.
+    words
+        What takes the place of ``{{ name }}`` in Markdown and captions, by name.
+    files
+        Markdown for the end of the page.
 
-    Consecutive cells with the tag ``optional`` are off the page if none of them shows anything.
+    An optional section (cells with the tag ``optional``) is off the page if it shows nothing.
 
     Returns
     -------
@@ -102,25 +93,17 @@ def place_notebook(
     Raises
     ------
     PlacementError
-        If a cell failed or was not run, if the notebook does not begin with a ``# Heading``, if a
-        label starts with none of the three prefixes, or if ``{{ images }}`` has no one answer.
+        If a cell failed or was not run, if the notebook does not begin with a ``# Heading``, or if
+        a label of a figure or study starts with none of the three prefixes.
     """
     executed, target = Path(executed), Path(target)
     notebook = _read(executed)
     _check_complete(notebook, executed)
-    own_title = _own_title(notebook, executed)
-    title = title or own_title
+    title = _own_title(notebook, executed)
     source = source or notebook.metadata.get("advbook", {}).get("source", "")
     study_title = as_typed(study_title or "")
-    words = {"study_title": study_title, "seeds": _seeds_in_words(seeds)}
+    words = {**words, "study_title": study_title}
     read = list(read)
-    if re.search(r"\{\{ *images *\}\}", executed.read_text(encoding="utf-8")):
-        words["images"] = images_read(read)
-        if not words["images"]:
-            raise PlacementError(
-                f"{executed} says '{{{{ images }}}}', the number of images of the tables that it "
-                "reads, but these (--read) are none or differ."
-            )
     for cell in notebook.cells:
         _tidy_cell(cell)
     _hide_idle(notebook.cells)
@@ -128,7 +111,7 @@ def place_notebook(
         _hide_silent(cell)
         _localise_cell(cell, executed, study_id, words)
 
-    links = [f"{{download}}`notebook with all its code <{target.name}>`"]
+    links = [f"{{download}}`notebook with all its code <{target.name}>`", *links]
     links += [_place_table(Path(table), target.parent / "tables") for table in tables]
     colon = "" if title.endswith("?") else ":"
     full_title = f"{title}{colon} {study_title}" if study_title else title
@@ -141,89 +124,15 @@ def place_notebook(
         cell.source = cell.source.replace(PROVENANCE, box)
     notebook.cells[0].source = "\n\n".join([f"# {full_title}", *([] if marked else [box]), body])
 
+    if files:
+        notebook.cells.append(nbformat.v4.new_markdown_cell(files, id="files"))
     # Widget state needs scripts from the network; papermill's record holds paths of this machine.
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
-    notebook.metadata["advbook"] = {"title": title, "date": date}
+    notebook.metadata["advbook"] = {"title": study_title or title, "date": date}
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
     return target
-
-
-def place_study(
-    chapters: Sequence[Path | str],
-    *,
-    study_id: str,
-    study_title: str,
-    source: str,
-    sources: Mapping[str, str] = MappingProxyType({}),
-    read: Mapping[str, Iterable[Path | str]] = MappingProxyType({}),
-    made_by: Mapping[str, str] = MappingProxyType({}),
-    seeds: int = 1,
-    summary: str = "",
-    files: str = "",
-    appendix: Sequence[Path | str] = (),
-    tables: Path | str | None = None,
-    generated: Path | str = GENERATED,
-) -> Path:
-    """Replace a study's pages: ``index.md``, its chapters, and ``appendix/`` if there is one.
-
-    Parameters
-    ----------
-    chapters, appendix
-        Executed notebooks; a page is named after its file. Appendix pages carry the file's name in
-        their heading, since several come from one template.
-    study_id, study_title, source
-        As for :func:`place_notebook`.
-    sources
-        Another source for single chapters, by name.
-    read, made_by
-        As for :func:`place_notebook`, by chapter.
-    seeds
-        As for :func:`place_notebook`.
-    summary, files
-        Markdown of the study's first page, before and after the list of its chapters.
-    tables
-        A folder; a chapter offers its ``<name>.csv`` and ``<name>-*.csv`` for download.
-    generated
-        Where the pages go: ``<generated>/<study_id>/``, which is emptied first.
-
-    Returns
-    -------
-    Path
-        The study's ``index.md``.
-    """
-    folder = Path(generated) / study_id
-    shutil.rmtree(folder, ignore_errors=True)
-    common = {"study_id": study_id, "study_title": study_title, "source": source, "seeds": seeds}
-    every = [path for paths in read.values() for path in paths]
-    for path in map(Path, chapters):
-        found = sorted(Path(tables).glob("*.csv")) if tables is not None else []
-        found = [t for t in found if t.stem == path.stem or t.stem.startswith(f"{path.stem}-")]
-        own = common | {"source": sources.get(path.stem, source)}
-        # Logs do not say when they were written: such a page has the date of the study.
-        dated = results_date(read.get(path.stem, ()))
-        own |= {"read": read[path.stem] if dated else every}
-        own |= {"made_by": made_by.get(path.stem, "")}
-        place_notebook(path, folder / path.name, tables=found, **own)
-    for path in map(Path, appendix):
-        own = common | {"study_id": f"{study_id}-{path.stem}", "read": every}
-        title = f"{_own_title(_read(path), path)} ({as_typed(path.stem)})"
-        place_notebook(path, folder / "appendix" / path.name, title=title, **own)
-
-    contents = "```{tableofcontents}\n```\n" if chapters or appendix else ""
-    index = folder / "index.md"
-    index.parent.mkdir(parents=True, exist_ok=True)
-    box = _provenance(source, date=results_date(every))
-    text = f"# {as_typed(study_title)}\n\n{box}\n\n{summary}\n\n{contents}\n{files}\n"
-    index.write_text(text, encoding="utf-8")
-    if appendix:
-        (folder / "appendix" / "index.md").write_text(
-            f"# Appendix: {as_typed(study_title)}\n\nThe notebooks that made this study's tables, "
-            f"as they ran.\n\n{contents}",
-            encoding="utf-8",
-        )
-    return index
 
 
 def expand_toc(
@@ -233,19 +142,19 @@ def expand_toc(
     *,
     studies: Sequence[str] = (),
 ) -> Path:
-    """Write the toc that is built: each study's index takes the place of the template's glob.
+    """Write the toc that is built: the studies' pages take the place of the template's glob.
 
     Parameters
     ----------
     template
-        The committed ``_toc.yml``; the book's root is its folder. An entry
-        ``glob: <folder>/*/index`` stands for the studies.
+        The committed ``_toc.yml``; the book's root is its folder. Sections ``glob: <folder>/*``
+        stand for the studies.
     generated_dir
         Folder that the glob's own folder stands for.
     out
         The file to write.
     studies
-        Ids that come first, in this order; others follow by name.
+        "<source>/<study>" of each, in this order.
 
     Returns
     -------
@@ -257,19 +166,19 @@ def expand_toc(
     PlacementError
         If a page that the template names does not exist.
     """
-    template, generated_dir, out = Path(template), Path(generated_dir), Path(out)
+    template, out = Path(template), Path(out)
     toc = yaml.safe_load(template.read_text(encoding="utf-8"))
     pages = [toc["root"]]
-    for part in toc["parts"]:
-        entries = []
-        for entry in part["chapters"]:
-            if "glob" in entry:
-                entries += _study_entries(generated_dir, entry["glob"], studies)
-            else:
-                entries.append(entry)
-                pages += [page["file"] for page in (entry, *entry.get("sections", []))]
-        part["chapters"] = entries
-    toc["parts"] = [part for part in toc["parts"] if part["chapters"]]
+    for entry in [entry for part in toc["parts"] for entry in part["chapters"]]:
+        if "sections" in entry:
+            entry["sections"] = [
+                section
+                for written in entry["sections"]
+                for section in _sections(written, Path(generated_dir), studies)
+            ]
+        pages += [page["file"] for page in (entry, *entry.get("sections", []))]
+        if not entry.get("sections", [None]):
+            del entry["sections"]
 
     for page in pages:
         if not any((template.parent / f"{page}{end}").exists() for end in (".md", ".ipynb")):
@@ -278,38 +187,23 @@ def expand_toc(
                 "`make read` make those under book/generated."
             )
     out.parent.mkdir(parents=True, exist_ok=True)
-    note = f"# Written by advbook.build.place from {template.name}.\n"
+    note = f"# Written by advbook.build.pages from {template.name}.\n"
     out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
     return out
 
 
-def _study_entries(generated: Path, pattern: str, studies: Sequence[str]) -> list[dict]:
-    """The toc entries of the studies found, their pages as sections."""
-    base = pattern.partition("/*")[0]
-    found = sorted(path.parent.name for path in generated.glob("*/index.md"))
-    ordered = [s for s in studies if s in found] + [s for s in found if s not in studies]
-    entries = []
-    for study in ordered:
-        folder = generated / study
-        names = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
-        known = [name for name in CHAPTERS if name in names]
-        chapters = [names[name] for name in [*known, *(n for n in names if n not in known)]]
-        sections = [
-            {"file": f"{base}/{study}/{path.stem}", "title": _toc_title(path)} for path in chapters
-        ]
-        if (folder / "appendix" / "index.md").exists():
-            pages = sorted((folder / "appendix").glob("*.ipynb"))
-            appendix = f"{base}/{study}/appendix"
-            nested = [{"file": f"{appendix}/{path.stem}", "title": path.stem} for path in pages]
-            sections.append({"file": f"{appendix}/index", "title": "Appendix", "sections": nested})
-        entry = {"file": f"{base}/{study}/index"}
-        entries.append(entry | {"sections": sections} if sections else entry)
-    return entries
+def _sections(written: dict, generated: Path, studies: Sequence[str]) -> list[dict]:
+    """A section of the template: itself, or the studies' pages under their own titles."""
+    if "glob" not in written:
+        return [written]
+    base = written["glob"].partition("/*")[0]
+    paths = {study: generated / Path(base).name / f"{study}.ipynb" for study in studies}
+    return [{"file": f"{base}/{study}", "title": _title(path)} for study, path in paths.items()]
 
 
-def _toc_title(path: Path) -> str:
-    """The page's title without the study's."""
-    return nbformat.read(path, as_version=4).metadata.get("advbook", {}).get("title", path.stem)
+def _title(path: Path) -> str:
+    """What the table of contents calls a placed page."""
+    return nbformat.read(path, as_version=4).metadata["advbook"]["title"]
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
@@ -375,18 +269,20 @@ def _tidy_cell(cell: nbformat.NotebookNode) -> None:
 
 
 def _hide_idle(cells: Sequence[nbformat.NotebookNode]) -> None:
-    """Take runs of optional cells off the page, not out of the file, if none shows anything."""
-    for optional, run in itertools.groupby(cells, lambda cell: OPTIONAL in _tags(cell)):
-        run = list(run)
-        if optional and not any(cell.get("outputs") for cell in run):
-            for cell in run:
+    """Take optional sections off the page, not out of the file, if no cell of one shows anything.
+
+    A section is a run of optional cells; a Markdown cell among them begins another one.
+    """
+    sections: list[list] = [[]]
+    for cell in cells:
+        if OPTIONAL not in _tags(cell) or cell.cell_type == "markdown":
+            sections.append([])
+        if OPTIONAL in _tags(cell):
+            sections[-1].append(cell)
+    for section in sections:
+        if not any(cell.get("outputs") for cell in section):
+            for cell in section:
                 cell.metadata["tags"] = [*_tags(cell), "remove-cell"]
-
-
-def _seeds_in_words(seeds: int) -> str:
-    if seeds == 0:
-        return "networks brought, not trained here"
-    return "one seed" if seeds == 1 else f"the first of {seeds} seeds"
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:
@@ -436,12 +332,12 @@ def _localise_cell(
 
 def _localise_text(text: str, path: Path, study_id: str | None, words: Mapping[str, str]) -> str:
     """Prefix labels and references in MyST text, and fill in the words about the study."""
-    for label in re.findall(r"^\(([\w-]+)\)=", text, flags=re.M):
-        _check_label(label, path)
     for name, word in words.items():
         text = re.sub(rf"\{{\{{ *{name} *\}}\}}", lambda _, word=word: word, text)
     if not study_id:
         return text
+    for label in re.findall(r"^\(([\w-]+)\)=", text, flags=re.M):
+        _check_label(label, path)
     for pattern in (
         rf"^(\()({LOCAL}[\w-]+\)=)",  # (fig-x)=
         rf"(\{{(?:numref|ref)\}}`(?:[^`<]*<)?)({LOCAL})",  # {numref}`fig-x`
@@ -512,26 +408,14 @@ def _place_table(table: Path, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``notebook`` or ``toc``."""
+    """The command line: make a page of an executed notebook."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    one = commands.add_parser("notebook", help="place one executed notebook")
-    one.add_argument("executed", type=Path)
-    one.add_argument("target", type=Path)
-    one.add_argument("--id", dest="study_id")
-    one.add_argument("--title", dest="study_title")
-    one.add_argument("--tables", type=Path, nargs="*", default=[])
-    one.add_argument("--read", type=Path, nargs="*", default=[])
-    one.add_argument("--made-by", default="")
-
-    toc = commands.add_parser("toc", help="write the toc of what is there")
-    toc.add_argument("--studies", nargs="*", default=[], help="ids that come first, in this order")
-
-    options = vars(parser.parse_args(arguments))
-    command = {"notebook": place_notebook, "toc": expand_toc}[options.pop("command")]
+    parser.add_argument("executed", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--tables", type=Path, nargs="*", default=[])
+    parser.add_argument("--read", type=Path, nargs="*", default=[])
     try:
-        command(**options)
+        place_notebook(**vars(parser.parse_args(arguments)))
     except PlacementError as error:
         parser.exit(1, f"advbook.build.place: {error}\n")
 

@@ -12,10 +12,11 @@ import pandas as pd
 from advbook.text import InScript
 from advlib.recipes import RECIPES
 
+JSON = {"cls": InScript, "separators": (",", ":")}
 if os.environ.get("ADVLIB_LAB"):  # set by `make lab`: charts in JupyterLab without a network
     alt.renderers.enable("jupyter", offline=True)
 else:
-    alt.renderers.enable("default", json_kwds={"cls": InScript, "separators": (",", ":")})
+    alt.renderers.enable("default", json_kwds=JSON)
 
 alt.data_transformers.disable_max_rows()  # 1,000 classes of several methods are one chart
 
@@ -30,6 +31,15 @@ METHOD_COLOURS = {
     "adv_plus_mix": "#56B4E9",
     "adv_smoothing": "#CC79A7",
     "adv_extra_logit": "#6B5D00",
+}
+# Beside the colour, for those who cannot see it; any other method is a diamond.
+METHOD_SHAPES = {
+    "pretrained": "cross",
+    "std": "circle",
+    "adv": "square",
+    "adv_plus": "triangle-up",
+    "adv_mix": "triangle-left",
+    "adv_plus_mix": "triangle-right",
 }
 IDS = {recipe.title: name for name, recipe in RECIPES.items()}
 # For what is no method. Purple, brown and grey, dark and pale: no hue of a method, and told apart
@@ -93,6 +103,13 @@ def method_colour(
     return told_apart("method", title, shown, colours, columns=columns, symbol=symbol)["color"]
 
 
+def method_marks(methods: list[str]) -> dict:
+    """The channels color and shape of these methods (ids or titles), with one legend above."""
+    color, order = method_colour(methods), method_order(methods)
+    shapes = [METHOD_SHAPES.get(IDS.get(method, method), "diamond") for method in order]
+    return {"color": color, "shape": told_apart("method", "Method", order, shapes=shapes)["shape"]}
+
+
 def told_apart(
     field: str,
     title: str | None,
@@ -141,6 +158,20 @@ def tips(form: str = "", /, **titles: str) -> list[alt.Tooltip]:
     """What the pointer shows: columns and their titles, numbers if there is a format for them."""
     kind = {"type": "quantitative", "format": form} if form else {"type": "nominal"}
     return [alt.Tooltip(field, title=title, **kind) for field, title in titles.items()]
+
+
+def spoken(table: pd.DataFrame, form: str) -> pd.DataFrame:
+    """The table with a column for the channel description: what a screen reader says of a mark.
+
+    Else it reads out the plain fractions under an axis' title in per cent.
+
+    Parameters
+    ----------
+    form : str
+        Of `str.format`, with the names of columns: "{method}: error {error:.1%}".
+    """
+    said = [form.format(**row) for row in table.to_dict("records")]
+    return table.assign(description=pd.Series(said, table.index, dtype=object))
 
 
 def errors_on(
@@ -208,44 +239,6 @@ def line_at(table: pd.DataFrame, value: float, scale: alt.Scale = alt.Undefined,
 DASHED = {"strokeDash": [4, 4]}
 
 
-def changes(
-    table: pd.DataFrame,
-    name: str,
-    *,
-    value: str = "value",
-    low: str = "low",
-    high: str = "high",
-    order: list[str] | None = None,
-    axis: alt.Axis = alt.Undefined,
-    title: str = "Change of error (points, own scale)",
-    form: str = "+.2%",
-    labels: str = POINTS,
-) -> alt.LayerChart:
-    """Paired differences with their intervals beside zero; ink where they are beyond chance.
-
-    Parameters
-    ----------
-    table : DataFrame
-        A row for each difference, with the columns that `name`, `value`, `low` and `high` name.
-    order : list of str, optional
-        Of the names; None: the smallest mean difference first.
-    axis : Axis
-        Of the names.
-    title, form, labels : str
-        Title of the axis, number format of the tips, and what the labels of the axis show (Vega).
-    """
-    if order is None:
-        order = table.groupby(name)[value].mean().sort_values().index.tolist()
-    base = alt.Chart(table).encode(
-        y=alt.Y(f"{name}:N", sort=order, title=None, axis=axis),
-        color=beyond_chance(low, high),
-        tooltip=tips(**{name: "Name"})
-        + tips(form, **{value: "Change", low: "95 % from", high: "to"}),
-    )
-    at = alt.X(f"{value}:Q", title=title, axis=alt.Axis(**CHANGE_AXIS | {"labelExpr": labels}))
-    return line_at(table, 0) + dots(base, at, 55, low=low, high=high)
-
-
 # ---------------------------------------------------------------- controls and panels
 
 
@@ -309,6 +302,13 @@ def panels(
     chart = chart.facet(facet(field, order, **header), columns=1)
     chart = chart.resolve_axis(x="independent", y="independent")
     return side_by_side(chart.resolve_scale(**dict.fromkeys(own, "independent")), columns)
+
+
+def in_html(chart: alt.Chart, name: str) -> str:
+    """The chart as a part of a page's HTML; no other one of the page has this name."""
+    return chart.to_html(
+        fullhtml=False, template="universal", output_div=f"altair-viz-{name}", json_kwds=JSON
+    )
 
 
 def side_by_side(chart: alt.Chart, columns: int = 2) -> alt.Chart:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import altair as alt
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from advbook.charts.base import (
     ERROR_AXIS,
@@ -47,31 +46,6 @@ AXIS = alt.Axis(**ERROR_AXIS, tickCount=4)
 HUNDREDTHS = "format(100 * datum.value, '.3~g')"
 LABELS = alt.Axis(labelLimit=125)
 LEGEND = alt.Legend(title=None, orient="top", columns=2, labelLimit=125)
-
-
-def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
-    """Error of each class over all corrupted conditions, with its interval over images.
-
-    Parameters
-    ----------
-    table : DataFrame
-        A prediction table with columns corruption and severity: the same images in each condition.
-
-    Returns
-    -------
-    DataFrame
-        Columns label, n_images, error, low, high. An image counts with its mean over the
-        conditions, and the interval is Student's over these means: the rows of one image are not
-        independent, so Wilson's would be too narrow. It is missing where all images fare alike.
-    """
-    wrong = 1.0 - metrics.correct(table).astype(float)
-    images = wrong.groupby([table.label, table.file_name]).mean()
-    found = images.groupby("label").agg(["count", "mean", "std"]).reset_index()
-    found.columns = ["label", "n_images", "error", "sd"]
-    half = stdtrit(found.n_images - 1, 0.975) * found.pop("sd") / np.sqrt(found.n_images)
-    half = half.where(half > 0)
-    low, high = (found.error - half).clip(lower=0), (found.error + half).clip(upper=1)
-    return found.assign(low=low, high=high)
 
 
 def top_confusions(table: pd.DataFrame, by: Sequence[str], top: int = TOP) -> pd.DataFrame:
@@ -111,34 +85,6 @@ def top_confusions(table: pd.DataFrame, by: Sequence[str], top: int = TOP) -> pd
     both = both.sort_values([*own, "largest", "other"], ascending=[True] * len(own) + [False, True])
     both["place"] = both.groupby(own).cumcount()
     return both[both.place < top][[*own, "other", "place", *methods]].reset_index(drop=True)
-
-
-def extreme_change(
-    before: pd.DataFrame, after: pd.DataFrame, *, gains: bool, n_resamples: int = 10_000
-) -> dict:
-    """The class whose error changes most between two methods, chosen among all of them.
-
-    Parameters
-    ----------
-    before, after : DataFrame
-        Predictions of the same images.
-    gains : bool
-        The class whose error falls most; False: rises most.
-    n_resamples : int
-
-    Returns
-    -------
-    dict
-        label, before and after (errors), value, low, high (the change and its 95 % interval, as if
-        the class had been named beforehand), q_value (of `metrics.class_changes`, which counts the
-        classes tested).
-    """
-    changes = metrics.class_changes(before, after)
-    row = changes.loc[changes.difference.idxmin() if gains else changes.difference.idxmax()]
-    own = [table[table.label == row.label] for table in (after, before)]
-    interval = metrics.bootstrap(own[0], "error", own[1], n_resamples=n_resamples)
-    found = {"label": int(row.label), "before": row.error, "after": row.error_other}
-    return found | {**interval._asdict(), "q_value": row.q_value}
 
 
 def class_explorer(
@@ -248,7 +194,8 @@ def _pack(errors, confusions, corruptions, ranking, names, methods, confused) ->
     """One row a class, as `class_explorer` shows it; its figures are lists in one cell each."""
     labels = ranking.sort_values(ascending=False, kind="stable").index
     cells, seeds = ["benchmark", "method"], errors.seed.unique()
-    ranks = errors.groupby([*cells, "seed"], sort=False).error
+    # Rounded: equal errors tie, whatever the last bits of the means behind them.
+    ranks = errors.round({"error": 10}).groupby([*cells, "seed"], sort=False).error
     errors = errors.assign(first=ranks.rank("min"), last=ranks.rank("max"))
     order = pd.MultiIndex.from_product([errors.benchmark.unique(), methods])
 
@@ -328,8 +275,11 @@ def _ranking(
     base = alt.Chart(rows).encode(
         x=x,
         y=alt.Y("value:Q", title=unit, axis=alt.Axis(labelExpr=HUNDREDTHS, tickCount=5)),
-        tooltip=tips(class_name="Class") + tips(".2%", value=title) + tips("d", n="Images"),
+        tooltip=tips(class_name="Class")
+        + tips("+.2f" if unit == "Points" else ".2f", hundredths=f"{title} ({unit.lower()})")
+        + tips("d", n="Images"),
     )
+    base = base.transform_calculate(hundredths="100 * datum.value")
     size = 60 if few else 14
     points = base.mark_circle(size=size, color=LINE, cursor="pointer").add_params(*params)
     zero = alt.Chart(rows).mark_rule(color=LINE).encode(y=alt.datum(0))

@@ -24,9 +24,10 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
         bound = alt.binding_range(min=low, max=high, step=step, name=f"{label} ")
         return alt.param(name=name, value=value, bind=bound)
 
+    times = alt.binding_select(options=[1, 10, 100, 1000], name="Training images, × ")
     choices = [
         slider("attack_steps", "Attack steps in training", 10, 0, 40, 1),
-        slider("data_tenfold", "Training images, × 10 to the power of", 0, 0, 3, 0.1),
+        alt.param(name="data_times", value=1, bind=times),
         slider("efficiency_times", "Efficiency, × the GPU's own", 1, 0.25, 2, 0.05),
         alt.param(
             name="price",
@@ -35,12 +36,11 @@ def hours_by_gpus(table: pd.DataFrame) -> alt.Chart:
         ),
     ]
     # Decoding goes on beside computing: the slower one counts.
-    clean = "max(3 * datum.pass_hours / efficiency_times, datum.decode_hours)"
-    attacked = (
-        "max((2 * attack_steps + 3) * datum.pass_hours / efficiency_times, datum.decode_hours)"
-    )
+    one_pass = "datum.pass_hours / efficiency_times"
+    clean = f"max(3 * {one_pass}, datum.decode_hours)"
+    attacked = f"max((2 * attack_steps + 3) * {one_pass}, datum.decode_hours)"
     hours = (
-        f"pow(10, data_tenfold) * (datum.clean * {clean} + datum.adversarial * {attacked})"
+        f"data_times * (datum.clean * {clean} + datum.adversarial * {attacked})"
         " + datum.evaluation_hours / efficiency_times"
     )
     base = (

@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from advbook.charts import grids
 from advbook.charts.base import colour_of
 from advbook.studies.samples import decode_png, encode_png
 
@@ -13,21 +14,12 @@ SIZE = 84  # px on the page of an image's side, about: a whole multiple of small
 MOST = 2_200_000  # characters of the gallery, so that the page stays below 3 MB
 
 # The page's own style sheet comes first, hence the repeated class. Right and wrong differ in mark
-# and border as well as in colour. Radio buttons choose the class: no script is needed.
+# and border as well as in colour.
 STYLE = """
-.gallery { --right: #005f96; --wrong: #a84300; display: flex; flex-wrap: wrap; gap: 0.4rem; }
+.gallery { --right: #005f96; --wrong: #a84300; }
 :is(html[data-theme="dark"], body[data-jp-theme-light="false"]) .gallery {
   --right: #6cc0f0; --wrong: #ff9e57;
 }
-.gallery > input { position: absolute; opacity: 0; pointer-events: none; }
-.gallery > label {
-  margin: 0; padding: 0.15rem 0.6rem; border: 1px solid currentColor; border-radius: 1rem;
-  font-size: 0.85rem; cursor: pointer;
-}
-.gallery > input:checked + label { background: #0072b2; border-color: #0072b2; color: #fff; }
-.gallery > input:focus-visible + label { outline: 3px solid #e69f00; outline-offset: 1px; }
-.gallery > div { display: none; order: 1; width: 100%; }
-.gallery > input:checked + label + div { display: block; }
 .gallery.gallery.gallery.gallery table { width: 100%; table-layout: fixed; font-size: 0.8rem; }
 .gallery.gallery.gallery.gallery table :is(th, td) {
   padding: 0.35rem 0.15rem; text-align: left; vertical-align: top; font-weight: 400;
@@ -54,7 +46,9 @@ STYLE = """
 """
 
 
-def gallery(samples: pd.DataFrame, names: dict[str, str]) -> str:
+def gallery(
+    samples: pd.DataFrame, names: dict[str, str], name: str = "gallery", most: int = MOST
+) -> str:
     """The samples of one class at a time as HTML that needs neither script nor network.
 
     A column an image, a row a method: the perturbation, the attacked image, and what the network
@@ -66,35 +60,31 @@ def gallery(samples: pd.DataFrame, names: dict[str, str]) -> str:
     samples : DataFrame
         Of `advbook.studies.samples.read_samples`.
     names : dict of str to str
-        What pages call each method.
-
-    Returns
-    -------
-    str
-        Up to `MOST` characters.
+        What pages call each method that is shown.
+    name : str
+        Of the choice of the class, another one for each gallery of a page.
+    most : int
+        Characters of the HTML.
     """
     # A clean image, and in each row a perturbation and an attacked image; base64 adds a third.
+    shown = samples[samples.method.isin(names)]
     clean = samples.drop_duplicates("file_name").image
-    size = sum(map(len, [*clean, *samples.image, *samples.perturbation])) * 4 / 3
-    step, html = max(0, int((size / MOST) ** 0.5) - 1), ""
-    while not html or len(html) > MOST:
+    size = sum(map(len, [*clean, *shown.image, *shown.perturbation])) * 4 / 3
+    step, html = max(0, int((size / most) ** 0.5) - 1), ""
+    while not html or len(html) > most:
         step += 1
-        html = _gallery(samples, names, step)
+        html = _gallery(shown, names, name, step)
     return html + (f"Of every {step} × {step} pixels one is shown." if step > 1 else "")
 
 
-def _gallery(samples, names, step) -> str:
+def _gallery(samples, names, name, step) -> str:
     class_names = samples.attrs["class_names"]
-    parts = []
-    for label, found in samples.groupby("label"):
-        checked, name = " checked" * (not parts), escape(class_names[label])
-        parts.append(
-            f'<input type="radio" name="gallery" id="gallery-{label}"{checked}>'
-            f'<label for="gallery-{label}">{name}</label>'
-            f"<div>{_table(found, names, class_names, step)}</div>"
-        )
-    choice = f'<div class="gallery" role="radiogroup" aria-label="Class">{"".join(parts)}</div>'
-    return f"<style>{STYLE}</style>{choice}"
+    options = [
+        (class_names[label], class_names[label], _table(found, names, class_names, step))
+        for label, found in samples.groupby("label")
+    ]
+    choice = grids.choice(name, "Class", options)
+    return f'<style>{STYLE}</style>{grids.STYLE}<div class="gallery">{choice}</div>'
 
 
 def _table(samples, names, class_names, step) -> str:

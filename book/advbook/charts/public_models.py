@@ -4,8 +4,18 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from advbook.charts.base import METHOD_COLOURS, OTHER_COLOURS, drop_down
+from advbook.charts.base import (
+    METHOD_COLOURS,
+    OTHER_COLOURS,
+    POINTS,
+    drop_down,
+    errors_on,
+    panels,
+    spoken,
+    tips,
+)
 from advbook.claims.public_models import Trend
+from advbook.studies.tables import per_cent
 
 KINDS = {
     "other networks": OTHER_COLOURS[5],
@@ -52,10 +62,11 @@ def against_accuracy(
         ends = {name: sign(trend.at(grid, s)) for name, s in (("low", -1.96), ("high", 1.96))}
         bands.append(pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid)), **ends, **named}))
     shown, band = pd.concat(dots), pd.concat(bands)
-    form = ".0%" if as_error else ".1f"
     zero = alt.Scale(zero=False)
-    x = alt.X("x:Q", title="Clean error", axis=alt.Axis(format=".0%"), scale=zero)
-    y = alt.Y("y:Q", title=title, axis=alt.Axis(format=form), scale=zero)
+    x = errors_on(alt.X, "x", "Clean error (%)", zero)
+    y = errors_on(alt.Y, "y", f"{title} (%)", zero)
+    if not as_error:
+        y = alt.Y("y:Q", title=title, axis=alt.Axis(format=".1f"), scale=zero)
     known = [kind for kind in KINDS if kind in set(shown.kind)]
     colour = alt.Color(
         "kind:N",
@@ -128,32 +139,32 @@ def conditions(table: pd.DataFrame, corruptions: list[str], pairs: list[str]) ->
     table : DataFrame
         ``pair``, ``corruption``, ``severity`` and ``difference`` (a fraction).
     corruptions, pairs : list of str
-        The columns, and the panels from above.
+        The rows, and the panels in their order.
     """
     limit = float(table.difference.abs().max())
-    table = table.assign(corruption=table.corruption.str.replace("_", " "))
-    corruptions = [name.replace("_", " ") for name in corruptions]
-    base = (
-        alt.Chart(table)
-        .mark_rect()
-        .encode(
-            x=alt.X("corruption:N", sort=corruptions, title=None, axis=alt.Axis(labelAngle=-45)),
-            y=alt.Y("severity:O", title="Severity"),
-            color=alt.Color(
-                "difference:Q",
-                title="Difference of errors",
-                scale=alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0),
-                legend=alt.Legend(format="+.0%", orient="top"),
-            ),
-            tooltip=[
-                alt.Tooltip("corruption:N", title="Corruption"),
-                alt.Tooltip("severity:O", title="Severity"),
-                alt.Tooltip("difference:Q", title="Difference", format="+.1%"),
-            ],
-        )
+    table = table.assign(
+        corruption=table.corruption.str.replace("_", " "),
+        cell=table.difference.map(lambda value: per_cent(value, 0, "+")),
+        points=table.difference.map(lambda value: per_cent(value, 1, "+")),
     )
-    return base.properties(width=alt.Step(20), height=90).facet(
-        row=alt.Row(
-            "pair:N", sort=pairs, title=None, header=alt.Header(orient="top", labelAnchor="start")
-        )
+    plain = {"ticks": False, "domain": False}
+    order = [name.replace("_", " ") for name in corruptions]
+    base = alt.Chart(
+        spoken(table, "{pair}, {corruption}, severity {severity}: {points} points")
+    ).encode(
+        description="description:N",
+        x=alt.X("severity:O", title="Severity", axis=alt.Axis(orient="top", labelAngle=0, **plain)),
+        y=alt.Y("corruption:N", sort=order, title=None, axis=alt.Axis(**plain)),
+        tooltip=tips(pair="Networks", corruption="Corruption", severity="Severity")
+        + tips(points="Points"),
     )
+    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0)
+    legend = alt.Legend(orient="top", labelExpr=POINTS, tickCount=4, gradientLength=200)
+    color = alt.Color("difference:Q", title="Change of error (points)", scale=scale, legend=legend)
+    # Purple darkens earlier than orange.
+    strong = f"datum.difference < {-0.72 * limit} || datum.difference > {0.92 * limit}"
+    ink = alt.condition(strong, alt.value("#fff"), alt.value("#000"))
+    text = base.mark_text(fontSize=11).encode(text="cell:N", color=ink)
+    chart = base.mark_rect().encode(color=color) + text
+    chart = chart.properties(width=alt.Step(36), height=alt.Step(20))
+    return panels(chart, "pair", pairs, labelFontSize=13)

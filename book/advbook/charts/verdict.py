@@ -3,59 +3,64 @@
 import altair as alt
 import pandas as pd
 
-from advbook.charts.base import (
-    INTERVAL,
-    LINE,
-    POINTS,
-    colour_of,
-    dots,
-    line_at,
-    names_above,
-    panels,
-    tips,
-    told_apart,
-)
-from advbook.claims.claims import VARIANTS
-from advbook.claims.verdict import PAPER
+from advbook.charts.base import LINE, line_at, names_above, tips, told_apart
 
-TICKS = [-0.3, -0.1, -0.03, -0.01, 0, 0.01, 0.03, 0.1, 0.3]
+SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
 
 
-def effects_beside_paper(table: pd.DataFrame) -> alt.Chart:
-    """The paper's effects beside the measured ones, one panel a study.
+def shares_of_the_paper(table: pd.DataFrame, ends: tuple[float, float]) -> alt.Chart:
+    """Measured differences as shares of the paper's: a row for each claim, a shape for each study.
 
     Parameters
     ----------
     table : DataFrame
-        As of `advbook.claims.verdict.effects`.
+        As of `advbook.claims.verdict.shares`, its studies and variants as readers call them.
+    ends : (float, float)
+        Of the axis: a mark beyond is written at its edge, an interval is cut off there.
     """
-    colours = {v: colour_of(names.get("adv_plus", "adv_plus")) for v, names in VARIANTS.items()}
-    found = set(table.series)
-    series = [name for name in (*colours, *sorted(found - set(colours))) if name in found]
-    shapes = {**dict.fromkeys(colours, "circle"), PAPER: "diamond"}
-    apart = told_apart(
-        "series",
-        None,
-        series,
-        [colours.get(name, LINE) for name in series],
-        [shapes.get(name, "square") for name in series],
-        columns=2,
+    claims, studies, readings = (
+        table[column].unique().tolist() for column in ("claim", "study", "variant")
     )
-    names = {"scale": alt.Scale(paddingInner=0.4), "axis": names_above(13 * len(series) / 2)}
+    table = table.assign(mark=table.study + ", " + table.variant)
+    beyond = (table.share > ends[1]) | (table.share < ends[0])
+    arrows = table.share.map(lambda share: f"{share:.1f} ▸" if share > 0 else f"◂ {share:.1f}")
+    table["edge"] = arrows.where(beyond, "").str.replace("-", "−")
+    intervals = ["low", "high", "seeds_low", "seeds_high"]
+    table["at"] = table.share.clip(*ends)
+    table[intervals] = table[intervals].clip(*ends)
+    colour = told_apart("variant", None, readings)["color"]
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(studies))]
+    shape = told_apart("study", None, studies, shapes=shapes, columns=2)["shape"]
+    shape["legend"]["orient"] = "bottom"  # beside the other it would be too wide for a telephone
+    marks = [name for study in studies for name in table.mark[table.study == study].unique()]
+    height = 11
+    names = {"scale": alt.Scale(paddingInner=0.45), "axis": names_above(height * len(marks) / 2)}
     base = alt.Chart(table).encode(
-        y=alt.Y("effect:N", sort=table.effect.unique().tolist(), title=None, **names),
-        yOffset=alt.YOffset("series:N", sort=series),
-        color=apart["color"],
-        tooltip=tips(effect="Change", series="By")
-        + tips("+.2%", value="Value", **INTERVAL)
-        + tips(claimed="The paper claims"),
+        y=alt.Y("claim:N", sort=claims, title=None, **names),
+        yOffset=alt.YOffset("mark:N", sort=marks),
+        color=colour,
+        tooltip=tips(claim="Claim", study="Study", variant="Batches", difference="Difference")
+        + tips(".2f", share="Share of the paper's effect"),
     )
-    # Linear within a point of zero and logarithmic beyond: 0.1 and 40 points on one axis.
-    scale = alt.Scale(type="symlog", constant=0.01)
-    axis = alt.Axis(labelExpr=POINTS, values=TICKS)
-    at = alt.X("value:Q", title="Change (points)", axis=axis, scale=scale)
-    studies = table.study.unique().tolist()
-    columns = min(len(studies), 3)
-    chart = line_at(table, 0, scale) + dots(base, at, 70, shape=apart["shape"])
-    chart = chart.properties(width=min(310, 640 // columns - 10), height=alt.Step(13))
-    return panels(chart, "study", studies, columns)
+    scale = alt.Scale(domain=list(ends), nice=False)
+    axis = alt.Axis(tickCount=5)
+    at = alt.X("at:Q", title="Share of the paper's effect", scale=scale, axis=axis)
+    band = alt.Chart(pd.DataFrame({"from": [0.9], "to": [1.1]})).mark_rect(color=LINE, opacity=0.25)
+    band = band.encode(x=alt.X("from:Q", scale=scale), x2="to:Q")
+    inside = base.transform_filter("datum.edge == ''")
+    lines = [
+        inside.mark_rule(strokeWidth=width).encode(x=alt.X(f"{low}:Q", scale=scale), x2=f"{high}:Q")
+        for low, high, width in (("seeds_low", "seeds_high", 1), ("low", "high", 3))
+    ]
+    dots = inside.mark_point(filled=True, size=60, opacity=1)
+    edges = [
+        base.transform_filter(test)
+        .mark_text(align=align, fontSize=11)
+        .encode(at, text="edge:N", color=alt.value("black"))
+        for test, align in (
+            ("datum.edge != '' && datum.share > 0", "right"),
+            ("datum.edge != '' && datum.share < 0", "left"),
+        )
+    ]
+    chart = alt.layer(band, line_at(table, 0, scale), *lines, dots.encode(at, shape=shape), *edges)
+    return chart.properties(width="container", height=alt.Step(height))

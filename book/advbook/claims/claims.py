@@ -10,17 +10,16 @@ from scipy.special import ndtri
 
 from advbook.claims.table_check import noise_corrected_sd
 from advbook.studies.places import tables_folder
-from advbook.studies.seeds import t_interval
 from advbook.studies.tables import audit_paths, read_audit, read_study, read_tables, with_real
 from advlib import metrics
 from advlib.data import annotations
+from advlib.metrics import t_interval
 from advlib.recipes import RECIPES
 
 HOLDS, FAILS, OPEN = "holds in sign", "does not hold", "not resolved"
 # What one training shows by its images is no verdict on a method: another seed may differ.
 ALIKE, UNLIKE = "as claimed in one training", "the other way in one training"
 CEILING, ABSENT = "cannot be tested (ceiling)", "not measured"
-VERDICTS = (HOLDS, FAILS, OPEN, ALIKE, UNLIKE, CEILING, ABSENT)
 EDGE = 0.01  # with a mean error this near to 0 or 1, the spread over the classes is small of itself
 VARIANTS = {  # which of a study's methods stand for the paper's, which does not say what a batch is
     "adversarial batches": {},  # the default reading (Madry)
@@ -49,59 +48,51 @@ class Claim:
     benchmark: str  # clean, real, pgd40 or corruptions
     statistic: str  # error, sd or error_ratio
     comparisons: tuple[Comparison, ...]
-    chapter: str  # of a study, by its notebook
+    page: str  # of the book, which shows it
     printed: str = ""  # what the paper says where it prints no number
     most: bool = False  # it holds if more than half of the comparisons do, not only if all do
 
 
 _LABEL = (Comparison("adv", "adv_plus", -1),)
 _ATTACK = (Comparison("std", "adv", 1),)
-HEADLINES = {"pgd40": "The error under PGD-40", "sd_clean": "The class-wise SD on clean images"}
-"""The claims that the abstract is about, and what they say is lowered: told before all others."""
 
 CLAIMS: dict[str, Claim] = {
-    "pgd40": Claim(
-        "Label augmentation lowers the PGD-40 error", "pgd40", "error", _LABEL, "average_error"
-    ),
-    "clean": Claim(
-        "Label augmentation lowers the clean error", "clean", "error", _LABEL, "average_error"
-    ),
-    "mce": Claim(
-        "Label augmentation lowers the mCE", "corruptions", "error", _LABEL, "average_error"
-    ),
+    "pgd40": Claim("Label augmentation lowers the PGD-40 error", "pgd40", "error", _LABEL, "costs"),
+    "clean": Claim("Label augmentation lowers the clean error", "clean", "error", _LABEL, "costs"),
+    "mce": Claim("Label augmentation lowers the mCE", "corruptions", "error", _LABEL, "costs"),
     "sd_clean": Claim(
         "Label augmentation lowers the class-wise SD, clean",
-        *("clean", "sd", _LABEL, "classwise_error"),
+        *("clean", "sd", _LABEL, "classes"),
     ),
     "sd_real": Claim(
         "Label augmentation lowers the class-wise SD, ReaL",
-        *("real", "sd", _LABEL, "classwise_error"),
+        *("real", "sd", _LABEL, "imagenet_models"),
     ),
     "sd_pgd40": Claim(
         "Label augmentation lowers the class-wise SD, PGD-40",
-        *("pgd40", "sd", _LABEL, "classwise_error"),
+        *("pgd40", "sd", _LABEL, "classes"),
     ),
     "raises_clean": Claim(
-        "Adversarial training raises the clean error", "clean", "error", _ATTACK, "average_error"
+        "Adversarial training raises the clean error", "clean", "error", _ATTACK, "costs"
     ),
     "raises_mce": Claim(
-        "Adversarial training raises the mCE", "corruptions", "error", _ATTACK, "average_error"
+        "Adversarial training raises the mCE", "corruptions", "error", _ATTACK, "costs"
     ),
     "lowers_pgd40": Claim(
         "Adversarial training lowers the PGD-40 error",
-        *("pgd40", "error", (Comparison("std", "adv", -1),), "average_error"),
+        *("pgd40", "error", (Comparison("std", "adv", -1),), "costs"),
     ),
     "widens_clean": Claim(
         "Adversarial training widens the class-wise SD, clean",
-        *("clean", "sd", _ATTACK, "classwise_error"),
+        *("clean", "sd", _ATTACK, "classes"),
     ),
     "widens_real": Claim(
         "Adversarial training widens the class-wise SD, ReaL",
-        *("real", "sd", _ATTACK, "classwise_error"),
+        *("real", "sd", _ATTACK, "imagenet_models"),
     ),
     "std_lowest": Claim(
         "Std has the lowest class-wise SD under PGD-40",
-        *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classwise_error"),
+        *("pgd40", "sd", (*_ATTACK, Comparison("std", "adv_plus", 1)), "classes"),
     ),
     "std_corruptions": Claim(
         "Std errs less than Adv in most of the 75 corrupted conditions",
@@ -111,7 +102,7 @@ CLAIMS: dict[str, Claim] = {
             for name in metrics.CORRUPTIONS
             for severity in range(1, 6)
         ),
-        *("corruptions", "“in most cases” (Figure 2, no numbers)"),
+        *("beyond", "“in most cases”"),
         most=True,
     ),
     "corruptions": Claim(
@@ -121,8 +112,8 @@ CLAIMS: dict[str, Claim] = {
             Comparison("adv", "adv_plus", 0 if name in EXCEPTIONS else -1, name)
             for name in metrics.CORRUPTIONS
         ),
-        "corruptions",
-        "all 13 (Figure 2, no numbers)",
+        "beyond",
+        "all 13",
     ),
     "ratios": Claim(
         "Adversarially trained models have lower error ratios in style and texture",
@@ -132,8 +123,8 @@ CLAIMS: dict[str, Claim] = {
             for factor in ("style", "texture")
             for after in ("adv", "adv_plus")
         ),
-        "evaluate_imagenet_x",
-        "lower (Figure 4, no numbers)",
+        "imagenet_models",
+        "lower",
     ),
 }
 """The paper's claims by id, in the order in which the verdict page shows them."""

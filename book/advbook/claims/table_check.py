@@ -1,12 +1,11 @@
-"""What a paper's printed figures imply: rounding, sampling noise, conventions, and the algebra.
+"""What a paper's printed figures imply: rounding, sampling noise, conventions.
 
-Pure functions of NumPy arrays, for the chapter "Does the published table add up?". Errors and
-standard deviations are fractions in [0, 1].
+Pure functions of NumPy arrays, for the page "Do the paper's numbers add up?". Errors and standard
+deviations are fractions in [0, 1].
 """
 
 import numpy as np
 import scipy
-from scipy.special import logsumexp
 
 from advlib.metrics import relative_reduction
 
@@ -53,11 +52,11 @@ def sampling_noise(mean, sd, n_images: int = 50, n_classes: int = 1000):
     Raises
     ------
     ValueError
-        If no class errors in [0, 1] have such a mean and SD, or for fewer than 2 images a class.
+        If no class errors in [0, 1] have such a mean and SD, or for fewer than 2 images per class.
     """
     mean, sd = np.asarray(mean, float), np.asarray(sd, float)
     if n_images < 2:
-        raise ValueError(f"sampling noise needs 2 images a class or more, got {n_images}.")
+        raise ValueError(f"sampling noise needs 2 images per class or more, got {n_images}.")
     within = mean * (1 - mean) - sd**2
     if np.any(within < -1e-12) or np.any(sd < 0):
         raise ValueError(
@@ -120,63 +119,3 @@ def miss_from_line(x, y, new_x, new_y) -> np.ndarray:
     """
     slope, intercept = np.polyfit(x, y, 1)
     return np.asarray(new_y, float) - (slope * np.asarray(new_x, float) + intercept)
-
-
-def soft_targets(y, transform, num_classes: int, num_transforms: int, delta: float) -> np.ndarray:
-    """Eq. 3 for transformed images: (N, K+M), 1 - delta at y and delta at K + transform.
-
-    Not `advlib.labels`, since the page is built without torch; a test holds the two together.
-    """
-    rows = np.arange(len(y))
-    targets = np.zeros((len(y), num_classes + num_transforms))
-    targets[rows, y] = 1 - delta
-    targets[rows, num_classes + np.asarray(transform)] = delta
-    return targets
-
-
-def augmented_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Eq. 4: cross-entropy of soft targets with the softmax over all logits, (N,)."""
-    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
-    return -(targets * log_p).sum(axis=1)
-
-
-def split_loss(
-    logits: np.ndarray, y, transform, num_classes: int, delta: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 4 as the algebra splits it, for images transformed by ``transform``.
-
-    Parameters
-    ----------
-    logits : float array (N, K+M)
-    y, transform : int array (N,)
-        Classes in [0, K), transformations in [0, M).
-    num_classes : int
-        K.
-    delta : float
-        In [0, 1).
-
-    Returns
-    -------
-    (class_part, rest), each (N,): (1 - delta) times the cross-entropy over the K class logits
-    alone, and -(1 - delta) log(1 - p_T) - delta log p_{K+j}, with p_T the probability of all
-    transformation logits together. Their sum is Eq. 4.
-    """
-    rows, classes = np.arange(len(logits)), logits[:, :num_classes]
-    everything, of_classes = logsumexp(logits, axis=1), logsumexp(classes, axis=1)
-    class_part = (1 - delta) * (of_classes - classes[rows, y])
-    log_transform = logits[rows, num_classes + np.asarray(transform)] - everything
-    rest = -(1 - delta) * (of_classes - everything) - delta * log_transform
-    return class_part, rest
-
-
-def class_gradient(logits: np.ndarray, targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """Gradient of `augmented_loss` by the K class logits, (N, K): softmax less target."""
-    softmax = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-    return (softmax - targets)[:, :num_classes]
-
-
-def with_transform_probability(logits: np.ndarray, num_classes: int, p_t: float) -> np.ndarray:
-    """The logits, those of the transformations shifted together so that p_T is ``p_t``."""
-    classes, transforms = np.split(logits, [num_classes], axis=1)
-    ratio = logsumexp(classes, axis=1) - logsumexp(transforms, axis=1) + np.log(p_t / (1 - p_t))
-    return np.hstack([classes, transforms + ratio[:, None]])

@@ -1,10 +1,12 @@
 """Where things lie: study files, their runs and tables, and the files that they name."""
 
 import os
+import shlex
 from pathlib import Path
 
 from advbook.studies.checks import check_choice
 from advbook.studies.views import to_make
+from advbook.text import one_line
 from advlib.files import file_hash
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,3 +112,19 @@ def tables_folder(study, source: str) -> Path:
             f"the study {study.study!r} has no {source} tables in {folder}: {to_make(study)}{read}"
         )
     return folder
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as pages give it: from the project's folder, or the name alone of what lies elsewhere.
+
+    Whose home that is belongs on no page.
+    """
+    whole = (ROOT / Path(path).expanduser()).resolve()
+    return one_line(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole.name)
+
+
+def given_name(study, file: Path | str) -> str:
+    """What commands on pages call a study: its id, or its file (`shown_path`) if that has none."""
+    own = STUDIES / f"{study.study}.yaml"
+    known = own.resolve() == (ROOT / file).resolve()
+    return study.study if known else shlex.quote(shown_path(file))

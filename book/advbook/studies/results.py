@@ -41,17 +41,13 @@ class Shown(NamedTuple):
     folder: Path
 
 
-def shown_studies(
-    entries: Sequence[str], analysed: Path | str = "_build/studies"
-) -> dict[str, Shown]:
+def shown_studies(entries: Sequence[str]) -> dict[str, Shown]:
     """The studies of a page, by id; the reader's own run of a study as "<id>:fresh".
 
     Parameters
     ----------
     entries : sequence of str
         Each a study file or id, a colon, and "fresh" or "committed". The first is the headline.
-    analysed : path
-        What the studies' own notebooks wrote, from the project's root.
     """
     found = {}
     for entry in entries:
@@ -59,7 +55,7 @@ def shown_studies(
         study = titled(load_study(file), source)
         title = study.title if source == "committed" else f"{study.title}, your run"
         key = study.study if source == "committed" else f"{study.study}:fresh"
-        found[key] = Shown(study, source, title, ROOT / analysed / study.study / "results")
+        found[key] = Shown(study, source, title, ROOT / "_build" / source / study.study / "results")
     return found
 
 

@@ -20,7 +20,9 @@ class Switch:
     reason: str
 
 
-_EARLIER = {  # the authors' public notebook of their earlier Label Augmentation paper
+# Of LA.ipynb in github.com/f-amerehi/LA at f3f4297, the authors' public notebook of their earlier
+# paper on label augmentation.
+_EARLIER = {
     "step_size": 0.01,
     "label_source": "predicted",
     "attack_logits": "all",

@@ -69,6 +69,12 @@ def in_per_cent(row, digits: int = 2) -> str:
     return f"{value} [{low},\N{NO-BREAK SPACE}{high}]"
 
 
+def with_spread(mean: float, sd: float) -> str:
+    """Fractions in per cent or points: "12.34 ± 0.56", the mean alone where there is no SD."""
+    spread = "" if pd.isna(sd) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{per_cent(sd)}"
+    return per_cent(mean) + spread
+
+
 def styled(frame: pd.DataFrame, index: bool = False, **form):
     """A table as pages show it, whose cells and headers read as they were typed.
 
@@ -131,13 +137,6 @@ def results_date(paths: Iterable[Path | str]) -> str:
             text = json.dumps(read_json(path))
             days += re.findall(r'"(?:time|date)": "(\d{4}-\d\d-\d\d)', text)
     return max(days)
-
-
-def images_read(paths: Iterable[Path | str]) -> str:
-    """How many images each of these prediction tables holds, in words; "" if they differ."""
-    tables = [path for path in map(Path, paths) if path.suffix == ".parquet"]
-    found = {read_facts(path)["n_images"] for path in tables}
-    return f"{found.pop():,} images" if len(found) == 1 else ""
 
 
 def arithmetic(facts: Iterable[Mapping]) -> str:
@@ -288,41 +287,6 @@ def read_audit(study, source: str, part: str) -> pd.DataFrame:
     whole = pd.concat(tables, ignore_index=True)
     whole.attrs = {"facts": facts, "class_names": class_names}
     return whole
-
-
-def on_all_images(study, source: str, facts: Mapping[str, dict]) -> str:
-    """PGD-40's errors on all images of the study, for a page that shows some of these images.
-
-    Parameters
-    ----------
-    study, source
-        As in `read_tables`.
-    facts : mapping
-        By method, those of the page's own tables.
-
-    Returns
-    -------
-    str
-        A sentence; empty if the page has all images, or the study no PGD-40 tables of the same
-        networks under the same attack.
-    """
-    errors, n_images = [], 0
-    for method, known in facts.items():
-        place = tables_folder(study, source) / "predictions/pgd40"
-        path = place / f"{method}-seed{study.seeds[0]}.parquet"
-        if method in study.methods and path.is_file():
-            other = read_facts(path)
-            same = all(other[key] == known[key] for key in ("checkpoint_hash", "threat", "data"))
-            if same and other["n_images"] > known["n_images"]:
-                n_images = other["n_images"]
-                error = metrics.error(read_predictions(path))
-                errors.append(f"{study.names[method]} {per_cent(error)}")
-    if not errors:
-        return ""
-    return (
-        f"On all {n_images:,} images PGD-40 gives {', '.join(errors)} % (the chapter on the "
-        "average error)."
-    )
 
 
 def with_real(tables: pd.DataFrame, unlabelled: str = "drop") -> pd.DataFrame:

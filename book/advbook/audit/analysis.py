@@ -1,0 +1,263 @@
+"""The result tables of a study: every figure that pages show, from its prediction tables.
+
+Each function returns rows as `advbook.studies.tables.write_results` takes them. A difference of two
+methods is paired on the same images, and its group is "less <method>".
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from advbook.studies.tables import is_validation
+from advbook.studies.views import group_of
+from advlib import metrics
+from advlib.data import annotations
+
+KEYS = ["benchmark", "method", "seed"]
+LABELS = {"real": "drop", "real_counted": "error"}  # ReaL's benchmarks: what no label means
+Tables = Mapping[tuple[str, str, int], pd.DataFrame]
+
+
+def with_real(study, tables: Tables) -> dict:
+    """The tables and, for ImageNet's validation images, the clean ones judged by ReaL's labels.
+
+    Parameters
+    ----------
+    study : advbook.studies.schema.Study
+    tables : mapping
+        (benchmark, method, seed) -> prediction table.
+    """
+    if "evaluate_real" in study.unavailable:
+        return dict(tables)
+    sets = annotations.real_label_sets()
+    judged = {
+        (benchmark, method, seed): metrics.multilabel_table(table, sets, unlabelled)
+        for (name, method, seed), table in tables.items()
+        for benchmark, unlabelled in LABELS.items()
+        if name == "clean"
+    }
+    return {**tables, **judged}
+
+
+def is_annotated(study, tables: Tables) -> bool:
+    """Whether these are ImageNet's validation images, whose factors people named (ImageNet-X)."""
+    return is_validation(study.dataset, next(iter(tables.values())).file_name)
+
+
+def errors(study, tables: Tables) -> pd.DataFrame:
+    """Mean errors of all networks, the mCE among them."""
+    rows = [(*key, *_mean(study, key[0], table)) for key, table in tables.items()]
+    rows = pd.DataFrame(rows, columns=[*KEYS, "value", "low", "high"])
+    return rows.assign(group="all", statistic="error")
+
+
+def differences(study, tables: Tables) -> pd.DataFrame:
+    """Paired differences of mean errors, the mean over the seeds: of these networks, other images.
+
+    Returns
+    -------
+    DataFrame
+        benchmark, before, after, value, low, high, n_images.
+    """
+    rows = []
+    for benchmark in dict.fromkeys(benchmark for benchmark, *_ in tables):
+        for before, after in study.pairs:
+            first, second = (
+                [tables[benchmark, method, seed] for seed in study.seeds]
+                for method in (before, after)
+            )
+            found = metrics.bootstrap(second, "error", first, n_resamples=study.n_resamples)
+            n_images = first[0].file_name.nunique()
+            rows.append((benchmark, before, after, *found, n_images))
+    columns = ["benchmark", "before", "after", "value", "low", "high", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _mean(study, benchmark: str, table: pd.DataFrame):
+    if benchmark == "corruptions":
+        return metrics.corruption_summary(table, n_resamples=study.n_resamples)
+    return metrics.bootstrap(table, "error", n_resamples=study.n_resamples)
+
+
+def classes(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
+    """Statistics of the class errors, and the error of each class, of all networks."""
+    parts = []
+    for key, table in tables.items():
+        found = metrics.summarise(table, n_resamples=study.n_resamples)
+        parts.append(_keyed(found, key, group="all classes"))
+    for key, table in tables.items():
+        corrupted = key[0] == "corruptions"
+        found = corruption_class_error(table) if corrupted else metrics.class_error(table)
+        found = found.assign(statistic="error", value=found.error)
+        parts.append(_keyed(found, key, group=found.label.map(class_names.__getitem__)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _keyed(rows: pd.DataFrame, key: tuple, **more) -> pd.DataFrame:
+    return rows.assign(**dict(zip(KEYS, key, strict=True)), **more)
+
+
+def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
+    """Error of each class over all corrupted conditions, with its interval over images.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A prediction table with columns corruption and severity: the same images in each condition.
+
+    Returns
+    -------
+    DataFrame
+        Columns label, n_images, error, low, high. An image counts with its mean over the
+        conditions, and the interval is Student's over these means: the rows of one image are not
+        independent, so Wilson's would be too narrow. It is missing where all images fare alike.
+    """
+    wrong = 1.0 - metrics.correct(table).astype(float)
+    images = wrong.groupby([table.label, table.file_name]).mean()
+    found = images.groupby("label").agg(["count", "mean", "std"]).reset_index()
+    found.columns = ["label", "n_images", "error", "sd"]
+    half = stdtrit(found.n_images - 1, 0.975) * found.pop("sd") / np.sqrt(found.n_images)
+    half = half.where(half > 0)
+    low, high = (found.error - half).clip(lower=0), (found.error + half).clip(upper=1)
+    return found.assign(low=low, high=high)
+
+
+def confusions(tables: Tables, class_names: list[str]) -> pd.DataFrame:
+    """Of each class's images, the share that is taken for each class: no result table's columns."""
+    parts = [
+        _keyed(metrics.confusion(table), key)
+        for key, table in tables.items()
+        if key[0] != "corruptions"
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    names = {"class_name": "label", "predicted_name": "predicted_class"}
+    return found.assign(**{k: found[v].map(class_names.__getitem__) for k, v in names.items()})
+
+
+def corruptions(study, tables: Tables) -> pd.DataFrame:
+    """Errors by corruption and severity, and their mean, the mCE, with its interval."""
+    parts = []
+    for key, table in tables.items():
+        if key[0] != "corruptions":
+            continue
+        cells = metrics.error(table, ["corruption", "severity"]).astype({"corruption": str})
+        condition = cells.corruption + " " + cells.severity.astype(str)
+        cells = cells.assign(statistic="error", value=cells.error, condition=condition)
+        references = {"mean_corruption_error": None}
+        if study.dataset == "imagenet":
+            references["alexnet_normalised_mce"] = metrics.ALEXNET_CORRUPTION_ERROR
+        for statistic, reference in references.items():
+            found = metrics.corruption_summary(table, reference, n_resamples=study.n_resamples)
+            found = pd.DataFrame([found]).assign(statistic=statistic)
+            parts.append(_keyed(found, key, condition="mean over 75 conditions"))
+        parts.append(_keyed(cells, key))
+    return pd.concat(parts, ignore_index=True).assign(group="all")
+
+
+def corrupted_classes(tables: Tables) -> pd.DataFrame:
+    """Error of each class by corruption, the mean of five severities: for the class explorer.
+
+    Returns
+    -------
+    DataFrame
+        method, corruption, label, error.
+    """
+    parts = []
+    for (benchmark, method, _), table in tables.items():
+        if benchmark == "corruptions":
+            cells = metrics.class_error(table, ["corruption", "severity"])
+            cells = cells.assign(method=method)
+            parts.append(
+                cells.groupby(["method", "corruption", "label"], observed=True).error.mean()
+            )
+    return pd.concat(parts).round(6).reset_index()
+
+
+def factors(tables: Tables, annotated: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Errors and error ratios by factor of variation, of the clean images, seed by seed.
+
+    Parameters
+    ----------
+    tables : mapping
+    annotated : DataFrame
+        Which factor each image has, as `advlib.metrics.factor_summary` takes it.
+    kind : str
+        What these annotations are, for the column condition.
+    """
+    parts = []
+    for key, table in tables.items():
+        if key[0] == "clean":
+            errors = metrics.factor_error(table, annotated)
+            ratios = metrics.error_ratio(table, annotated).rename(columns={"error_ratio": "value"})
+            ratios = ratios.merge(errors[["factor", "n_images"]], on="factor")
+            errors = errors.assign(statistic="error", value=errors.error)
+            parts += [_keyed(t, key) for t in (errors, ratios.assign(statistic="error_ratio"))]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.assign(group=rows.factor, condition=kind, low=np.nan, high=np.nan)
+
+
+def factor_ratios(study, tables: Tables, annotated: pd.DataFrame) -> pd.DataFrame:
+    """Error ratios over all seeds, with intervals over images, and their paired differences.
+
+    Returns
+    -------
+    DataFrame
+        before (empty for the ratio itself), method, factor, value, low, high, n_images.
+    """
+    parts = []
+    by_method = {m: [tables["clean", m, s] for s in study.seeds] for m in study.methods}
+    for before, after in [*(("", method) for method in study.methods), *study.pairs]:
+        found = metrics.factor_summary(
+            by_method[after],
+            annotated,
+            paired_with=by_method[before] if before else None,
+            n_resamples=study.n_resamples,
+        )
+        parts.append(found.assign(before=before, method=after))
+    columns = {"error_ratio": "value", "ratio_low": "low", "ratio_high": "high"}
+    rows = pd.concat(parts).drop(columns=["error", "low", "high"]).rename(columns=columns)
+    return rows[["before", "method", "factor", *columns.values(), "n_images"]]
+
+
+def groups(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
+    """Errors of groups of classes, and where their wrong images go: within or across groups."""
+    of = group_of(study, class_names) or annotations.imagenet_metaclasses().to_dict()
+    parts = []
+    for key, table in tables.items():
+        if key[0] == "corruptions":
+            continue
+        found = metrics.group_error(table, of)
+        parts.append(_keyed(found, key, statistic="error", value=found.error))
+        kinds = metrics.confusion_kinds(table, of)
+        statistic = kinds.kind.map("share_{}".format)
+        parts.append(_keyed(kinds, key, statistic=statistic, value=kinds.share))
+    return pd.concat(parts, ignore_index=True)
+
+
+def hard_classes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Whether the same classes are hard under two benchmarks, and for two methods: Spearman's ρ.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As `classes` returns them: those of the single classes are read.
+
+    Returns
+    -------
+    DataFrame
+        condition_a, condition_b, value, low, high (intervals over *classes*), method, compared
+        ("benchmarks" or "methods"), benchmark, seed.
+    """
+    each = rows[rows.label.notna()]
+    # ReaL's labels may leave a class without images.
+    everywhere = each.groupby("label").benchmark.nunique() == each.benchmark.nunique()
+    each = each[each.label.map(everywhere)].rename(columns={"value": "error_"})
+    each = each.assign(error=each.error_)
+    parts = []
+    for compared, other in (("benchmark", "method"), ("method", "benchmark")):
+        for (name, seed), part in each.groupby([other, "seed"], sort=False):
+            found = metrics.class_rank_correlation(part, compared)
+            parts.append(found.assign(**{other: name}, seed=seed, compared=f"{compared}s"))
+    return pd.concat(parts, ignore_index=True)

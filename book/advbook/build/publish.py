@@ -1,0 +1,107 @@
+"""Publish a study's tables into the repository, and bring published weights back to its runs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from advbook.build.pages import LARGE, check_ids, from_root, is_current
+from advbook.commands import plainly
+from advbook.studies.places import STUDIES, find_study
+from advbook.studies.schema import Study, load_study
+from advbook.studies.tables import (
+    SAMPLES,
+    audit_paths,
+    audit_tables,
+    samples_table,
+    study_tables,
+    table_paths,
+)
+
+NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to be published
+
+
+def publish(name: str) -> None:
+    """Copy a study's fresh tables to ``results/<study>``: those of its run, its audit, or both.
+
+    Each of these is published whole or not at all, and none that is published is lost. The weights
+    of the methods' first seed go with them, if they are small; so do samples of images that may be
+    published (those of `NOT_OURS` stay).
+    """
+    study = load_study(name)
+    own = STUDIES / f"{study.study}.yaml"
+    if own.is_file():
+        check_ids((study, from_root(find_study(name))), (load_study(own), from_root(own)))
+    paths, missing, parts = [], [], ["study", *study.audits]
+    if study.dataset in NOT_OURS:
+        print(f"{SAMPLES} stays here: images of {study.dataset} may not be free to be published")
+    elif not study.predictions:
+        parts.append("samples")
+    for part in parts:
+        try:
+            if part == "study":
+                study_tables(study, study.runs)
+                paths += table_paths(study, study.runs)
+            elif part == "samples":
+                path, _ = samples_table(study, study.runs)
+                paths += [study.runs / "data.json", path]
+            else:
+                audit_tables(study, study.runs, part)
+                paths += [study.runs / "data.json", *audit_paths(study, study.runs, part)]
+        except (FileNotFoundError, ValueError) as error:
+            missing.append(str(error))
+            if is_current(study, study.published, part):
+                sys.exit(f"Nothing is published, for published tables would be lost: {error}")
+    if not paths:
+        sys.exit(f"Nothing is published: {missing[0]}")
+    partial = study.published.with_name(f".{study.study}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    # Which network each table is of is checked against the facts of its training.
+    runs = {path.stem for path in paths if path.suffix == ".parquet"}
+    paths += [study.runs / "train" / f"{run}.json" for run in runs]
+    paths += [path for path in _weights(study, study.runs) if path.stat().st_size < LARGE]
+    for path in dict.fromkeys(path for path in paths if path.is_file()):
+        target = partial / path.relative_to(study.runs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    old = partial.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if study.published.exists():  # whole until the new ones are there
+        study.published.rename(old)
+    partial.rename(study.published)
+    shutil.rmtree(old, ignore_errors=True)
+    size = sum(p.stat().st_size for p in study.published.rglob("*") if p.is_file())
+    print(f"{study.published}: {size / 1e6:.1f} MB, to be committed")
+
+
+def restore(name: str) -> None:
+    """Put a study's published weights among its runs, as if they had been trained here.
+
+    Notebooks then evaluate and attack them, and the pipeline trains only what is not published.
+    """
+    study = load_study(name)
+    weights = _weights(study, study.published)
+    if not weights:
+        sys.exit(f"No weights of {study.study} are published: `make book STUDY={study.study}`")
+    for path in weights:
+        method = path.parent.name.rpartition("-")[0]
+        for source in (path, study.published / "train" / f"{method}.json"):
+            target = study.runs / source.relative_to(study.published)
+            if target.exists() and target.read_bytes() != source.read_bytes():
+                sys.exit(f"{target} is of a run of your own: move {study.runs} away first")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    print(f"{study.runs}: {len(weights)} networks of {study.study}, as they were published")
+
+
+def _weights(study: Study, folder: Path) -> list[Path]:
+    """The checkpoints of the methods' first seed in ``runs/<study>`` or ``results/<study>``."""
+    runs = [folder / "train" / f"{method}-seed{study.seeds[0]}.json" for method in study.trained]
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in runs if path.is_file()]
+    paths = [folder / "models" / run["folder"] / "checkpoint.safetensors" for run in facts]
+    return [path for path in paths if path.is_file()]
+
+
+if __name__ == "__main__":
+    with plainly("publish.py"):
+        {"publish": publish, "restore": restore}[sys.argv[1]](*sys.argv[2:])

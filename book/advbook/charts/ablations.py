@@ -1,0 +1,106 @@
+"""Charts of what the ingredients of a training do: to errors and to the spread of the classes."""
+
+import altair as alt
+import pandas as pd
+
+from advbook.charts.base import (
+    CHANGE_AXIS,
+    LINE,
+    METHOD_COLOURS,
+    OTHER_COLOURS,
+    dots,
+    facet,
+    line_at,
+    side_by_side,
+    tips,
+    told_apart,
+)
+
+KINDS = {  # what a run adds to Adv: colour, and a diamond where it learns the extra label
+    "Std": (METHOD_COLOURS["std"], "square"),
+    "Adv": (METHOD_COLOURS["adv"], "circle"),
+    "logit or smoothing": (OTHER_COLOURS[2], "circle"),
+    "label": (METHOD_COLOURS["adv_plus"], "diamond"),
+    "clean images": (METHOD_COLOURS["adv_mix"], "circle"),
+    "clean images, label": (METHOD_COLOURS["adv_plus_mix"], "diamond"),
+    "other attacks": (OTHER_COLOURS[0], "circle"),
+    "other attacks, label": (OTHER_COLOURS[1], "diamond"),
+}
+
+
+def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> alt.FacetChart:
+    """Two figures of every run against each other, one panel per study, each with its scales.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per run: ``title`` (of the study), ``name``, ``kind`` (of `KINDS`), and the two
+        figures, in per cent or points.
+    x, y : str
+        Columns, whose names are the titles of the axes.
+    joined : (str, str)
+        Names of two runs that a dashed line joins. They alone have their names: the first
+        above its mark, the second to the left.
+    """
+    known = [kind for kind in KINDS if kind in set(table.kind)]
+    colours, shapes = zip(*[KINDS[kind] for kind in known], strict=True)
+    apart = told_apart("kind", None, known, list(colours), list(shapes), columns=2)
+    titles = table.title.unique().tolist()
+    base = alt.Chart(
+        table.round({x: 2, y: 2})
+    ).encode(  # as the pointer and a screen reader say them
+        alt.X(x, type="quantitative", scale=alt.Scale(zero=False)).axis(tickCount=5),
+        alt.Y(y, type="quantitative", scale=alt.Scale(zero=False)).axis(tickCount=5),
+    )
+    ends = alt.FieldOneOfPredicate(field="name", oneOf=list(joined))
+    line = base.transform_filter(ends).mark_line(color=LINE, strokeDash=[4, 4])
+    points = base.mark_point(filled=True, size=80, opacity=0.9).encode(
+        **apart, tooltip=[*tips(title="Study", name="Run"), *tips(".2f", **{x: x, y: y})]
+    )
+    first, second = (
+        base.encode(text="name:N").transform_filter(alt.datum.name == n) for n in joined
+    )
+    names = first.mark_text(fontSize=11, color="black", dy=-12)
+    names += second.mark_text(fontSize=11, color="black", align="right", dx=-8)
+    columns = min(len(titles), 3)
+    chart = (line + points + names).properties(width=640 // columns - 45, height=230)
+    chart = chart.facet(facet("title", titles), columns=1)
+    chart = chart.resolve_axis(x="independent", y="independent")
+    return side_by_side(chart.resolve_scale(x="independent", y="independent"), columns)
+
+
+def forest(table: pd.DataFrame, groups: list[list[str]], measures: list[str]) -> alt.VConcatChart:
+    """Changes with their intervals: names at the left, aligned columns with scales of their own.
+
+    Parameters
+    ----------
+    table : DataFrame
+        ``title`` (of the study), ``ingredient``, ``measure``, ``value``, ``low``, ``high``
+        (fractions) and ``change``, these three in words.
+    groups : list of lists of str
+        Ingredients from above; each list has scales of its own.
+    measures : list of str
+        The columns.
+    """
+    titles = table.title.unique().tolist()
+    shapes = ["circle", "diamond", "square", "triangle-up", "cross", "triangle-down"]
+    apart = told_apart("title", None, titles, ["black", *OTHER_COLOURS], shapes, columns=2)
+    names = alt.Axis(grid=True, ticks=False, domain=False, minExtent=190, labelLimit=190)
+    no_names = alt.Axis(grid=True, ticks=False, domain=False, labels=False)
+    rows = []
+    for group in groups:
+        row = []
+        for measure in measures:
+            part = table[table.ingredient.isin(group) & (table.measure == measure)]
+            base = alt.Chart(part).encode(
+                y=alt.Y("ingredient:N", sort=group, title=None, axis=no_names if row else names),
+                yOffset=alt.YOffset("title:N", sort=titles),
+                color=apart["color"],
+                tooltip=tips(title="Study", ingredient="Ingredient", change=f"{measure} (points)"),
+            )
+            axis = alt.Axis(**CHANGE_AXIS | {"tickCount": 4}, grid=False, labelOverlap=True)
+            at = alt.X("value:Q", title=measure.split(", "), axis=axis, scale=alt.Scale(padding=6))
+            chart = line_at(part, 0) + dots(base, at, 45, shape=apart["shape"])
+            row.append(chart.properties(width=98, height=alt.Step(9 if len(titles) > 2 else 11)))
+        rows.append(alt.hconcat(*row, spacing=8))
+    return alt.vconcat(*rows, spacing=16)

@@ -1,0 +1,149 @@
+"""Tables with coloured cells, and a choice of what is shown: HTML that needs no script."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import groupby
+
+import pandas as pd
+
+from advbook.charts.base import OTHER_COLOURS
+from advbook.studies.tables import per_cent
+
+MORE, LESS = OTHER_COLOURS[1], OTHER_COLOURS[0]  # brown and purple
+STRONGEST = 62  # per cent of a colour: the page's ink is read on it, in the light and in the dark
+
+# The page's own style sheet comes first, hence the repeated class.
+STYLE = """<style>
+.choice { display: flex; flex-wrap: wrap; gap: 0.4rem; }
+.choice > input { position: absolute; opacity: 0; pointer-events: none; }
+.choice > label {
+  margin: 0; padding: 0.15rem 0.6rem; border: 1px solid currentColor; border-radius: 1rem;
+  font-size: 0.85rem; cursor: pointer;
+}
+.choice > input:checked + label { background: #0072b2; border-color: #0072b2; color: #fff; }
+.choice > input:focus-visible + label { outline: 3px solid #e69f00; outline-offset: 1px; }
+.choice > div { display: none; order: 1; width: 100%; }
+.choice > input:checked + label + div { display: block; }
+.beside { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
+.heat.heat.heat.heat.heat caption {
+  caption-side: top; padding: 0 0 0.3rem; text-align: left; font-weight: 600;
+}
+.heat.heat.heat.heat.heat :is(th, td) {
+  min-width: 1.9rem; padding: 0.15rem 0.3rem; text-align: center; font-weight: 400;
+}
+.heat.heat.heat.heat.heat tr > :first-child { text-align: left; white-space: nowrap; }
+.heat.heat.heat.heat.heat thead tr { border: 0; }
+.heat.heat.heat.heat.heat tbody tr { background: none; }
+.heat.heat.heat.heat.heat .first {
+  border-left: 0.5rem solid transparent; background-clip: padding-box;
+}
+.heat.heat.heat.heat.heat .upright {
+  padding: 0.3rem 0.15rem; text-align: left; writing-mode: vertical-rl; transform: rotate(180deg);
+}
+@media (max-width: 600px) {
+  .heat.heat.heat.heat.heat { font-size: 0.75rem; }
+  .heat.heat.heat.heat.heat :is(th, td) { min-width: 1.3rem; padding: 0.15rem; }
+}
+</style>"""
+
+
+def choice(name: str, title: str, options: Sequence[tuple[str, str, str]]) -> str:
+    """Buttons, one for each option; the first is chosen and shown. `STYLE` must be on the page.
+
+    Parameters
+    ----------
+    name : str
+        Of the choice, another one for each choice of a page.
+    title : str
+        What is chosen, for those who do not see it.
+    options : sequence of (value, label, html)
+        An address such as ``see.html?study=cifar10`` chooses the option of this value
+        (``book/_static/book.js``). A single option is shown without a button.
+    """
+    if len(options) == 1:
+        return options[0][2]
+    parts = []
+    for i, (value, label, html) in enumerate(options):
+        parts.append(
+            f'<input type="radio" name="{name}" id="{name}-{i}" value="{escape(value)}"'
+            f'{" checked" * (i == 0)}><label for="{name}-{i}">{escape(label)}</label>'
+            f"<div>{html}</div>"
+        )
+    return (
+        f'<div class="choice" role="radiogroup" aria-label="{escape(title)}">{"".join(parts)}</div>'
+    )
+
+
+def beside(parts: Iterable[str]) -> str:
+    """Parts of a figure beside each other, or below each other where there is no room."""
+    return f'{STYLE}<div class="beside">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def heat_table(
+    values: pd.DataFrame,
+    title: str,
+    *,
+    full: float = 1.0,
+    least: float = 0.0,
+    sign: str = "",
+    links: Mapping[str, str] | None = None,
+    tips: pd.DataFrame | None = None,
+) -> str:
+    """A table of fractions in whole per cent or points, each cell coloured by its value.
+
+    Brown is more than zero, purple is less. `STYLE` must be on the page.
+
+    Parameters
+    ----------
+    values : DataFrame
+        By names of rows and columns. With two levels of columns, the upper one heads groups; one
+        level of columns is written upright. A missing value has an empty cell.
+    title : str
+        Above the table.
+    full : float
+        The value of the strongest colour.
+    least : float
+        Smaller values, of either sign, are coloured but not written.
+    sign : {"", "+"}
+        "+": values above zero have a sign too.
+    links : mapping, optional
+        An address for the name of each row.
+    tips : DataFrame, optional
+        What the pointer shows of a cell, a text for each of `values`.
+    """
+    if values.columns.nlevels == 2:
+        groups, names = zip(*values, strict=True)
+        spans = [(group, len(list(found))) for group, found in groupby(groups)]
+        over = (f'<th class="first" colspan="{n}">{escape(group)}</th>' for group, n in spans)
+        heads = [f"<tr><th></th>{''.join(over)}</tr>"]
+        starts = [i == 0 or group != groups[i - 1] for i, group in enumerate(groups)]
+        edges = kinds = [' class="first"' if start else "" for start in starts]
+    else:
+        heads, names, edges = [], list(values), [""] * values.shape[1]
+        kinds = [' class="upright"'] * len(names)
+    own = (f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, names, strict=True))
+    heads.append(f"<tr><th></th>{''.join(own)}</tr>")
+    rows = []
+    for i, (name, row) in enumerate(values.iterrows()):
+        said = escape(name)
+        if links:
+            said = f'<a href="{escape(links[name])}">{said}</a>'
+        cells = []
+        for j, (edge, value) in enumerate(zip(edges, row, strict=True)):
+            tip = "" if tips is None else f' title="{escape(tips.iat[i, j])}"'
+            text = "" if pd.isna(value) or abs(value) < least else per_cent(value, 0, sign)
+            cells.append(f"<td{edge}{tip}{_coloured(value, full)}>{text}</td>")
+        rows.append(f'<tr><th scope="row">{said}</th>{"".join(cells)}</tr>')
+    return (
+        f'<table class="dataframe heat"><caption>{escape(title)}</caption>'
+        f"<thead>{''.join(heads)}</thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _coloured(value: float, full: float) -> str:
+    """The style of a cell: no colour where there is no value."""
+    if pd.isna(value):
+        return ""
+    share = STRONGEST * min(1, abs(value) / full)
+    colour = MORE if value > 0 else LESS
+    return f' style="background-color: color-mix(in srgb, {colour} {share:.0f}%, transparent)"'

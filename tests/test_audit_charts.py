@@ -1,0 +1,58 @@
+"""Charts of the attack's readings and of the battery, compiled by Vega as readers see them."""
+
+import pandas as pd
+import vl_convert
+
+from advbook.audit import ledger
+from advbook.charts import audit
+
+
+def drawn(chart) -> str:
+    """The SVG that Vega draws."""
+    return vl_convert.vegalite_to_svg(chart.to_dict())
+
+
+def test_readings_stand_beside_the_paper_and_differ_in_points():
+    table = pd.DataFrame(
+        {
+            "title": ["One", "One", "Two"],
+            "pair": "Adv⁺ beside Adv",
+            "switch": ["Default", "Step ε/40", "Default"],
+            "attacked_adv": [0.7, 0.4, 0.3],
+            "attacked_adv_plus": [0.71, 0.4, 0.25],
+        }
+    )
+    svg = drawn(audit.readings(table, ledger.published_pattern()))
+    assert svg.count('aria-roledescription="point"') == 4  # and one of them is the paper's
+    assert "Adv⁺ − Adv (points): +1.00" in svg and "Adv⁺ − Adv (points): −5.00" in svg
+    assert "−37.6 points" in svg and "the paper" in svg and "null" not in svg
+
+
+def test_switches_print_each_error_as_tables_round_it():
+    rows = [
+        ("One (copy)", "Adv", "Default", 0.1455, 0.13, 0.16),
+        ("One (copy)", "Adv⁺", "Default", 1.0, None, None),
+        ("One (copy)", "Adv", "All logits", None, None, None),
+        ("One (copy)", "Adv⁺", "All logits", 0.3, 0.28, 0.32),
+    ]
+    columns = ["title", "name", "switch", "value", "low", "high"]
+    svg = drawn(audit.switches(pd.DataFrame(rows, columns=columns)))
+    assert ">14.6<" in svg and ">100.0<" in svg and ">30.0<" in svg  # d3 would say 14.5
+    assert svg.count(">=<") == 1
+    assert "95 % interval: 13.0 to 16.0" in svg and "95 % interval: none" in svg
+    assert "null" not in svg and "NaN" not in svg
+    assert ">One</tspan>" in svg or ">One<" in svg  # the title takes two lines
+
+
+def test_a_column_is_as_high_as_the_strongest_attack_so_far():
+    """The second attack finds less than the first: it adds nothing, and takes nothing away."""
+    values = {"no attack": 0.2, "PGD-40": 0.5, "APGD-CE": 0.45, "APGD-T": 0.53}
+    table = pd.DataFrame({"step": [*values], "value": [*values.values()]})
+    table = table.assign(title="One", name="Adv", low=table.value - 0.04, high=table.value + 0.04)
+    chart = audit.added_by_attack(table)
+    assert chart.data.top.tolist() == [0.2, 0.5, 0.5, 0.53]
+    assert chart.data.below.tolist() == [0, 0.2, 0.5, 0.5]
+    svg = drawn(chart)
+    assert "no attack 20.0" in svg and "PGD-40 +30.0" in svg and "APGD-T +3.0" in svg
+    assert "APGD-CE +" not in svg and ">53.0%<" in svg
+    assert "Breaks besides (points): 0.0" in svg and "null" not in svg
