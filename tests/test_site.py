@@ -405,7 +405,10 @@ def test_a_link_to_a_class_and_its_tooltip_show_the_name(own_pages, built_book, 
     tips = []
     for i in range(0, marks.count(), 2):  # those of one panel name the class, its title does else
         marks.nth(i).hover(force=True)
-        tips.append(page.locator("#vg-tooltip-element").text_content(timeout=5_000))
+        page.wait_for_timeout(200)  # a mark may have no tooltip
+        tips.append(
+            page.evaluate("document.querySelector('#vg-tooltip-element')?.textContent ?? ''")
+        )
         if any(name in tips[-1] for name in CLASSES):
             return
     raise AssertionError(tips)
