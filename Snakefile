@@ -543,13 +543,6 @@ PAGES = {
             for name in ("published", "percentages", "public_models", "leaderboard")
         ]
     },
-    "method": {
-        "read": [
-            f"results/cifar10/train/{method}-seed{seed}.csv"
-            for method in ("adv", "adv_plus")
-            for seed in range(3)
-        ],
-    },
     "imagenet_models": {
         "tables": [
             f"results/imagenet_models/{name}.csv"

@@ -151,6 +151,19 @@ def ink_on_heat(field: str) -> dict:
     return alt.condition(f"datum.{field} > 0.43", alt.value("#000"), alt.value("#fff"))
 
 
+def change_heat(base: alt.Chart, field: str, said: str, limit: float) -> alt.LayerChart:
+    """Cells coloured by a change of error, a fraction up to `limit`, with the text `said`."""
+    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0)
+    legend = alt.Legend(orient="top", labelExpr=POINTS, tickCount=4, gradientLength=200)
+    title = "Change of error (points)"
+    color = alt.Color(field, type="quantitative", title=title, scale=scale, legend=legend)
+    # Purple darkens earlier than orange.
+    strong = f"datum.{field} < {-0.72 * limit} || datum.{field} > {0.92 * limit}"
+    ink = alt.condition(strong, alt.value("#fff"), alt.value("#000"))
+    text = base.mark_text(fontSize=11).encode(text=alt.Text(said, type="nominal"), color=ink)
+    return base.mark_rect().encode(color=color) + text
+
+
 # ---------------------------------------------------------------- axes and tips
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from advbook.charts.base import (
     DASHED,
-    POINTS,
+    change_heat,
     dots,
     line_at,
     method_marks,
@@ -41,14 +41,7 @@ def corruption_changes(
         y=alt.Y("corruption:N", sort=corruptions, title=None, axis=alt.Axis(**plain)),
         tooltip=tips(change="Change", study="Study", corruption="Corruption", said="Points"),
     )
-    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0)
-    legend = alt.Legend(orient="top", labelExpr=POINTS, tickCount=4, gradientLength=200)
-    color = alt.Color("value:Q", title="Change of error (points)", scale=scale, legend=legend)
-    # Purple darkens earlier than orange.
-    strong = f"datum.value < {-0.72 * limit} || datum.value > {0.92 * limit}"
-    ink = alt.condition(strong, alt.value("#fff"), alt.value("#000"))
-    text = base.mark_text(fontSize=11).encode(text="said:N", color=ink)
-    chart = base.mark_rect().encode(color=color) + text
+    chart = change_heat(base, "value", "said", limit)
     chart = chart.properties(width=alt.Step(94), height=alt.Step(20))
     changes, columns = table.change.drop_duplicates().tolist(), 2 if len(studies) <= 2 else 1
     return panels(chart, "change", changes, columns, labelFontSize=13)

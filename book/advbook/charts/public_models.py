@@ -7,7 +7,7 @@ import pandas as pd
 from advbook.charts.base import (
     METHOD_COLOURS,
     OTHER_COLOURS,
-    POINTS,
+    change_heat,
     drop_down,
     errors_on,
     panels,
@@ -158,13 +158,6 @@ def conditions(table: pd.DataFrame, corruptions: list[str], pairs: list[str]) ->
         tooltip=tips(pair="Networks", corruption="Corruption", severity="Severity")
         + tips(points="Points"),
     )
-    scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0)
-    legend = alt.Legend(orient="top", labelExpr=POINTS, tickCount=4, gradientLength=200)
-    color = alt.Color("difference:Q", title="Change of error (points)", scale=scale, legend=legend)
-    # Purple darkens earlier than orange.
-    strong = f"datum.difference < {-0.72 * limit} || datum.difference > {0.92 * limit}"
-    ink = alt.condition(strong, alt.value("#fff"), alt.value("#000"))
-    text = base.mark_text(fontSize=11).encode(text="cell:N", color=ink)
-    chart = base.mark_rect().encode(color=color) + text
+    chart = change_heat(base, "difference", "cell", limit)
     chart = chart.properties(width=alt.Step(36), height=alt.Step(20))
     return panels(chart, "pair", pairs, labelFontSize=13)
