@@ -28,10 +28,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.env
 from advbook.build import pages
 from advbook.build.closure import code_of
 from advbook.studies.checks import check_choice, refuse_unknown
-from advbook.studies.identity import HOW, data_settings, training_settings
+from advbook.studies.current import SAMPLES, table_paths
+from advbook.studies.identity import HOW, data_settings, networks_before, training_settings
 from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
 from advbook.studies.schema import load_study
-from advbook.studies.tables import SAMPLES, table_paths
 from advlib.data.folders import walk
 from pipeline import jobs
 
@@ -51,7 +51,8 @@ FILES = {study.study: file for study, file in BOOK}
 BY_ID = {study.study: study for study, _ in BOOK}
 RUN_IDS = [f"{method}-seed{seed}" for method, seed in STUDY.method_runs]
 ABLATION_IDS = [f"{name}-seed{seed}" for name, seed in STUDY.ablation_runs]
-MADE = [part for part in pages.parts_of(STUDY) if MODE == "audit" or part in ("study", "samples")]
+PARTS = ("study", "samples", *(STUDY.audits if MODE == "audit" else ()))
+MADE = [part for part in pages.parts_of(STUDY) if part in PARTS]
 # (study, source) -> the parts of which there are tables: the committed ones, and those of runs here.
 SHOWN = {
     (study.study, source): parts
@@ -92,8 +93,9 @@ PYTHON = shlex.quote(sys.executable)
 # A kernel may be slow to start on a busy machine.
 PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeout 300 --kernel python3"
 # A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
-# their own end an error.
-PAGE = "2> >(grep -v '^.IPKernelApp' >&2) " + PAPERMILL.replace("--log-output", "--log-level WARNING")
+# their own end an error. Pages are made side by side, so threads of their own would only wait.
+PAGE = "2> >(grep -v '^.IPKernelApp' >&2) OPENBLAS_NUM_THREADS=1 "
+PAGE += PAPERMILL.replace("--log-output", "--log-level WARNING")
 JUPYTER_BOOK = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
@@ -168,7 +170,7 @@ def listing():
     found = hashlib.sha256()
     for base in (data_root(STUDY), data_root(STUDY) / "folder"):  # as `advlib.data.fetch` looks for them
         for split in ("train", "test", "val"):
-            for path in map(Path, walk(base / split, {}) if (base / split).is_dir() else ()):
+            for path in map(Path, walk(base / split) if (base / split).is_dir() else ()):
                 status = path.stat() if path.exists() else path.lstat()
                 facts = path.relative_to(base), status.st_size, status.st_mtime_ns
                 found.update(f"{facts}\n".encode())
@@ -182,20 +184,14 @@ def training(wildcards):
 
 
 def start_of(wildcards):
-    if wildcards.method in ("pretrained", *STUDY.checkpoints) or not STUDY.pretrain_epochs:
-        return []
-    return RUNS / "train" / f"pretrained-seed{wildcards.seed}.json"
+    names = networks_before(STUDY, wildcards.method)
+    return [RUNS / "train" / f"{name}-seed{wildcards.seed}.json" for name in names]
 
 
 def weights_of(wildcards):
     """The local weights file that a run starts from, if there is one; a name has no ending."""
     path = STUDY.checkpoints.get(wildcards.method) or STUDY.weights
     return from_here(named_file(path)) if path and Path(path).suffix else []
-
-
-def shown(study_id):
-    """Whether the book has a page of the study."""
-    return any(name == study_id for name, _ in SHOWN)
 
 
 def words_of(study):
@@ -213,21 +209,9 @@ def tables_of(study_id, source):
 
 
 def logs_of(wildcards):
-    """The executed notebooks behind a run; committed tables come without them."""
-    study = BY_ID[wildcards.study]
-    if wildcards.source != "fresh":
-        return []
-    runs = [f"{method}-seed{seed}" for method in study.methods for seed in study.seeds]
-    names = ["data", *(f"train-{run}" for run in runs), "evaluate_clean"]
-    names += [f"evaluate_{attack}-{run}" for attack in study.attacks for run in runs]
-    names += ["evaluate_corruptions"] if study.corruptions != "none" else []
-    names += ["evaluate_samples"]
-    if "battery" in SHOWN[study.study, "fresh"]:
-        names += [f"evaluate_battery-{method}-seed{study.seeds[0]}" for method in study.methods]
-    if study.predictions:
-        names = ["bring_your_own"]
-    paths = [from_here(study.runs) / "executed" / f"{name}.ipynb" for name in names]
-    return [path for path in paths if study == STUDY or path.exists()]
+    """The executed notebooks behind a run, for the shell; committed tables come without them."""
+    runs = shlex.quote(str(from_here(BY_ID[wildcards.study].runs)))
+    return f"{runs}/executed/*.ipynb" if wildcards.source == "fresh" else ""
 
 
 rule all:
@@ -491,14 +475,15 @@ rule place_study:
     input:
         executed="_build/{source}/{study}/study.ipynb",
         tables=lambda wildcards: tables_of(wildcards.study, wildcards.source),
-        logs=logs_of,
         file=lambda wildcards: FILES[wildcards.study],
         code=code_of("advbook.build.pages"),
     output:
         "book/generated/studies/{source}/{study}.ipynb",
+    params:
+        logs=logs_of,
     shell:
-        "{PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
-        "--source {wildcards.source} --tables {input.tables:q} --logs {input.logs:q}"
+        "shopt -s nullglob; {PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
+        "--source {wildcards.source} --tables {input.tables:q} --logs {params.logs}"
 
 
 # The pages about all studies, each by what differs: `tables` it offers for download, `made` those that
@@ -511,8 +496,6 @@ ASKED = sorted(
     (entry for entry in SHOWN if entry != (pages.DEFAULT, "committed")),
     key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]),
 )
-
-
 # study file -> part -> its tables; None: there are none.
 WHERE = {
     file: {
@@ -534,70 +517,57 @@ def asks(entries=ASKED, told=(), after=(), read=(), **more):
     }
 
 
+def csvs(folder, *names):
+    return [f"results/{folder}/{name}.csv" for name in names]
+
+
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
 PAGES = {
     "table_check": {
-        "tables": [
-            f"results/paper/{name}.csv"
-            for name in ("published", "percentages", "public_models", "leaderboard")
-        ]
+        "tables": csvs("paper", "published", "percentages", "public_models", "leaderboard")
     },
-    "imagenet_models": {
-        "tables": [
-            f"results/imagenet_models/{name}.csv"
-            for name in ("networks", "conditions", "label", "real", "groups", "predictions")
-        ],
-        **asks(
-            [entry for entry in SHOWN if BY_ID[entry[0]].dataset == "imagenet" and "study" in SHOWN[entry]],
-            told=["-p", "output", "_build/imagenet_models"],
-        ),
-    },
+    "imagenet_models": asks(
+        [entry for entry in SHOWN if BY_ID[entry[0]].dataset == "imagenet" and "study" in SHOWN[entry]],
+        told=["-p", "output", "_build/imagenet_models"],
+        tables=csvs("imagenet_models", *"networks conditions label real groups predictions".split()),
+    ),
     "verdict": asks(
         told=["-p", "public", "_build/imagenet_models/claims.csv", "-p", "output", "_build/verdict"],
         after=["results/paper/published.csv", "book/generated/imagenet_models.ipynb"],
         made="_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
-        settings=[BY_ID[name].n_resamples for name, _ in ASKED],
     ),
     "cover": asks(after=["book/generated/verdict.ipynb"]),
     "method": {
-        "read": [
-            f"results/cifar10/train/{m}-seed{s}.csv" for m in ("adv", "adv_plus") for s in range(3)
-        ],
+        "read": csvs("cifar10/train", *(f"{m}-seed{s}" for m in ("adv", "adv_plus") for s in range(3)))
     },
-    "costs": asks(
-        tables=[f"results/{n}.csv" for n in ("paper/published", "paper/robustbench", "plan/networks")],
-    ),
-    "classes": asks(tables=["results/paper/published.csv"]),
+    "costs": asks(tables=csvs("paper", "published", "robustbench") + csvs("plan", "networks")),
+    "classes": asks(tables=csvs("paper", "published")),
     "see": asks(),
-    "beyond": asks(tables=["results/paper/published.csv"]),
+    "beyond": asks(tables=csvs("paper", "published")),
     "narrows": asks(read=SHORT),
-    "attack": asks(read=SHORT, tables=["results/paper/published.csv"]),
+    "attack": asks(read=SHORT, tables=csvs("paper", "published")),
     "robust": asks(),
     "study_index": asks(
         SHOWN,
-        told=["-y", "others: " + json.dumps([f for n, f in FILES.items() if not shown(n)])],
+        told=["-y", "others: " + json.dumps([f for n, f in FILES.items() if n not in dict([*SHOWN])])],
         after=list(FILES.values()),
     ),
     "limits": asks(
         SHOWN,
         after=FILES.values(),
-        read=[f"results/plan/{name}.csv" for name in ("networks", "cifar_candidates")],
+        read=csvs("plan", "networks", "cifar_candidates"),
     )
     | {"told": ["-y", "book: " + json.dumps(WHERE)]},
     "exercises": {"read": tables_of("cifar10", "committed")},
     "benchmark": {
-        "tables": [
-            f"results/benchmark/{name}.csv"
-            for name in ("speed", "efficiency", "convolution", "ceiling", "profile", "growth")
-        ],
+        "tables": csvs(
+            "benchmark", "speed", "autoattack", "efficiency", "convolution", "ceiling", "profile", "growth"
+        ),
         "read": ["results/benchmark/facts.json"],
     },
     "scale": {
-        "tables": [
-            f"results/plan/{name}.csv"
-            for name in ("networks", "gpus", "published_speeds", "fashion_mnist_quick")
-        ],
+        "tables": csvs("plan", "networks", "gpus", "published_speeds", "fashion_mnist_quick"),
         "read": [f"{QUICK}/pgd40/{method}-seed0.parquet" for method in BY_ID[pages.DEFAULT].methods],
     },
     "bring_your_own": {
@@ -620,7 +590,6 @@ rule page:
     params:
         told=lambda wildcards: PAGES[wildcards.page].get("told", []),
         made=lambda wildcards: PAGES[wildcards.page].get("made", ""),
-        settings=lambda wildcards: PAGES[wildcards.page].get("settings", []),
     retries: 1
     log:
         "_build/logs/{page}.ipynb",

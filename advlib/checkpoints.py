@@ -26,35 +26,25 @@ def save_checkpoint(
     how: dict | None = None,
     others: list[dict] | None = None,
 ) -> None:
-    """Weights, momentum, position and log in one file, in place by one rename.
+    """Weights, momentum, position and log in one file, in place by one rename, with a digest.
 
     `modules` are the network ("model") and what else has a state: the method, averaged weights.
     `settings` decide the weights; `how` they were computed (number of processes and the like) is
     recorded beside them. `others` are the buffers of each process after the first, whose batch norm
-    is its own. A digest of it all is in the file.
-
-    Raises
-    ------
-    FloatingPointError
-        If a weight is not finite; the previous file is kept.
+    is its own. Raises FloatingPointError, and keeps the previous file, if a weight is not finite.
     """
-    tensors = {
-        f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
-    }
+    states = {name: module.state_dict() for name, module in modules.items()}
+    states |= {f"rank{rank}": buffers for rank, buffers in enumerate(others or [], 1)}
+    tensors = {f"{name}.{k}": v for name, state in states.items() for k, v in state.items()}
     if optimizer is not None:
         for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{i:04d}"] = momentum
-        for rank, buffers in enumerate(others or [], 1):
-            tensors |= {f"rank{rank}.{k}": v for k, v in buffers.items()}
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
     if odd := not_finite(tensors):
-        kept = f"; the previous checkpoint is kept in {path.parent}" if path.is_file() else ""
-        raise FloatingPointError(
-            f"{odd[0].removeprefix('model.')} holds values that are not finite after step {done}"
-            f"{kept}"
-        )
+        name = odd[0].removeprefix("model.")
+        raise FloatingPointError(f"{name} holds values that are not finite after step {done}")
     facts = {"done": done, "log": log, "settings": settings, "how": how or {}}
     facts["digest"] = _digest(facts, tensors)
     with replacing(path) as partial:
@@ -71,14 +61,9 @@ def _digest(facts: dict, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The facts and the tensors of a checkpoint, if its digest holds.
+    """The facts and the tensors of a checkpoint; ValueError if the file is damaged.
 
-    Those of older versions have none.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
+    Those of older versions have no digest.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -32,15 +32,7 @@ def world_size() -> int:
 def process_group() -> Iterator[torch.device]:
     """Work together with the other processes that torchrun started, if it did.
 
-    Yields
-    ------
-    torch.device
-        This process's own GPU, or the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there are more processes than GPUs, or the GPU is not one that works with others.
+    Yields this process's own GPU, or the CPU. Raises ValueError as `check_devices`.
     """
     device = default_device()
     if "LOCAL_WORLD_SIZE" not in os.environ:  # torchrun sets it
@@ -100,12 +92,25 @@ def from_all(value) -> list:
     return found
 
 
-def mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean over the processes, element by element."""
+def total(values: torch.Tensor) -> torch.Tensor:
+    """The sum over the processes, element by element, which takes the place of `values`."""
     if world_size() > 1:
         distributed.all_reduce(values)
-        values /= world_size()
     return values
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean over the processes, element by element."""
+    return total(values) / world_size()
+
+
+def rows(values: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes (as many on each), in the order of their ranks."""
+    if world_size() == 1:
+        return values
+    found = [torch.empty_like(values) for _ in range(world_size())]
+    distributed.all_gather(found, values.contiguous())
+    return torch.cat(found)
 
 
 @contextlib.contextmanager

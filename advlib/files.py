@@ -12,45 +12,43 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+_NO_ROOM = [
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+]
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A partial file that takes the place of `path` when the block ends without an error.
 
-    Until then `path` is as it was, also after a kill or a loss of power.
+    Until then `path` is as it was, also after a kill or a loss of power. Each process has a partial
+    file of its own. What a killed one has left is removed a day later, with the next writing.
 
-    Raises
-    ------
-    OSError
-        With the folder, if it cannot be written to: it is full, or read-only.
+    Raises OSError, with the folder, if it cannot be written to: it is full, or read-only.
     """
     path = Path(path)
-    partial = None
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(path)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                if time.time() - left.stat().st_mtime > 86400:
+                    left.unlink()
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except Exception as error:  # safetensors has an error of its own for a full disk
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)  # it takes up the little that is left
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # it takes up the little that is left
         said = next((said for said in _NO_ROOM if said in str(error)), None)
         if said is None:
             raise
         raise OSError(
             f"{path.name} cannot be written to {path.parent} ({said}), and what was there is kept: "
-            "make room or allow writing there, or choose another folder (for runs by the "
-            "environment variable ADVLIB_RUNS)"
+            "make room, or choose another folder (for runs by the environment variable ADVLIB_RUNS)"
         ) from error
-
-
-_NO_ROOM = [
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-]
 
 
 def set_aside(path: Path, why: object) -> None:
@@ -66,10 +64,7 @@ AGAIN = "restore it (`git checkout`), or delete it if a study made it, and run t
 
 
 def read_json(path: str | Path) -> dict:
-    """The facts in a JSON file.
-
-    Raises OSError, with the way out, where it holds none: cut off, empty, or of another kind.
-    """
+    """The facts in a JSON file; OSError, with the way out, where it holds none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -77,32 +72,6 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(found, dict):
         raise OSError(f"{path} is damaged (it holds {str(found)[:20]}, no facts): {AGAIN}")
     return found
-
-
-def _partial(path: Path) -> Path:
-    """A name that no other process writes to; what a process that is gone has left is removed."""
-    own = f".{path.name}.{platform.node()}."
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        number = left.name.removeprefix(own).removesuffix(".partial")
-        with contextlib.suppress(FileNotFoundError):  # another process has removed it
-            if number.isdigit():
-                gone = not _runs(int(number))
-            else:  # of another machine
-                gone = time.time() - left.stat().st_mtime > 86400
-            if gone:
-                left.unlink()
-    return path.with_name(f"{own}{os.getpid()}.partial")
-
-
-def _runs(number: int) -> bool:
-    """True if there is a process with this number."""
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 def file_hash(path: str | Path) -> str:

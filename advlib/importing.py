@@ -1,8 +1,5 @@
 """Predictions made elsewhere: Parquet, CSV, ImageNet's labels, classes in another order."""
 
-import csv
-import gzip
-import io
 import warnings
 import zlib
 from pathlib import Path
@@ -16,6 +13,7 @@ from advlib.parquet import whole
 from advlib.predictions import COLUMNS, MORE_COLUMNS, TEXT, check_predictions
 
 CLEAN = ("", "none", "clean")  # as a condition: a row about a clean image
+_READ = (*COLUMNS, *MORE_COLUMNS)
 # No file is called "", but one may have any of the other names.
 MISSING = ["", *"NA N/A NaN nan null NULL None <NA>".split()]
 
@@ -27,8 +25,8 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
     ----------
     path : path
         Ends in ``.parquet``, ``.csv`` or ``.csv.gz``; holds the columns `COLUMNS` in any order. Of
-        others, `MORE_COLUMNS` are kept. A CSV is UTF-8 or UTF-16, compressed or not, whatever its
-        ending says. A corruption called "none" or "clean" means a clean image.
+        others, `MORE_COLUMNS` are kept. A CSV is UTF-8, its columns separated by commas. A
+        corruption called "none" or "clean" means a clean image.
     dataset : {"imagenet"}, optional
         The images are ImageNet's 50,000 validation images: the label joins by file name, of which
         only the base name counts.
@@ -47,32 +45,26 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
         If the file cannot be read or breaks the contract (`check_predictions`), or with a data set
         if images are missing, unknown or labelled otherwise.
     """
-    if dataset not in (None, "imagenet"):
-        raise ValueError(f"dataset is 'imagenet' or None, not {dataset!r}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no prediction table {path}")
     ending = path.name.lower()
     if not ending.endswith((".parquet", ".csv", ".csv.gz")):
         raise ValueError(f"{path}: a prediction table ends in .parquet, .csv or .csv.gz")
-    imagenet = dataset == "imagenet"
     try:
         table = _read_parquet(path) if ending.endswith(".parquet") else _read_csv(path)
         table = _with_clean_rows(table)
-        needed = [c for c in COLUMNS if not (imagenet and c == "label")]
-        if missing := [c for c in needed if c not in table]:
-            hint = "" if missing != ["label"] else ", or join ImageNet's: dataset='imagenet'"
-            raise ValueError(
-                f"the prediction table lacks the columns {', '.join(missing)}: add them{hint}"
-            )
+        if dataset == "imagenet":
+            table = _join_imagenet(table)
+        elif "label" not in table:
+            raise ValueError("there is no column label: add it, or join it by dataset='imagenet'")
+        require(table, COLUMNS)
         for column in ("label", "predicted_class"):
-            if column in table and pd.api.types.is_float_dtype(table[column]):
+            if pd.api.types.is_float_dtype(table[column]):
                 if (table[column] % 1 == 0).all():  # not so for a missing value
                     table[column] = table[column].astype(np.int64)
-        if imagenet:
-            table = _join_imagenet(table)
-            return check_predictions(table, num_classes=1000, n_images=50_000)
-        return check_predictions(table)
+        sizes = {"num_classes": 1000, "n_images": 50_000} if dataset == "imagenet" else {}
+        return check_predictions(table, **sizes)
     except (ValueError, OSError, EOFError, zlib.error) as error:
         said = str(error)
         raise ValueError(said if str(path) in said else f"{path}: {said}") from error
@@ -82,90 +74,52 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     with whole(path) as file:
         schema = file.schema_arrow
     _check_once(schema.names)
-    text = [
-        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-    ]
-    columns = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in schema.names]
+    strings = (pa.types.is_string, pa.types.is_large_string)
+    text = [field.name for field in schema if any(kind(field.type) for kind in strings)]
     with whole(path, read_dictionary=text) as file:
-        arrow = file.read(columns=columns)
+        arrow = file.read(columns=[c for c in _READ if c in schema.names])
         arrow.validate(full=True)
     for i, field in enumerate(arrow.schema):
-        if pa.types.is_integer(field.type) and field.name not in TEXT:
+        if field.name in TEXT and field.name not in text:
+            # Numbers, or bytes as some writers call text.
+            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
+        elif pa.types.is_integer(field.type):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
         elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.float32()))
-        elif pa.types.is_binary(field.type):  # as some writers call text
-            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
-    table = arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
-    # Names that are numbers become text, as from CSV.
-    numbers = [c for c in TEXT if c in table and c not in text]
-    return table.assign(**{c: table[c].map(str, na_action="ignore") for c in numbers})
+    return arrow.to_pandas(ignore_metadata=True)  # else a column may come back as an index
 
 
 def _check_once(names: list[str]) -> None:
     """Raise ValueError if a column that is read occurs twice."""
-    for name in (*COLUMNS, *MORE_COLUMNS):
-        if names.count(name) > 1:
-            raise ValueError(f"the column {name} occurs twice: keep one")
+    if twice := [name for name in _READ if names.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]} occurs twice: keep one")
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    with open(path, "rb") as file:
-        start = file.read(4)
-    for magic, what in ((b"PK", "a zip archive, such as Excel's"), (b"PAR1", "a Parquet table")):
-        if start.startswith(magic):
-            raise ValueError(f"it is {what}, called .csv: save it as CSV, or name it what it is")
-    compression = "gzip" if start.startswith(b"\x1f\x8b") else None
-    with (gzip.open if compression else open)(path, "rb") as file:
-        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
-        file.seek(0)
-        encoding = "utf-16" if wide else "utf-8-sig"
-        try:
-            with io.TextIOWrapper(file, encoding) as text:
-                line = text.readline().strip()
-            return _parsed(path, line, encoding=encoding, compression=compression)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"it is no UTF-8 text ({error.reason}, byte {error.object[error.start]:#x}): save "
-                "it as UTF-8, in Excel as `CSV UTF-8`"
-            ) from error
-
-
-def _parsed(path: Path, line: str, **how) -> pd.DataFrame:
-    """The table in a CSV file with this first line."""
-    given = next(csv.reader([line], skipinitialspace=True), [])
-    header = [name.strip() for name in given]
-    if len(header) == 1 and (found := [s for s in (";", "\t") if s in line]):
-        raise ValueError(f"columns are separated by commas, not by {found[0]!r}: {line!r}")
+    # A file may be called NA or null, so that "missing" is said for each column.
+    how = {"encoding": "utf-8-sig", "skipinitialspace": True, "keep_default_na": False}
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, **how).iloc[0].tolist()
     if not set(header) & set(COLUMNS):
-        raise ValueError(f"the first line is {line!r}, expected a header: {','.join(COLUMNS)}")
+        raise ValueError(
+            f"the first line is {','.join(header)!r}, expected a header, separated by commas: "
+            f"{','.join(COLUMNS)}"
+        )
     _check_once(header)
-    named = dict(zip(given, header, strict=True))
-    missing = {n: [""] if c == "file_name" else MISSING for n, c in named.items()}
-    missing |= {len(given): [""]}  # by place: a comma at the end of each line is no field
+    missing = {name: [""] if name == "file_name" else MISSING for name in header}
+    missing |= {"broken_by": []} if "broken_by" in header else {}  # empty: the image stands
+    how["na_values"] = missing | {len(header): [""]}  # a comma at the end of a line is no field
+    how |= {"dtype": dict.fromkeys(TEXT, str), "index_col": False, "low_memory": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # else the rest is cut off
-            table = pd.read_csv(
-                path,
-                dtype={name: str for name, known in named.items() if known in TEXT},
-                keep_default_na=False,  # a file may be called NA or null
-                na_values=missing,
-                skipinitialspace=True,
-                index_col=False,
-                low_memory=False,
-                **how,
-            )
+            table = pd.read_csv(path, **how)
     except pd.errors.ParserWarning:
         raise ValueError(
             "a line has more fields than the header: quote names that hold a comma, and write "
             "decimals with a point"
         ) from None
-    table = table.rename(columns=named)
-    table = table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
-    if header != given:  # where spaces stand before the commas of the header, they do below
-        table = table.assign(**{c: table[c].str.strip() for c in TEXT if c in table})
-    return table
+    return table[[c for c in _READ if c in table]]
 
 
 def without_clean(column: pd.Series) -> pd.Series:
@@ -198,27 +152,23 @@ def _join_imagenet(table: pd.DataFrame) -> pd.DataFrame:
     codes, given = pd.factorize(table.file_name)
     names = pd.Index(given).astype("str").str.replace(r".*[/\\]", "", regex=True)
     position = labels.index.get_indexer(names)
-    if len(unknown := names[position < 0]):
-        raise ValueError(
-            f"{len(unknown)} file names are not those of ImageNet's validation images, first "
-            f"{unknown[0]!r}, expected such as {labels.index[0]!r}"
-        )
-    if len(absent := labels.index.difference(names)):
-        raise ValueError(
-            f"{len(absent)} of ImageNet's {len(labels)} validation images are missing, first "
-            + ", ".join(absent[:3])
-        )
+    for what, odd in {
+        "are not those of ImageNet's 50,000 validation images": names[position < 0],
+        "of ImageNet's 50,000 validation images are missing": labels.index.difference(names),
+    }.items():
+        if len(odd):
+            raise ValueError(f"{len(odd):,} file names {what}, first {', '.join(odd[:3])}")
     position = position[codes]
     label = labels.to_numpy(np.int32)[position]
     if "label" in table and (odd := table.label.to_numpy() != label).any():
         i = int(odd.argmax())
         raise ValueError(
-            f"{odd.sum()} labels are not ImageNet's: {labels.index[position[i]]} has label "
+            f"{odd.sum():,} labels are not ImageNet's: {labels.index[position[i]]} has label "
             f"{table.label.iloc[i]}, expected {label[i]}"
         )
     names = pd.Categorical.from_codes(position, categories=labels.index)
     table = table.assign(file_name=names, label=label)
-    return table[[c for c in (*COLUMNS, *MORE_COLUMNS) if c in table]]
+    return table[[c for c in _READ if c in table]]
 
 
 def check_label_order(table: pd.DataFrame) -> None:
@@ -228,14 +178,12 @@ def check_label_order(table: pd.DataFrame) -> None:
     makes most of them right; on the other half it is compared with no renaming, over the classes
     it renames. It is taken for the true order if it renames at least a tenth of the classes (and
     at least three, or all), is right more than four times as often and for 10 points more of these
-    images, and by more than chance (a z of 4 in McNemar's test). Since it is judged on images it
-    was not fitted to, noise cannot trigger it, and hardly can classes mistaken for others: several
-    classes taken for one cannot all be renamed.
+    images, and by more than chance (a z of 4 in McNemar's test).
 
-    It finds a whole list in another order, a shift by one, and a tenth of the classes exchanged.
-    It does not find fewer classes exchanged, or the order of a model that would be right for less
-    than some 12 % of the images, and needs two images in most classes and some 40 in all. An
-    attack does exchange similar classes, so attacked images may trigger it.
+    So a whole list in another order is found, a shift by one, and a tenth of the classes exchanged;
+    not fewer classes, nor the order of a model that would be right for less than some 12 %. It
+    needs two images in most classes and some 40 in all. An attack does exchange similar classes, so
+    attacked images may trigger it.
 
     Parameters
     ----------
@@ -253,12 +201,9 @@ def check_label_order(table: pd.DataFrame) -> None:
 
     label, predicted = table.label.to_numpy(np.int64), table.predicted_class.to_numpy(np.int64)
     k = int(max(label.max(), predicted.max())) + 1
-    # Below, a table of k x k is filled: not with numbers that are no places in a list.
-    occur = len(np.unique([label, predicted]))
-    if k > max(10_000, 10 * occur):
+    if k > max(10_000, 10 * len(np.unique([label, predicted]))):  # no table of k x k then
         raise ValueError(
-            f"the class numbers go to {k - 1}, and only {occur} classes occur: number the classes "
-            "0, 1, 2, … in the order of one list"
+            f"the class numbers go to {k - 1}: number the classes 0, 1, 2, … in the order of a list"
         )
     second = table.groupby("label").cumcount().to_numpy() % 2 == 1
     counts = np.zeros((k, k), np.int32)

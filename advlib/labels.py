@@ -18,11 +18,9 @@ def label_augmentation_targets(
 
     Parameters
     ----------
-    y : int tensor (N,)
-        Class labels in [0, num_classes).
+    y : int tensor (N,), the labels in [0, K)
     transform : int tensor (N,)
-        The transformation applied to each image, in [0, num_transforms); -1 for none, which gives
-        onehot(y) and zeros.
+        The transformation of each image, in [0, M); -1 for none, which gives onehot(y) and zeros.
     num_classes, num_transforms : int
         K >= 1 and M >= 1.
     delta : float
@@ -81,42 +79,20 @@ def label_augmentation_loss(
     float tensor, a scalar, or (N,) without reduction.
     """
     targets = label_augmentation_targets(
-        y,
-        transform,
-        num_classes=num_classes,
-        num_transforms=logits.shape[1] - num_classes,
-        delta=delta,
-        check=check,
-    )
+        y, transform, num_classes=num_classes, num_transforms=logits.shape[1] - num_classes,
+        delta=delta, check=check,
+    )  # fmt: skip
     return F.cross_entropy(logits.float(), targets, reduction=reduction)
 
 
 def model_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The logits (N, K) of a model for images.
-
-    Raises
-    ------
-    TypeError
-        For other outputs, such as a tuple or a dict, and for a model of another precision.
-    """
-    try:
-        logits = model(x)
-    except RuntimeError as error:
-        held = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
-        found = str(x.dtype).removeprefix("torch.")
-        if held <= {found} or "type" not in str(error):
-            raise
-        raise TypeError(
-            f"the model's weights are {', '.join(sorted(held))}, the images {found}: make both "
-            "float32 (model.float(), x.float())"
-        ) from error
+    """The logits (N, K) of a model for images; TypeError for other outputs, such as a tuple."""
+    logits = model(x)
     if torch.is_tensor(logits) and logits.is_floating_point() and logits.ndim == 2:
         return logits
     found = type(logits).__name__
     if torch.is_tensor(logits):
         found = f"{str(logits.dtype).removeprefix('torch.')} of shape {tuple(logits.shape)}"
-    elif isinstance(logits, dict):
-        found += f" of {', '.join(map(str, logits))}"
     raise TypeError(
         f"the model gives {found}; expected its logits, a float tensor (N, K): wrap it in a module "
         "whose forward returns them"
@@ -137,27 +113,11 @@ def widen_head(
     replace: bool = False,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Give the last linear layer M more outputs, in place.
+    """Give the last linear layer M = `num_transforms` >= 0 more outputs, in place.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Its last ``nn.Linear`` is the classifier head with K outputs.
-    num_transforms : int
-        M >= 0; 0 leaves the head as it is unless `replace`.
-    replace : bool
-        Draw all K+M rows afresh, instead of keeping the K trained ones.
-    generator : torch.Generator, optional
-        A CPU generator for the fresh rows.
-
-    Returns
-    -------
-    The same model. Fresh rows are drawn as torch draws a linear layer: U(±1/sqrt(inputs)).
-
-    Raises
-    ------
-    ValueError
-        If the model has no such layer (`find_head`), or is one.
+    Its K trained rows are kept unless `replace`. Fresh rows are drawn as torch draws a linear
+    layer, U(±1/sqrt(inputs)), by `generator`, one of the CPU. Returns the same model. Raises
+    ValueError if the model has no such layer (`find_head`), or is one.
     """
     name, head = find_head(model)
     if not name:
@@ -179,10 +139,7 @@ def widen_head(
 def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     """Path and layer of the classifier: the last ``nn.Linear`` of the model.
 
-    Raises
-    ------
-    ValueError
-        If there is none, or timm says that the classifier is another layer or several.
+    Raises ValueError if there is none, or if timm calls another layer, or several, the classifier.
     """
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     net = next((m for m in model.modules() if hasattr(m, "get_classifier")), None)
@@ -194,9 +151,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
         linear = linear if heads == [linear[-1][1]] else []
     if not linear:
         raise ValueError(
-            "the network does not end in one linear layer, which the transformation logits of "
-            "label augmentation and a head for other classes need: choose another network, or "
-            "methods without label augmentation"
+            "the network does not end in one linear layer, which label augmentation and a head "
+            "for other classes need: choose another network, or methods without label augmentation"
         )
     return linear[-1]
 

@@ -66,12 +66,6 @@ def whole(path: str | Path, **how) -> Iterator[pq.ParquetFile]:
 
 
 def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of a table of `write_parquet`.
-
-    Raises
-    ------
-    OSError
-        If the file is missing or damaged, with its path and what to do.
-    """
+    """The rows of a table of `write_parquet`; OSError, with the path, if missing or damaged."""
     with whole(path) as file:
         return file.read(columns=columns).to_pandas()

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from advlib.files import AGAIN
-from advlib.metrics.tables import CORRECT_COLUMNS, correct, require
+from advlib.metrics.tables import correct, require
 from advlib.parquet import whole, write_parquet
 
 COLUMNS = ("file_name", "label", "predicted_class", "predicted_probability")
 CONDITIONS = ("method", "seed", "corruption", "severity", "attack")
-MORE_COLUMNS = (*CONDITIONS, *CORRECT_COLUMNS, "linf", "steps_used")
-TEXT = ("file_name", "corruption", "attack", "method")
+MORE_COLUMNS = (*CONDITIONS, "correct", "linf", "steps_used", "broken_by", "drawn")
+TEXT = ("file_name", "corruption", "attack", "method", "broken_by")
 DECIMALS = 3  # of the probabilities in the tables that are written
 
 
@@ -92,11 +91,9 @@ def predict(
     for name, parts in outcomes.items():
         probability, predicted = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         if len(odd := np.flatnonzero(~np.isfinite(probability))):
-            of = " ".join(map(str, name)) if isinstance(name, tuple) else name
             raise FloatingPointError(
-                f"the network {of!r} gives logits that are no numbers for {len(odd)} of "
-                f"{len(names)} images, first {names[odd[0]]!r}: look for weights or pixels that "
-                "are no numbers"
+                f"the network {name!r} gives logits that are no numbers for {len(odd)} of "
+                f"{len(names)} images, first {names[odd[0]]!r}: look for such weights or pixels"
             )
         values = (names, y, predicted, probability)
         table = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
@@ -107,54 +104,33 @@ def predict(
 def check_predictions(
     table: pd.DataFrame, *, num_classes: int | None = None, n_images: int | None = None
 ) -> pd.DataFrame:
-    """Return the table if it keeps the contract.
+    """Return the table if it keeps the contract, else raise ValueError.
 
-    Parameters
-    ----------
-    table : DataFrame
-        With `COLUMNS` and, for some benchmarks, ``corruption`` and ``severity`` or ``attack``.
-        A missing value there is a condition of its own: the clean images. An optional column
-        ``correct`` (booleans) decides what counts as an error (`advlib.metrics.tables.correct`).
-    num_classes : int, optional
-        K: labels and classes are in [0, K).
-    n_images : int, optional
-        How many images each condition has.
-
-    Raises
-    ------
-    ValueError
-        For a missing column or value, a missing or duplicated image, conditions of other images
-        or labels, a label, class or probability out of range.
+    It has `COLUMNS` and, for some benchmarks, ``corruption`` and ``severity`` or ``attack``: a
+    missing value there is a condition of its own, the clean images. Each condition holds the same
+    images (`n_images`, if given), each once and with one label. Labels and classes are in [0, K),
+    K = `num_classes`, probabilities in [0, 1]. An optional column ``correct`` (booleans) decides
+    what counts as an error (`advlib.metrics.tables.correct`).
     """
     require(table, COLUMNS)
     _check_images(table, n_images)
     for column in ("label", "predicted_class"):
         _check_classes(table[column], num_classes)
     probability = table.predicted_probability
-    if not pd.api.types.is_numeric_dtype(probability):
+    numeric = pd.api.types.is_numeric_dtype(probability)
+    odd = probability[~probability.between(0, 1 + 1e-6)] if numeric else probability
+    if len(odd):
         raise ValueError(
-            f"predicted_probability holds numbers, got {probability.dtype}, such as "
-            f"{probability.iloc[0]!r}"
+            f"predicted_probability holds numbers in [0, 1], got such as {str(odd.iloc[0])!r}: "
+            "logits need a softmax, percentages a division by 100"
         )
-    low, high = probability.min(), probability.max()
-    if not (low >= 0 and high <= 1 + 1e-6):
+    labels = table[["file_name", "label"]].drop_duplicates()
+    if (odd := labels.file_name.duplicated()).any():
         raise ValueError(
-            f"predicted_probability is in [0, 1], got {low:g} to {high:g}: logits need a softmax, "
-            "percentages a division by 100"
+            f"{labels.file_name[odd].iloc[0]!r} has different labels in two conditions"
         )
-    _check_same_labels(table)
     correct(table)  # refuses a column that holds anything but booleans
     return table
-
-
-def _codes(column: pd.Series) -> tuple[np.ndarray, int]:
-    """Int64 numbers of a column's distinct values, 0 for a missing one, and their count."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        codes, count = column.cat.codes.to_numpy(), len(column.cat.categories)
-    else:
-        codes, values = pd.factorize(column)
-        count = len(values)
-    return codes.astype(np.int64) + 1, count + 1
 
 
 def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
@@ -173,33 +149,24 @@ def _check_images(table: pd.DataFrame, n_images: int | None) -> None:
                     f"{len(odd)} corrupted images are not among the clean ones, such as {odd[0]!r}"
                 )
     columns = [c for c in CONDITIONS if c in table]
-    condition = np.zeros(len(table), np.int64)
-    for column in columns:
-        codes, count = _codes(table[column])
-        condition = condition * count + codes
-    condition, kinds = pd.factorize(condition)
-    image, count = _codes(table.file_name)
-    cell = condition * np.int64(count) + image
-    ordered = np.sort(cell)
-    if (ordered[1:] == ordered[:-1]).any():
-        twice = table.file_name[pd.Series(cell, table.index).duplicated()]
+    if (twice := table.duplicated([*columns, "file_name"])).any():
         raise ValueError(
-            f"{len(twice)} images occur twice, {twice.iloc[0]!r} among them: keep one row per "
-            "image and condition"
+            f"{twice.sum()} images occur twice, {table.file_name[twice].iloc[0]!r} among them: "
+            "keep one row per image and condition"
         )
-    sizes, images = np.bincount(condition), np.count_nonzero(np.bincount(image))
-    expected = n_images or sizes.max()
-    if (sizes != expected).any():
-        odd = np.flatnonzero(sizes != expected)
-        odd = odd[sizes[odd].argmin()]
-        where = table[columns].iloc[int((condition == odd).argmax())].to_dict()
+    keys = columns or np.zeros(len(table))
+    sizes = table.groupby(keys, dropna=False, observed=True, sort=False).size()
+    expected, images = n_images or sizes.max(), table.file_name.nunique()
+    if len(odd := sizes[sizes != expected]):
+        key = odd.index.to_frame(index=False).iloc[odd.argmin()] if columns else {}
+        where = ", ".join(f"{column} {value}" for column, value in key.items())
         raise ValueError(
-            f"{sizes[odd]} images in one condition, {expected} expected: images are missing"
-            + (f" ({', '.join(f'{k} {v}' for k, v in where.items())})" if columns else "")
+            f"{odd.min()} images in one condition, {expected} expected: images are missing"
+            + (f" ({where})" if where else "")
         )
     if images != expected:
         raise ValueError(
-            f"the {len(kinds)} conditions hold {images} different images, {expected} each: every "
+            f"the {len(sizes)} conditions hold {images} different images, {expected} each: every "
             "condition must hold the same"
         )
 
@@ -221,16 +188,6 @@ def _check_classes(column: pd.Series, num_classes: int | None) -> None:
         raise ValueError(f"{name} is in [0, {num_classes or 'K'}), got {low} to {high}{hint}")
 
 
-def _check_same_labels(table: pd.DataFrame) -> None:
-    """An image has one label in all conditions."""
-    image, count = _codes(table.file_name)
-    labels = table.label.to_numpy()
-    label = np.zeros(count, labels.dtype)
-    label[image] = labels
-    if (odd := label[image] != labels).any():
-        raise ValueError(f"{table.file_name[odd].iloc[0]!r} has different labels in two conditions")
-
-
 def write_predictions(
     table: pd.DataFrame,
     path: str | Path,
@@ -241,16 +198,13 @@ def write_predictions(
 ) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
-    ``predicted_probability``, which no error depends on, is rounded to `DECIMALS` decimals, because
-    tables are kept in a repository and so have to be small.
-
     Parameters
     ----------
-    table : DataFrame
+    table, num_classes, n_images
+        As in `check_predictions`. ``predicted_probability``, which no error depends on, is rounded
+        to `DECIMALS` decimals: tables are kept in a repository and have to be small.
     path : path
         Ends in ``.parquet``.
-    num_classes, n_images : int, optional
-        As in `check_predictions`.
     **facts
         Stored beside the rows as JSON: study, method, seed, checkpoint hash, data fingerprint,
         threat model, device, dtype. Time and library versions are added.
@@ -267,17 +221,12 @@ def write_predictions(
 
 
 def read_facts(path: str | Path) -> dict:
-    """The JSON facts stored beside a table by `write_predictions`.
+    """The facts stored beside a table by `write_predictions`.
 
-    Raises FileNotFoundError where there is no file, OSError where it is damaged, and ValueError
-    where it is a table without facts, such as measured pixels.
+    Raises OSError where the file is missing or damaged, ValueError where it holds no facts.
     """
     with whole(path) as file:
-        stored = (file.metadata.metadata or {}).get(b"advlib")
-    try:
-        facts = None if stored is None else json.loads(stored)
-    except ValueError as error:
-        raise OSError(f"{path} cannot be read as a table ({error}): {AGAIN}") from error
+        facts = json.loads((file.metadata.metadata or {}).get(b"advlib", b"null"))
     if not isinstance(facts, dict):
         raise ValueError(f"{path} does not say how it was made, as tables of this project do")
     return facts

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from advlib.threat import ThreatModel
+from advlib.zoo import ZOO
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,19 @@ class Recipe:
     options : mapping
         The objective's own settings with their defaults, such as TRADES' beta.
     forwards : int
-        Forward passes per step without a gradient, beside those of the attack and of training.
+        Forward passes per step beside those of the attack and of training; one with a gradient
+        by the weights counts as 3.
+    validation : bool
+        Looks at validation images after each epoch.
+    helper : str
+        The method whose trained network is consulted; empty: none.
+    epoch_average : bool
+        Hands over an average of the weights after each epoch, with the option `decay`, in place
+        of the training's `ema`.
+    post_hoc : bool
+        Trains nothing: it changes the helper (`advlib.offsets.tune_offsets`).
+    steps : int, optional
+        Of the attack; None: the threat model's.
     """
 
     title: str
@@ -40,6 +53,11 @@ class Recipe:
     objective: str = "standard"
     options: Mapping[str, float] = field(default_factory=dict)
     forwards: int = 0
+    validation: bool = False
+    helper: str = ""
+    epoch_average: bool = False
+    post_hoc: bool = False
+    steps: int | None = None
 
     def passes(self, steps: int) -> int:
         """The cost of a training step per image, in forward passes, with an attack of `steps`.
@@ -48,7 +66,9 @@ class Recipe:
         passes; with the gradient by the weights, three. So a clean step is 3, PGD-K (Madry et al.
         2018) adds 2 K, and a mixed batch trains on both halves: for K = 10 that is 3, 23 and 26.
         """
-        return 3 * (1 + self.mix) + 2 * steps * self.adversarial + self.forwards
+        if self.post_hoc:
+            return 0
+        return 3 * (1 + self.mix) + 2 * (self.steps or steps) * self.adversarial + self.forwards
 
 
 RECIPES: dict[str, Recipe] = {
@@ -62,20 +82,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "adv_smoothing": Recipe("Adv smoothing", adversarial=True, label_smoothing=True),
     "adv_extra_logit": Recipe("Adv extra logit", adversarial=True, extra_logits=True),
-    "trades": Recipe(
-        "TRADES",
-        adversarial=True,
-        mix=True,
-        objective="trades",
-        options={"beta": 6.0},
-        forwards=1,
-    ),
-    "cfa": Recipe(
-        "CFA margins",
-        adversarial=True,
-        objective="class_margins",
-        options={"base": 0.5, "begin": 1},
-    ),
+    **{name: Recipe(adversarial=True, **what) for name, what in ZOO.items()},
 }
 """Recipes by the id of the method, in the order in which tables and charts show them."""
 
@@ -154,13 +161,7 @@ def one_cycle_lr(peak: float, final_factor: float, step: int, total: int) -> flo
 
 
 def with_options(recipe: Recipe, **options: float) -> Recipe:
-    """The recipe with other values of its options.
-
-    Raises
-    ------
-    ValueError
-        For an option that the recipe does not have.
-    """
+    """The recipe with other values of its options; ValueError for one that it does not have."""
     for name in options.keys() - recipe.options.keys():
         known = ", ".join(recipe.options) or "none"
         raise ValueError(f"{recipe.title} has no option {name!r}: known are {known}")

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,12 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from advlib import distributed
 from advlib.attacks.folding import folding
-from advlib.attacks.pgd import attack_mode, pgd_attack, start_noise
+from advlib.attacks.pgd import attack_mode, start_noise
 from advlib.data.batches import evaluation_batches, stream_seed
 from advlib.data.sets import Images
-from advlib.labels import check_range, class_logits
-from advlib.networks.device import autocast
-from advlib.objectives import Objective, Step
+from advlib.labels import check_range
+from advlib.objectives.step import Networks, Objective, Step
 from advlib.recipes import Recipe, Training
 
 
@@ -37,12 +36,12 @@ class Run:
     forward: nn.Module  # images to logits, all passes of a step in one call
     done: int  # steps
     log: list[dict]
+    validation: Images | None = None
+    helper: nn.Module | None = None
     attacked: Callable[[], nn.Module] | None = None  # made with the first batch; `folding`
 
 
-def take_step(
-    run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, lr: float
-) -> list[torch.Tensor]:
+def take_step(run: Run, x, y, index, epoch: int, lr: float) -> list[torch.Tensor]:
     """One step of the optimizer on this process's images; returns loss and error of each piece.
 
     They stay on the device, because reading them would stall every step.
@@ -57,106 +56,21 @@ def take_step(
         run.attacked = run.attacked or folding(model, x[:2])
     own = [rank] if rank else []
     torch.manual_seed(stream_seed(run.seed, "dropout", epoch, run.done, *own))
-    loss_of = functools.partial(
-        training_loss,
-        run.objective,
+    networks = Networks(
         model,
-        training=run.training,
-        num_classes=run.dataset.num_classes,
-        dtype=run.dtype,
-        forward=run.forward,
-        attacked=run.attacked,
+        run.training,
+        run.dataset.num_classes,
+        run.dtype,
+        run.forward,
+        run.attacked,
+        run.helper,
     )
-    outcomes = backward(loss_of, x, y, noise, run.training.accumulate, run.forward)
+    step = Step(x, y, index.to(x.device), noise, networks, len(x) * rank)
+    outcomes = backward(run.objective, step, run.training.accumulate)
     run.optimizer.step()
-    if run.training.ema:
+    if run.training.ema and not run.recipe.epoch_average:
         run.state["average"].update_parameters(model)
     return outcomes
-
-
-def training_loss(
-    objective: Objective,
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    training: Training,
-    *,
-    num_classes: int,
-    noise: torch.Tensor | None = None,
-    first: int = 0,
-    dtype: torch.dtype = torch.float32,
-    forward: Callable[..., list[torch.Tensor]] | None = None,
-    attacked: Callable[[], nn.Module] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and error of one batch.
-
-    Parameters
-    ----------
-    objective : callable
-        Of `advlib.objectives`, made for this training.
-    model : nn.Module
-        In training mode.
-    x : float tensor (N, C, H, W) in [0, 1]
-    y : int tensor (N,)
-        In [0, K). Neither is checked here: a check would wait for the device in every step.
-    training : Training
-    num_classes : int
-        K.
-    noise : float tensor (N, C, H, W), optional
-        The start of the attack (`advlib.attacks.pgd.start_noise`); None: from torch's generator.
-    first : int
-        The place of x[0] in the whole batch of the step. With several threat models the image in
-        place i is attacked by number i mod M.
-    dtype : torch.dtype
-        Of the autocast.
-    forward : callable, optional
-        Batches of images to the logits of each, for the pass that is trained on; None: `model`.
-    attacked : callable, optional
-        Returns the network to attack, faster than `model` and with its weights
-        (`advlib.attacks.folding.folding`); None: `model`.
-
-    Returns
-    -------
-    (scalar tensor with a graph, scalar tensor)
-        The loss and the share of wrong predictions, both over the images trained on: clean ones
-        for Std, adversarial ones for Adv, and the mean of both halves for mixed batches.
-    """
-    network = functools.cache(attacked or (lambda: model))  # folded once per step
-
-    def attack(climbed=None, *, radius=None):
-        threats = training.threats
-        # Images take turns, so that each transformation has as many of a batch.
-        transform = (torch.arange(len(x), device=x.device) + first) % len(threats)
-        x_adv = torch.empty_like(x)
-        for j, threat in enumerate(threats):
-            own = slice((j - first) % len(threats), None, len(threats))
-            with autocast(x.device, dtype):
-                x_adv[own] = pgd_attack(
-                    network(),
-                    x[own],
-                    y[own],
-                    threat,
-                    num_classes=num_classes,
-                    noise=noise[own] if noise is not None and threat.random_start else None,
-                    objective=climbed
-                    and functools.partial(climbed, transform=transform[own], own=own),
-                    radius=None if radius is None else radius[own],
-                    check=False,
-                )
-        return x_adv, transform
-
-    def predict(images):
-        with torch.no_grad(), attack_mode(network(), "eval"), autocast(x.device, dtype):
-            return class_logits(network()(images).float(), num_classes).softmax(1)
-
-    def logits(*images):
-        # Each half has a forward pass, and so batch-norm statistics, of its own.
-        with autocast(x.device, dtype):
-            return forward(*images) if forward else [model(half) for half in images]
-
-    loss, outputs = objective(Step(x, y, logits, attack, predict))
-    wrong = [class_logits(out, num_classes).argmax(1) != y for out in outputs]
-    return loss, torch.cat(wrong).float().mean().detach()
 
 
 class _Halves(nn.Module):
@@ -182,22 +96,43 @@ def starts(x, training: Training, seed: int, epoch: int, done: int) -> torch.Ten
     return noise[len(x) * distributed.rank() :][: len(x)]
 
 
-def backward(loss_of: Callable, x, y, noise, pieces: int, forward: nn.Module) -> list[torch.Tensor]:
+def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor]:
     """Add the gradients of a process's images; returns loss and error of each piece, stacked."""
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = step.x.contiguous(memory_format=torch.channels_last)
     size, outcomes = len(x) // pieces, []
-    first = len(x) * distributed.rank()
-    starts = noise.split(size) if noise is not None else [None] * pieces
-    for i, (part, labels, start) in enumerate(
-        zip(x.split(size), y.split(size), starts, strict=True)
-    ):
+    for i in range(pieces):
+        networks = step.networks
+        if networks.attacked:  # folded once per piece
+            networks = replace(networks, attacked=functools.cache(networks.attacked))
+        piece = replace(step, x=x, networks=networks)
+        if pieces > 1:
+            own = slice(i * size, (i + 1) * size)
+            piece = replace(piece.part(own), first=step.first + i * size)
         # Processes exchange gradients once per step, with the last piece.
-        waits = isinstance(forward, DistributedDataParallel) and i < pieces - 1
-        with forward.no_sync() if waits else contextlib.nullcontext():
-            loss, error = loss_of(part, labels, noise=start, first=first + i * size)
+        waits = isinstance(networks.forward, DistributedDataParallel) and i < pieces - 1
+        with networks.forward.no_sync() if waits else contextlib.nullcontext():
+            loss, wrong = objective(piece)
             (loss / pieces).backward()
-        outcomes.append(torch.stack([loss.detach(), error]))
+        networks.put_back()
+        outcomes.append(torch.stack([loss.detach(), wrong.float().mean()]))
     return outcomes
+
+
+def validation_steps(run: Run, epoch: int) -> Iterator[Step]:
+    """This process's batches of the validation images, whose starts depend on the epoch alone."""
+    model, training = run.state["model"], run.training
+    attacked = functools.cache(run.attacked) if run.attacked else None
+    classes = run.dataset.num_classes
+    networks = Networks(model, training, classes, run.dtype, None, attacked, run.helper)
+    batches = torch.arange(len(run.validation)).split(training.batch_size)
+    for number in range(distributed.rank(), len(batches), distributed.world_size()):
+        how = {"batch_size": training.batch_size, "device": run.device}
+        ((x, y, index),) = evaluation_batches(run.validation, indices=batches[number], **how)
+        seed = stream_seed(run.seed, "validation", epoch, number)
+        generator = torch.Generator(x.device).manual_seed(seed)
+        noise = start_noise(x.shape, training.threats[0], generator, x.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        yield Step(x, y, index.to(x.device), noise, networks)
 
 
 def one_call(model: nn.Module, device: torch.device) -> nn.Module:
@@ -245,6 +180,22 @@ def check_images(dataset: Images, training: Training) -> None:
             f"{len(dataset)}, got {training.batch_size}"
         )
     check_range("label", dataset.labels, 0, dataset.num_classes)
+
+
+def check_given(recipe: Recipe, training: Training, validation, helper) -> None:
+    """Raise ValueError without the validation images or the helper that a method needs."""
+    for name, needed, given in (
+        ("validation images", recipe.validation, validation),
+        ("a helper", recipe.helper, helper),
+    ):
+        if needed and given is None:
+            raise ValueError(f"{recipe.title} needs {name}: see `fit`")
+    processes = distributed.world_size()
+    if recipe.validation and len(validation) <= training.batch_size * (processes - 1):
+        raise ValueError(
+            f"{len(validation)} validation images do not fill a batch of {training.batch_size} for "
+            f"each of {processes} processes: keep more apart, or choose fewer devices"
+        )
 
 
 def check_outputs(model: nn.Module, dataset: Images, training: Training, recipe: Recipe) -> None:

@@ -16,25 +16,17 @@ _CHOICES = {
 
 
 def parse_number(value, name: str = "eps") -> float:
-    """Read a number that may be written as a fraction.
+    """Read a number that may be written as a fraction: ``0.03``, ``"0.03"`` or ``"8/255"``.
 
-    Parameters
-    ----------
-    value : float, int or str
-        ``0.03``, ``"0.03"`` or ``"8/255"``.
-
-    Raises
-    ------
-    ValueError
-        If the text is neither a number nor a fraction, or the number is not finite.
+    Raises ValueError, with the `name`, if it is neither, or not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}")
     try:
         fraction = isinstance(value, str) and "/" in value
         number = float(Fraction(value.replace(" ", "")) if fraction else value)
-    except (ValueError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}") from error
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}")
     if not math.isfinite(number):
         raise ValueError(f"{name} is a finite number, got {value!r}")
     return number
@@ -98,10 +90,7 @@ class ThreatModel:
         Evaluation only: an image is broken if any iterate, the start included, is
         misclassified, or only if the last one is.
 
-    Raises
-    ------
-    ValueError
-        For a value that cannot be meant.
+    Raises ValueError for a value that cannot be meant.
     """
 
     norm: str = "Linf"
@@ -120,31 +109,25 @@ class ThreatModel:
 
     def __post_init__(self):
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
         object.__setattr__(self, "eps", parse_number(self.eps))
         if self.step_size is not None:
             object.__setattr__(self, "step_size", parse_number(self.step_size, "step_size"))
+            if self.step_size <= 0:
+                raise ValueError(
+                    f"step_size is positive, or None for 2.5·ε/min(steps, 10); got {self.step_size}"
+                )
         if self.eps < 0:
-            raise ValueError(f"eps is a finite number of at least 0, got {self.eps}")
+            raise ValueError(f"eps is at least 0, got {self.eps}")
         if self.norm == "Linf" and self.eps_space == "pixel" and self.eps > 1:
-            meant = f"{self.eps:g}/255"
-            raise ValueError(
-                f"ε is in [0, 1] pixel units; did you mean {meant}? (got {self.eps:g})"
-            )
-        if self.step_size is not None and self.step_size <= 0:
-            raise ValueError(
-                f"step_size is positive, or None for 2.5·ε/min(steps, 10); got {self.step_size:g}"
-            )
+            raise ValueError(f"ε is in [0, 1] pixel units; did you mean {self.eps:g}/255?")
         for name in ("steps", "n_restarts"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if type(value := getattr(self, name)) is not int or value < 1:
                 raise ValueError(f"{name} is a whole number of at least 1, got {value!r}")
         for name in ("random_start", "clip"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false, got {getattr(self, name)!r}")
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is true or false, got {value!r}")
 
     @property
     def step(self) -> float:
@@ -154,22 +137,19 @@ class ThreatModel:
         return 2.5 * self.eps / min(self.steps, 10)
 
     def __str__(self) -> str:
-        space = "pixels in [0, 1]" if self.eps_space == "pixel" else "normalised units"
-        size = f"ε = {self.eps:g}"
+        size = f"ε = {self.eps:g} (normalised units)"
         if self.eps_space == "pixel":
-            size += f" = {self.eps * 255:.4g}/255"
-        norm = {"Linf": "L∞"}.get(self.norm, self.norm)
-        parts = [f"PGD-{self.steps}", norm, f"{size} ({space})", f"step {self.step:.4g}"]
-        starts = f"{self.n_restarts} random start" if self.random_start else "start at the image"
-        parts.append(starts + ("s" if self.random_start and self.n_restarts > 1 else ""))
+            size = f"ε = {self.eps:g} = {self.eps * 255:.4g}/255 (pixels in [0, 1])"
+        start = "start at the image"
+        if self.random_start:
+            start = f"{self.n_restarts} random start{'s' if self.n_restarts > 1 else ''}"
+        parts = [f"PGD-{self.steps}", self.norm.replace("inf", "∞"), size, f"step {self.step:.4g}"]
+        parts.append(start)
         if self.loss != "cross_entropy":
             parts.append(f"climbs the {self.loss} loss")
-        parts.append(f"leaves the {self.label_source} label")
-        parts.append(f"{self.attack_logits} logits")
-        parts.append("clipped" if self.clip else "not clipped")
-        parts.append(f"{self.model_mode} mode")
-        parts.append(f"{self.success} iterate")
-        return ", ".join(parts)
+        parts += [f"leaves the {self.label_source} label", f"{self.attack_logits} logits"]
+        parts += ["clipped" if self.clip else "not clipped", f"{self.model_mode} mode"]
+        return ", ".join([*parts, f"{self.success} iterate"])
 
     def to_dict(self) -> dict:
         """Plain values, as stored with every number."""
@@ -177,12 +157,10 @@ class ThreatModel:
 
     def with_eps(self, eps: float) -> "ThreatModel":
         """The same protocol at another radius; an explicit step scales with it."""
-        eps = parse_number(eps)
-        step = self.step_size
+        eps, step = parse_number(eps), self.step_size
         if step is not None and self.eps > 0:
             step = eps if step == self.eps else step * eps / self.eps
-            step = step or None  # at eps = 0 there is no step to take
-        return replace(self, eps=eps, step_size=step)
+        return replace(self, eps=eps, step_size=step or None)  # at eps = 0 there is no step
 
 
 PROTOCOLS: dict[str, ThreatModel] = {

@@ -1,6 +1,7 @@
 """One training loop for every method: the attack, the objective, checkpoints and resume."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +19,18 @@ from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from advlib.data.batches import training_batches
 from advlib.files import replacing
 from advlib.networks.device import default_device, repeatable, resolve_dtype
-from advlib.objectives import OBJECTIVES
+from advlib.objectives import find_objective
 from advlib.recipes import Recipe, Training
 from advlib.steps import (
     Run,
     batch_share,
+    check_given,
     check_images,
     check_outputs,
     memory_advice,
     one_call,
     take_step,
+    validation_steps,
 )
 
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
@@ -41,6 +44,8 @@ def fit(
     *,
     seed: int,
     folder: Path,
+    validation=None,
+    helper: nn.Module | None = None,
     settings: dict | None = None,
     device: torch.device | str | None = None,
     checkpoint_seconds: float = 60,
@@ -62,6 +67,10 @@ def fit(
         start of each attack, so that a position in training needs no other generator state.
     folder : Path
         Of the checkpoint, the lock and ``log.csv``; seen by all processes.
+    validation : advlib.data.sets.Images, optional
+        Images for methods that adapt to class errors; not of the training or test images.
+    helper : nn.Module, optional
+        A trained network that the method consults, such as a robust teacher.
     settings : dict, optional
         The facts that decide the weights. They are stored, and compared on resume.
     device : optional
@@ -79,8 +88,8 @@ def fit(
     Raises
     ------
     ValueError
-        If the batch does not divide into the processes and pieces, the images do not fill one, a
-        label is out of range, or the model has other logits than needed.
+        If batch, images, labels or the model's logits do not fit, or the method needs validation
+        images or a helper that are not given.
     RuntimeError
         If another process trains in `folder`, or `folder` holds a run with other settings.
     FloatingPointError
@@ -106,22 +115,26 @@ def fit(
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), repeatable(device), memory_advice(training, device, folder):
-        run = _open(model, dataset, training, recipe, seed, folder, settings or {}, device)
+        parts = (model, dataset, training, recipe, seed, folder, settings or {}, device)
+        run = _open(*parts, validation, helper)
         return _train(run, folder, settings or {}, checkpoint_seconds, on_step)
 
 
-def _open(model, dataset, training, recipe, seed, folder, settings, device) -> Run:
+def _open(model, dataset, training, recipe, seed, folder, settings, device, validation, helper):
     """Check the arguments, make the parts of the run and load the checkpoint if there is one."""
     batch_share(training, distributed.world_size())
     check_images(dataset, training)
+    check_given(recipe, training, validation, helper)
     model.to(device, memory_format=torch.channels_last).train()
     check_outputs(model, dataset, training, recipe)
-    objective = OBJECTIVES[recipe.objective](recipe, training, dataset.num_classes)
+    if helper is not None:
+        helper.to(device, memory_format=torch.channels_last).eval()
+    objective = find_objective(recipe.objective)(recipe, training, dataset)
     state = {"model": model}
     if isinstance(objective, nn.Module):
         state["method"] = objective.to(device)
-    if training.ema:
-        decay = get_ema_multi_avg_fn(training.ema)
+    if decay := recipe.options["decay"] if recipe.epoch_average else training.ema:
+        decay = get_ema_multi_avg_fn(decay)
         state["average"] = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -140,7 +153,7 @@ def _open(model, dataset, training, recipe, seed, folder, settings, device) -> R
     dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
     return Run(
         dataset, training, recipe, seed, device, dtype, objective, state, optimizer, forward,
-        done, log,
+        done, log, validation, helper,
     )  # fmt: skip
 
 
@@ -155,14 +168,14 @@ def _train(run: Run, folder, settings, checkpoint_seconds, on_step) -> pd.DataFr
     window_from, outcomes = run.done, []
     bar = _bar(run, total)
     for epoch in range(run.done // steps_per_epoch, training.epochs):
-        for x, y, _ in _batches(run, epoch, run.done - epoch * steps_per_epoch):
+        for x, y, index in _batches(run, epoch, run.done - epoch * steps_per_epoch):
             lr = training.lr_at(run.done, total)
-            outcomes += take_step(run, x, y, epoch, lr)
+            outcomes += take_step(run, x, y, index, epoch, lr)
             run.done += 1
             bar.update(batch_size)
             end_of_epoch = run.done % steps_per_epoch == 0
-            if end_of_epoch and hasattr(run.objective, "end_epoch"):
-                run.objective.end_epoch()
+            if end_of_epoch:
+                _end_epoch(run, epoch)
             if run.done % log_every == 0 or end_of_epoch:
                 row = _log_row(run, folder, steps_per_epoch, outcomes, lr)
                 seconds = time.monotonic() - window
@@ -186,6 +199,14 @@ def _train(run: Run, folder, settings, checkpoint_seconds, on_step) -> pd.DataFr
     return pd.DataFrame(run.log, columns=LOG_COLUMNS)
 
 
+def _end_epoch(run: Run, epoch: int) -> None:
+    """Let the method look back at the epoch, and average the weights where it does so by epochs."""
+    look_back = getattr(run.objective, "end_epoch", lambda validation: None)
+    kept = look_back(functools.partial(validation_steps, run, epoch))
+    if run.recipe.epoch_average and kept is not False:
+        run.state["average"].update_parameters(run.state["model"])
+
+
 def _batches(run: Run, epoch: int, start_step: int):
     """This process's part of the batches of an epoch, from a step on."""
     world_size = distributed.world_size()
@@ -203,21 +224,14 @@ def _batches(run: Run, epoch: int, start_step: int):
     )
 
 
-def _how(run: Run) -> dict:
-    """Facts that may change the last bits of the weights, recorded beside them."""
-    how = {"devices": distributed.world_size(), "accumulate": run.training.accumulate}
-    return how | {"device": run.device.type, "dtype": str(run.dtype)}
-
-
 def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
     """Write the log, then the checkpoint, which is the last file that a run writes.
 
-    A finished run's file holds the weights alone, the averaged ones if there are any. So it is
-    small enough to be published.
+    A finished run's file holds the weights alone, averaged if they are: it can be published.
     """
     state, optimizer, others = run.state, run.optimizer, None
     if finished:
-        if "average" in state:
+        if "average" in state and state["average"].n_averaged:
             state["model"].load_state_dict(state["average"].module.state_dict())
         state, optimizer = {"model": state["model"]}, None
     else:
@@ -226,8 +240,12 @@ def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
     if distributed.rank() == 0:
         with replacing(folder / "log.csv") as path:
             pd.DataFrame(run.log, columns=LOG_COLUMNS).to_csv(path, index=False)
-        path, how = folder / CHECKPOINT, _how(run)
-        save_checkpoint(path, state, optimizer, run.done, run.log, settings, how, others)
+        # What may change the last bits of the weights.
+        how = {"devices": distributed.world_size(), "accumulate": run.training.accumulate}
+        how |= {"device": run.device.type, "dtype": str(run.dtype)}
+        save_checkpoint(
+            folder / CHECKPOINT, state, optimizer, run.done, run.log, settings, how, others
+        )
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ def summarise(folder: Path, n_resamples: int) -> None:
         step("class errors by condition", metrics.class_error, clean)
         cells = step("class errors by condition", metrics.class_error, table, by)
         step("class summary by condition", metrics.class_summary, clean)
-        step("class summary by condition", metrics.class_summary, table, by)
+        for _, part in table.groupby(by, observed=True):
+            step("class summary by condition", metrics.class_summary, part)
         step("corruption errors", metrics.corruption_error, table)
         # A class has the same images in every condition, so its pooled error is the mean.
         step("class errors, pooled", lambda cells: cells.groupby("label").error.mean(), cells)

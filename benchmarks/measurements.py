@@ -19,16 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from advbook.studies.identity import training_of
 from advbook.studies.runs import load_run
 from advbook.studies.schema import make_study
+from advlib.attacks.autoattack import COMPONENTS, autoattack
 from advlib.attacks.folding import folding
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.sets import Images
 from advlib.networks.build import build_model
 from advlib.networks.device import autocast, resolve_dtype
-from advlib.objectives import standard
+from advlib.objectives import OBJECTIVES, Networks, Step
 from advlib.recipes import RECIPES
-from advlib.steps import training_loss
 
 DOCUMENTED, TUNED = "as documented", "tuned"
+DOCUMENTED_BATCH = 128
 SPARED = "tuned, clean mistakes left out"
 KILOBYTES = 1024 if sys.platform == "darwin" else 1  # the unit of getrusage's ru_maxrss
 COPIES = """
@@ -301,6 +302,97 @@ def _evaluate_peer(bench, job, model):
     return seconds, peak, wrong.cpu().numpy(), linf
 
 
+def measure_autoattack(bench: Bench, job: dict) -> list[dict]:
+    """The standard AutoAttack: seconds of each component, and how many images it breaks.
+
+    Beside the clock's, the processor's seconds, which other work on the machine changes little.
+    """
+    rows = []
+    for name in job["models"]:
+        model = bench.model(name)
+        measure = _autoattack_of_ours if job["library"] == "advlib" else _autoattack_of_peers
+        x, y = bench.batch(part=slice(bench.settings["autoattack"]["images"]))
+        right = torch.cat([model(part).argmax(1) for part in x.split(128)]) == y
+        known = {"model": name, "network": bench.study.model, "images": len(x)}
+        known["clean_mistakes"] = int((~right).sum())
+        # Each list: component, images attacked, images broken, seconds, processor's seconds.
+        for component, attacked, broken, *seconds in measure(bench, job, model, x, y, right):
+            found = {"component": component, "attacked": attacked, "broken": broken}
+            found |= {"seconds": seconds[0], "cpu_seconds": seconds[1]}
+            rows.append(known | found)
+    return rows
+
+
+def _autoattack_of_ours(bench, job, model, x, y, right):
+    strength = {k: v for k, v in bench.settings["autoattack"].items() if k != "images"}
+    images = bench.images(part=slice(len(x)))
+    known = {"num_classes": len(bench.classes), "device": bench.device, "dtype": job["dtype"]}
+    clock, spent = _Clock(bench.device), {}
+
+    def progress(component, n):
+        before = spent.get(component, (0, 0, 0))
+        spent[component] = tuple(map(sum, zip(before, (n, *clock.lap()), strict=True)))
+
+    table = autoattack(model, images, bench.threat, progress=progress, **strength, **known)
+    for component, (attacked, *seconds) in spent.items():
+        yield component, attacked, int((table.broken_by == component).sum()), *seconds
+
+
+def _autoattack_of_peers(bench, job, model, x, y, right):
+    """torchattacks' components in the standard order, each on what those before it left."""
+    import torchattacks
+
+    tuned = job["setting"] != DOCUMENTED
+    layout, how = prepare_peer(model, tuned), bench.settings["autoattack"]
+    model = nn.Sequential(model, _Float32())
+    known, classes = {"norm": "Linf", "eps": bench.threat.eps}, how["targets"] + 1
+    attacks = {
+        "apgd_ce": torchattacks.APGD(model, steps=how["steps"], **known),
+        "apgd_t": torchattacks.APGDT(model, steps=how["steps"], n_classes=classes, **known),
+        "fab_t": torchattacks.FAB(
+            model, steps=how["steps"], multi_targeted=True, n_classes=classes, **known
+        ),
+        "square": torchattacks.Square(model, n_queries=how["queries"], **known),
+    }
+    standing, clock = right.clone(), _Clock(bench.device)
+    for component in COMPONENTS:
+        rows = torch.nonzero(standing).flatten()
+        if not len(rows):
+            break
+        # In bfloat16 FAB and Square find far less; FAB takes no channels-last images.
+        precision = job["dtype"] if component.startswith("apgd") else "float32"
+        given = layout if component != "fab_t" else torch.contiguous_format
+        precision = resolve_dtype(precision, bench.device)
+        attack = attacks[component]
+        x_adv = run_peer(attack, x[rows], y[rows], given, DOCUMENTED_BATCH, precision)
+        seconds = clock.lap()
+        standing[rows] = ~judge(model, x[rows], x_adv, y[rows], bench.threat.eps)[0]
+        yield component, len(rows), len(rows) - int(standing.sum()), *seconds
+        clock.lap()
+
+
+class _Float32(nn.Module):
+    """Logits as torchattacks wants them: its APGD fails on bfloat16."""
+
+    def forward(self, logits):
+        return logits.float()
+
+
+class _Clock:
+    """Seconds since the last lap, all the device's work included, and those of the processor."""
+
+    def __init__(self, device):
+        self.device = device
+        self.lap()
+
+    def lap(self) -> tuple[float, float]:
+        synchronise(self.device)
+        now = time.perf_counter(), time.process_time()
+        since = [a - b for a, b in zip(now, getattr(self, "last", now), strict=True)]
+        self.last = now
+        return tuple(since)
+
+
 def measure_training(bench: Bench, job: dict) -> list[dict]:
     """Steps of adversarial training: attack, forward, backward, and the optimiser."""
     model = bench.model(job["models"][0])
@@ -332,21 +424,31 @@ def training_step(bench: Bench, job: dict, model: nn.Module):
         weight_decay=study.weight_decay,
         fused=bench.device.type == "cuda",
     )
-    own = {"num_classes": len(bench.classes), "dtype": dtype}
-    training = training_of(study, "adv")
-    objective = standard(RECIPES["adv"], training, own["num_classes"])
-    loss_of = _peer_loss(study, job, model, tuned, dtype) if peer else None
+    own = _own_loss(bench, model, dtype)
+    loss_of = _peer_loss(study, job, model, tuned, dtype) if peer else own
 
     def step(x, y):
         x = x.contiguous(memory_format=layout)
-        if not peer and "attacked" not in own:
-            own["attacked"] = folding(model, x[:2])  # as `advlib.train.fit` does
-        loss = loss_of(x, y) if peer else training_loss(objective, model, x, y, training, **own)[0]
+        loss = loss_of(x, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def _own_loss(bench, model, dtype):
+    """The project's own loss of Adv."""
+    training, attacked = training_of(bench.study, "adv"), []
+    objective = OBJECTIVES["standard"](RECIPES["adv"], training, bench.images(part=slice(1)))
+
+    def loss_of(x, y):
+        if not attacked:
+            attacked.append(folding(model, x[:2]))  # as `advlib.train.fit` does
+        networks = Networks(model, training, len(bench.classes), dtype, None, *attacked)
+        return objective(Step(x, y, None, None, networks))[0]
+
+    return loss_of
 
 
 def _peer_loss(study, job, model, tuned, dtype):
@@ -544,6 +646,7 @@ def with_classes(bench: Bench, classes: int) -> nn.Module:
 MEASURES = {
     "probe": measure_probe,
     "evaluation": measure_evaluation,
+    "autoattack": measure_autoattack,
     "training": measure_training,
     "convolution": measure_convolution,
     "profile": measure_profile,

@@ -38,6 +38,7 @@ from advlib.networks.device import default_device, resolve_dtype
 from advlib.recipes import RECIPES
 from measurements import (
     DOCUMENTED,
+    DOCUMENTED_BATCH,
     MEASURES,
     SPARED,
     TUNED,
@@ -50,7 +51,6 @@ from speed_tables import PARTS, tables_of
 
 ATTACKS = {"advlib": ("PGD",), "torchattacks": ("PGD", "APGD"), "foolbox": ("LinfPGD",)}
 PEERS = ("torchattacks", "foolbox")
-DOCUMENTED_BATCH = 128
 TO_THE_END = "every image to the end"
 GROWTH = {
     "steps": (1, 2, 5, 10, 20, 40, 80),
@@ -68,8 +68,19 @@ FULL = {
     "growth_repeats": 3,
     "growth_images": 128,
 }
-CPU = {"images": 512, "train_batches": 4, "batch_sizes": (16, 32, 48, 64, 96, 128, 256)}
-GPU = {"images": 8192, "train_batches": 16, "batch_sizes": (128, 256, 512, 1024, 2048)}
+AUTOATTACK = {"steps": 100, "targets": 9, "queries": 5000}  # the standard version
+CPU = {
+    "images": 512,
+    "autoattack": {"images": 128} | AUTOATTACK,
+    "train_batches": 4,
+    "batch_sizes": (16, 32, 48, 64, 96, 128, 256),
+}
+GPU = {
+    "images": 8192,
+    "autoattack": {"images": 1024} | AUTOATTACK,
+    "train_batches": 16,
+    "batch_sizes": (128, 256, 512, 1024, 2048),
+}
 QUICK = {
     "steps": 5,
     "repeats": 1,
@@ -79,6 +90,7 @@ QUICK = {
     "growth_repeats": 1,
     "growth_images": 8,
     "images": 16,
+    "autoattack": {"images": 8, "steps": 3, "targets": 2, "queries": 5},
     "train_batches": 1,
     "batch_sizes": (8, 16),
 }
@@ -420,8 +432,26 @@ def growth_jobs(settings: dict, libraries: list[str], best: dict) -> list[dict]:
     ]
 
 
+def autoattack_jobs(settings: dict, libraries: list[str], best: dict) -> list[dict]:
+    variants = [("advlib", "default")]
+    if "torchattacks" in libraries:
+        variants += [("torchattacks", TUNED), ("torchattacks", DOCUMENTED)]
+    return [
+        {
+            "name": f"autoattack-{library}-{slug(setting)}",
+            "measure": "autoattack",
+            "library": library,
+            "setting": setting,
+            "dtype": "float32" if setting == DOCUMENTED else settings["dtypes"][0],
+            "models": list(settings["models"]),
+        }
+        for library, setting in variants
+    ]
+
+
 JOBS = {
     "evaluation": evaluation_jobs,
+    "autoattack": autoattack_jobs,
     "training": training_jobs,
     "convolution": convolution_jobs,
     "profile": profile_jobs,

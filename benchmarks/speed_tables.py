@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PARTS = ("evaluation", "training", "convolution", "profile", "growth")
+PARTS = ("evaluation", "autoattack", "training", "convolution", "profile", "growth")
 SPEED_KEYS = ["what", "library", "attack", "setting", "dtype", "success", "model"]
 
 
@@ -174,6 +174,10 @@ def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
     tables = {}
     if timings := rows["evaluation"] + rows["training"]:
         tables["speed"] = speed_table(timings)
+    if rows["autoattack"]:
+        columns = ["model", "network", "library", "setting", "dtype", "images", "clean_mistakes"]
+        columns += ["component", "attacked", "broken", "seconds", "cpu_seconds"]
+        tables["autoattack"] = pd.DataFrame(rows["autoattack"])[columns]
     if rows["convolution"]:
         columns = ["dtype", "batch_size", "layer", "shape", "input", "count", "direction"]
         columns += ["gflop", "seconds"]

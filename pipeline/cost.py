@@ -1,6 +1,6 @@
 """What a study costs on paper: passes, FLOPs, and the hours of GPUs that nobody has to own.
 
-``python -m pipeline.cost`` counts the FLOPs of some networks, for ``results/plan/networks.csv``.
+``python -m pipeline.cost`` counts the FLOPs of the networks in ``results/plan/networks.csv`` anew.
 """
 
 import functools
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from advbook.studies.identity import recipe_for
 from advbook.studies.places import ROOT
 from advbook.studies.schema import Study, load_study
 from advlib.files import replacing
@@ -23,36 +24,26 @@ SIZES = {  # images of (training, test), where the data are not on this machine
     "imagenet": (1_281_167, 50_000),
 }
 CONDITIONS = 75  # 15 corruptions at 5 severities
-NETWORKS = {  # of results/plan/networks.csv: name, and px of the image
-    "resnet18": 224,
-    "resnet50": 224,
-    "resnet101": 224,
-    "resnet152": 224,
-    "wide_resnet50_2": 224,
-    "convnext_tiny": 224,
-    "convnext_base": 224,
-    "vit_b_16": 224,
-    "cifar_resnet20": 32,
-    "cifar_resnet8_w32": 32,
-    "cifar_resnet8_w32_s2": 32,
-}
 
 
-# --- how many passes ------------------------------------------------------------------------------
+def images(study: Study) -> tuple[int, int, int]:
+    """How many images are trained on, evaluated, and corrupted, at most.
+
+    Those of a folder are not counted, so taken as many as ImageNet's.
+    """
+    train, test = SIZES.get(study.dataset, SIZES["imagenet"])
+    train = min(train - study.holdout_images, study.train_images or train)
+    if study.evaluation_split == "holdout":
+        test = study.holdout_images
+    test = min(test, study.test_images or test)
+    return train, test, min(test, study.corruption_images or test)
 
 
 def iterates(table: pd.DataFrame, steps: int) -> float:
-    """Mean number of attack passes (forward and input gradient) an image, of a finished attack.
+    """Mean number of attack passes (forward and input gradient) for an image, of ``steps`` at most.
 
-    An image broken after s of K steps took s + 1 passes, K at most; one that was wrong from the
-    start (nothing changed) is not attacked.
-
-    Parameters
-    ----------
-    table : DataFrame
-        A prediction table with ``linf`` and ``steps_used``.
-    steps : int
-        K.
+    By a prediction table with ``linf`` and ``steps_used``: an image broken after s steps took s + 1
+    passes; one that was wrong from the start (nothing changed) is not attacked.
     """
     return float(((table.steps_used + 1).clip(upper=steps) * (table.linf > 0)).mean())
 
@@ -77,6 +68,14 @@ def training_kind(method: str) -> str:
     return "adversarial" if RECIPES.get(method, RECIPES["adv"]).adversarial else "standard"
 
 
+def kind_of_step(method: str) -> str:
+    """What decides how long a step of training takes: methods of one kind cost the same."""
+    recipe = RECIPES[method]
+    parts = ["adversarial" if recipe.adversarial else "clean"]
+    parts += ["mixed"] * recipe.mix + ["with extra logits"] * recipe.extra_logits
+    return ", ".join(parts)
+
+
 def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tuple[float, str]:
     """`iterates` of one attack on one network, and what it rests on."""
     threat = study.threat(attack)
@@ -92,19 +91,8 @@ def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tupl
     return min(most, max(assumed, 1)), f"assumed: {training_kind(method)} training, as {DEFAULT}"
 
 
-# --- on paper -------------------------------------------------------------------------------------
-
-
 def network_cost(name: str, image_size: int, *, channels: int = 3, num_classes: int = 1000) -> dict:
-    """FLOPs and memory of a network for one image, counted without computing anything.
-
-    Parameters
-    ----------
-    name : str
-        As `advlib.networks.build.build_model`.
-    image_size : int
-        px.
-    channels, num_classes : int
+    """FLOPs and memory of a network for one image of so many px, counted without computing.
 
     Returns
     -------
@@ -170,7 +158,7 @@ def compute_hours(
     Parameters
     ----------
     passes : float
-        Images times forward passes an image (`advlib.recipes.Recipe.passes`).
+        Images times forward passes for each (`advlib.recipes.Recipe.passes`).
     forward_gflop : float
         Of one image, in 10⁹ FLOPs.
     tflops : float
@@ -186,16 +174,18 @@ def compute_hours(
     ValueError
         For a value out of range, naming it.
     """
-    for name, value in (("forward_gflop", forward_gflop), ("tflops", tflops)):
-        if not value > 0:
-            raise ValueError(f"{name} is positive, got {value}")
+    _positive(tflops=tflops, n_gpus=n_gpus)
     for name, value in (("efficiency", efficiency), ("scaling", scaling)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} is in (0, 1], got {value}")
-    if n_gpus < 1 or passes < 0:
-        raise ValueError(f"n_gpus is at least 1 and passes at least 0, got {n_gpus}, {passes}")
     flops = tflops * 1e12 * efficiency * n_gpus * (scaling if n_gpus > 1 else 1)
     return passes * forward_gflop * 1e9 / flops / 3600
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} is positive, got {value}")
 
 
 def default_efficiency(tflops: float, bandwidth_gb_s: float, flop_per_byte: float = 30.0) -> float:
@@ -220,103 +210,68 @@ def default_efficiency(tflops: float, bandwidth_gb_s: float, flop_per_byte: floa
 def on_paper(
     study: Study,
     *,
-    forward_gflop: float,
-    tflops: float,
-    efficiency: float,
-    n_gpus: int = 1,
-    scaling: float = 0.85,
     float32_slowdown: float = 3.0,
     decoded_per_core: float = 100.0,
     cores_per_gpu: float = 8.0,
-    train_images: int | None = None,
-    test_images: int | None = None,
     data_factor: float = 1.0,
-    attack_iterates: dict[str, float] | None = None,
+    n_gpus: int = 1,
+    **gpu: float,
 ) -> pd.DataFrame:
     """The hours of a study on GPUs that nobody has to own: every assumption is an argument.
 
     Parameters
     ----------
     study : Study
-        Its methods, seeds, epochs, steps, attacks and corruptions.
-    forward_gflop, tflops, efficiency, n_gpus, scaling
-        As in `compute_hours`.
+        Its methods, seeds, epochs, steps, attacks and corruptions. How soon attacked images break
+        is taken from the quick study (`default_iterates`).
     float32_slowdown : float
         Clean images, and each attack's verdict, are computed in float32: so many times slower.
     decoded_per_core, cores_per_gpu : float
         Images a second that a CPU core decodes, and cores for each GPU.
-    train_images, test_images : int, optional
-        None: the study's, else the data set's.
     data_factor : float
         So many times the training images.
-    attack_iterates : dict, optional
-        Mean passes an attacked image, by "standard" and "adversarial" training (`iterates`).
-        None: every image takes every step, an upper bound.
+    n_gpus, **gpu
+        As in `compute_hours`.
 
     Returns
     -------
     DataFrame
-        A row a job: rule, job, images, passes (forward passes an image), pflop, compute_hours,
-        decode_hours, hours (the larger: decoding goes on beside computing), gpu_hours, bound
-        ("compute" or "decoding").
+        One row per job: rule, job, images, passes (forward, for each image), compute_hours,
+        decode_hours, hours (the larger: decoding goes on beside computing), gpu_hours.
 
     Raises
     ------
     ValueError
-        For a value out of range, or a data set of unknown size.
+        For a value out of range.
     """
-    for name, value in (
-        ("float32_slowdown", float32_slowdown),
-        ("decoded_per_core", decoded_per_core),
-        ("cores_per_gpu", cores_per_gpu),
-        ("data_factor", data_factor),
-    ):
-        if not value > 0:
-            raise ValueError(f"{name} is positive, got {value}")
-    known = SIZES.get(study.dataset, (None, None))
-    train = train_images or study.train_images or known[0]
-    test = test_images or study.test_images or known[1]
-    if train is None or test is None:
-        raise ValueError(f"how many images has {study.dataset}? Give train_images and test_images")
-    train = (train - study.holdout_images * (not study.train_images)) * data_factor
+    cores = {"decoded_per_core": decoded_per_core, "cores_per_gpu": cores_per_gpu}
+    _positive(float32_slowdown=float32_slowdown, data_factor=data_factor, **cores)
+    train, test, corrupted = images(study)
     runs, rows = len(study.seeds), []
     for method in study.methods:
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         if method in study.trained and epochs:
-            passes = RECIPES[method].passes(study.train_steps)
-            rows.append(("train", method, train * epochs * runs, passes, 0))
+            passes = recipe_for(study, method).passes(study.train_steps)
+            rows.append(("train", method, train * data_factor * epochs * runs, passes, 0))
     rows.append(("evaluate_clean", "all methods", test, 0, len(study.methods) * runs))
     for attack in study.attacks:
         threat = study.threat(attack)
-        most = threat.steps * threat.n_restarts
-        stops = threat.success == "any" and threat.label_source == "true"
         for method in study.methods:
-            mean = most
-            if stops and attack_iterates is not None:
-                mean = min(most, attack_iterates[training_kind(method)])
+            mean = most = threat.steps * threat.n_restarts
+            if threat.success == "any" and threat.label_source == "true":
+                mean = min(most, default_iterates()[training_kind(method)])
             rows.append(("evaluate_attack", f"{attack}, {method}", test * runs, 2 * mean, 2))
     if study.corruptions != "none":
-        images = CONDITIONS * (study.corruption_images or test)
-        rows.append(("evaluate_corruptions", "all methods", images, 0, len(study.methods) * runs))
+        n = CONDITIONS * corrupted
+        rows.append(("evaluate_corruptions", "all methods", n, 0, len(study.methods) * runs))
     table = pd.DataFrame(rows, columns=["rule", "job", "images", "passes", "float32_passes"])
-    hours = functools.partial(
-        compute_hours,
-        forward_gflop=forward_gflop,
-        tflops=tflops,
-        efficiency=efficiency,
-        n_gpus=n_gpus,
-        scaling=scaling,
-    )
     equal = table.passes + float32_slowdown * table.float32_passes
-    table["compute_hours"] = [hours(n) for n in table.images * equal]
-    table["decode_hours"] = table.images / (decoded_per_core * cores_per_gpu * n_gpus) / 3600
+    hours = [compute_hours(n, n_gpus=n_gpus, **gpu) for n in table.images * equal]
     table["passes"] += table.pop("float32_passes")
-    table["pflop"] = table.images * table.passes * forward_gflop / 1e6
+    table["compute_hours"] = hours
+    table["decode_hours"] = table.images / (decoded_per_core * cores_per_gpu * n_gpus) / 3600
     table["hours"] = table[["compute_hours", "decode_hours"]].max(axis=1)
-    table["gpu_hours"] = table.hours * n_gpus
-    slower = table.decode_hours > table.compute_hours
-    table["bound"] = slower.map({True: "decoding", False: "compute"})
-    return table
+    return table.assign(gpu_hours=table.hours * n_gpus)
 
 
 def in_words(seconds: float) -> str:
@@ -336,8 +291,10 @@ def save(table: pd.DataFrame, path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    path = ROOT / "results/plan/networks.csv"
+    known = pd.read_csv(path)[["network", "image_size"]].to_dict("records")
     found = [
-        {"network": n, "image_size": s} | network_cost(n, s, num_classes=1000 if s == 224 else 10)
-        for n, s in NETWORKS.items()
+        row | network_cost(*row.values(), num_classes=1000 if row["image_size"] == 224 else 10)
+        for row in known
     ]
-    print(save(pd.DataFrame(found), ROOT / "results/plan/networks.csv"))
+    print(save(pd.DataFrame(found), path))

@@ -13,10 +13,9 @@ import yaml
 
 from advbook.commands import plainly
 from advbook.studies.checks import refuse_unknown
-from advbook.studies.identity import recipe_of
+from advbook.studies.identity import recipe_for, recipe_of
 from advbook.studies.schema import Study, load_study
-from advlib.recipes import RECIPES
-from pipeline.cost import CONDITIONS, SIZES
+from pipeline.cost import CONDITIONS, images
 
 HEAVY = (
     *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
@@ -42,29 +41,16 @@ WORKER_MB = 1000  # one process that decodes images
 ROW_BYTES = 200  # of a prediction, while tables are put together
 
 
-def images(study: Study) -> tuple[int, int, int]:
-    """How many images are trained on, evaluated, and corrupted, at most.
-
-    Those of a folder are not counted, so taken as many as ImageNet's.
-    """
-    train, test = SIZES.get(study.dataset, SIZES["imagenet"])
-    train = min(train - study.holdout_images, study.train_images or train)
-    if study.evaluation_split == "holdout":
-        test = study.holdout_images
-    test = min(test, study.test_images or test)
-    return train, test, min(test, study.corruption_images or test)
-
-
 def passes(study: Study, rule: str, method: str | None = None, attack: str | None = None) -> int:
     """Forward passes of one heavy job, at most: as if no image broke before its attack ends."""
     train, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
         study, method = recipe_of(study, method)
-        if method not in RECIPES:
+        if method not in study.recipes:
             return 0  # brought: taken as it is
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
-        return train * epochs * RECIPES[method].passes(study.train_steps)
+        return train * epochs * recipe_for(study, method).passes(study.train_steps)
     if rule == "evaluate_attack":
         threat = study.threat(attack)
         return test * (2 + 2 * threat.steps) * threat.n_restarts  # judged before and after

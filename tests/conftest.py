@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import vl_convert
 from PIL import Image
 from torch import nn
 
@@ -18,6 +19,12 @@ from advlib.data.sets import load_dataset, stratified_subset
 from advlib.threat import ThreatModel
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
+
+
+def marks(chart) -> str:
+    """The SVG that Vega draws, so that a wrong field or type shows as missing marks."""
+    return vl_convert.vegalite_to_svg(chart.to_dict())
+
 
 CHROMIUM_FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

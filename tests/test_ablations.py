@@ -11,6 +11,7 @@ import yaml
 from advbook.audit import ablations, ledger
 from advbook.studies.identity import training_settings
 from advbook.studies.schema import load_study
+from advbook.studies.switches import ledger_threats
 from advlib.predictions import write_predictions
 from test_claims import evidence, execute, made_up_run, predictions, shown
 
@@ -90,7 +91,7 @@ def test_settings_that_do_nothing_to_a_run_tell_no_runs_apart(study):
 
 
 def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study):
-    """As `advlib.steps.training_loss` does, whatever the study says of Eq. 4."""
+    """As `advlib.objectives.base.standard` does, whatever the study says of Eq. 4."""
     climbs = {m: ablations.ingredients(study, m)["train_objective"] for m in METHODS[2:]}
     assert climbs == {
         **dict.fromkeys(["adv", "adv_mix"], "cross_entropy"),
@@ -103,25 +104,20 @@ def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study
 def test_comparisons_ask_also_about_smoothing_and_the_whole(study):
     rows = ablations.comparisons(study)
     asked = set(rows.itertuples(index=False, name=None))
-    climbs = "what the attack climbs"
-    smoothing = "label and logit, not smoothing (δ = 0.03)"
-    assert (smoothing, "cross_entropy", "adv_smoothing") in asked  # the same attack
-    assert (f"{smoothing}, and {climbs}", "adv_plus", "adv_smoothing") in asked
-    whole = "extra logit, transformation label (δ = 0.03)"
-    assert (f"{whole} and {climbs}", "adv_plus", "adv") in asked
-    assert (f"{whole} and {climbs}", "adv_plus_mix", "adv_mix") in asked
-    assert (whole.replace(",", " and"), "cross_entropy", "adv") in asked  # the same attack
-    assert (climbs, "adv_plus", "cross_entropy") in asked
-    assert (f"extra logit and {climbs}", "adv_extra_logit", "adv") in asked
-    two = f"2 extra logits, transformation label (δ = 0.03) and {climbs}"
-    assert (two, "plus_two", "adv_two") in asked
-    # The attack that climbs Eq. 4 has the run's own label and logits, so it differs as well.
-    both = ", in the loss and in what the attack climbs"
-    assert (f"M = 2, not 1{both}, and other images", "plus_two", "adv_plus") in asked
-    label = f"transformation label (δ = 0.3){both}"
-    assert (label, "strong_label", "adv_extra_logit") in asked
-    assert ("epochs = 20", "longer", "adv") in asked
-    assert not rows.duplicated(["run", "control"]).any()
+    assert asked >= {
+        ("cross_entropy", "adv_smoothing"),  # label and logit, or would smoothing do?
+        ("adv_plus", "adv_smoothing"),
+        ("adv_plus", "adv"),
+        ("adv_plus_mix", "adv_mix"),
+        ("cross_entropy", "adv"),  # the same attack
+        ("adv_plus", "cross_entropy"),  # what the attack climbs
+        ("adv_extra_logit", "adv"),
+        ("plus_two", "adv_two"),
+        ("plus_two", "adv_plus"),  # two logits, or would one do?
+        ("strong_label", "adv_extra_logit"),
+        ("longer", "adv"),
+    }
+    assert not rows.duplicated().any()
 
 
 def test_adv_plus_beside_adv_comes_first_then_its_ingredients_then_mixed_batches(study):
@@ -181,25 +177,14 @@ def audited(tmp_path):
     return file
 
 
-def test_a_label_that_the_attack_does_not_climb_is_in_the_loss_alone(study):
-    others = {name: run for name, run in ABLATIONS.items() if name != "cross_entropy"}
-    study = dataclasses.replace(study, train_objective="cross_entropy", ablations=others)
-    rows = ablations.comparisons(study).set_index(["run", "control"]).ingredient
-    assert rows["adv_plus", "adv_extra_logit"] == "transformation label (δ = 0.03)"
-    assert rows["plus_two", "adv_plus"] == "M = 2, not 1, and other images"
-    # Adv⁺ has the attack of Adv itself: there is nothing to part.
-    assert rows["adv_plus", "adv"] == "extra logit and transformation label (δ = 0.03)"
-
-
 def test_the_same_attack_is_compared_with_adv_though_another_run_is_nearer(study):
     """The control of cross_entropy is here the network with the logit alone, not Adv."""
     logit = {"method": "adv_extra_logit", "train_objective": "cross_entropy"}
     study = dataclasses.replace(study, ablations=ABLATIONS | {"logit_only": logit})
     assert ablations.control(study, "cross_entropy") == ("logit_only", ["label"])
     pairs = ablations.comparisons(study)
-    assert not pairs.duplicated(["run", "control"]).any()
-    rows = pairs.set_index(["run", "control"]).ingredient
-    assert rows["cross_entropy", "adv"] == "extra logit and transformation label (δ = 0.03)"
+    assert not pairs.duplicated().any()
+    assert ("cross_entropy", "adv") in set(pairs.itertuples(index=False, name=None))
 
 
 def as_html(notebook) -> str:
@@ -221,7 +206,7 @@ def test_the_tables_have_each_run_against_its_control(audited, tmp_path):
 def made_up_ledger(study, n_images) -> None:
     """The ledger's tables beside `made_up_run`: every switch, of the first `n_images` images."""
     for number, run in enumerate([*study.methods, *study.ablations]):
-        threats = ledger.ledger_threats(study, run)
+        threats = ledger_threats(study, run)
         parts = [
             predictions(0.2 + 0.02 * i, number).assign(attack=name, linf=0.0)
             for i, name in enumerate([ledger.CLEAN, *threats])

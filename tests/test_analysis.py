@@ -51,20 +51,22 @@ def tables():
 
 
 def test_errors_and_their_mean_differences(tables):
-    rows = analysis.errors(STUDY, tables).set_index(["benchmark", "method", "seed"])
+    rows = analysis.errors(STUDY, analysis.together(tables)).set_index(
+        ["benchmark", "method", "seed"]
+    )
     assert rows.value["clean", "adv", 0] == pytest.approx(60 / 300)
     assert rows.value["clean", "adv", 1] == pytest.approx(90 / 300)
     # A sixth of the images at four of five severities.
     assert rows.value["corruptions", "std", 0] == pytest.approx(10 / 60 * 4 / 5)
     assert (rows.low <= rows.value).all() and (rows.value <= rows.high).all()
-    change = analysis.differences(STUDY, tables).set_index("benchmark")
+    change = analysis.differences(STUDY, analysis.together(tables)).set_index("benchmark")
     assert (change.before == "std").all() and (change.after == "adv").all()
     assert change.value["clean"] == pytest.approx(((60 + 90) / 2 - 10) / 300)
     assert change.low["clean"] > 0.1 and change.n_images["corruptions"] == 60
 
 
 def test_class_statistics_and_the_error_of_each_class(tables):
-    rows = analysis.classes(STUDY, tables, NAMES)
+    rows = analysis.classes(STUDY, tables, analysis.together(tables), NAMES)
     own = rows[(rows.benchmark == "clean") & (rows.method == "adv") & (rows.seed == 1)]
     each = own[own.label.notna()].set_index("group").value
     assert each.to_dict() == pytest.approx({"ape": 0.1, "bee": 0.2, "cat": 0.6})
@@ -83,7 +85,7 @@ def test_confusions_name_both_classes(tables):
 
 
 def test_corruptions_by_severity_and_their_mean(tables):
-    rows = analysis.corruptions(STUDY, tables)
+    rows = analysis.corruptions(STUDY, tables, analysis.together(tables))
     own = rows[(rows.method == "adv") & (rows.seed == 0)].set_index("condition")
     assert len(own) == 75 + 1
     assert own.value["fog 1"] == 0 and own.value["fog 5"] == pytest.approx(5 / 60)
@@ -111,7 +113,7 @@ def test_factors_are_those_of_the_clean_images(tables):
     own = rows[(rows.method == "adv") & (rows.seed == 0)].set_index(["statistic", "group"]).value
     assert own["error", "dark"] == pytest.approx(0.3)
     assert own["error_ratio", "dark"] == pytest.approx(0.3 / 0.2)
-    ratios = analysis.factor_ratios(STUDY, tables, annotated).set_index(
+    ratios = analysis.factor_ratios(STUDY, analysis.together(tables), annotated).set_index(
         ["before", "method", "factor"]
     )
     both = (0.3 / 0.2 + 0.6 / 0.3) / 2  # the mean over the seeds
@@ -121,7 +123,7 @@ def test_factors_are_those_of_the_clean_images(tables):
 
 
 def test_which_classes_are_hard_is_asked_of_benchmarks_and_of_methods(tables):
-    rows = analysis.classes(STUDY, tables, NAMES)
+    rows = analysis.classes(STUDY, tables, analysis.together(tables), NAMES)
     found = analysis.hard_classes(rows)
     between = found[(found.compared == "methods") & (found.benchmark == "corruptions")]
     assert between.value.eq(1).all()  # the cat is the hardest for both
@@ -132,6 +134,7 @@ def test_which_classes_are_hard_is_asked_of_benchmarks_and_of_methods(tables):
 
 def test_of_one_method_nothing_is_compared(tables):
     lone = make_study({"study": "own", "dataset": "none", "predictions": "std.csv"})
-    rows = analysis.classes(lone, {("clean", "std", 0): tables["clean", "std", 0]}, NAMES)
+    alone = {("clean", "std", 0): tables["clean", "std", 0]}
+    rows = analysis.classes(lone, alone, analysis.together(alone), NAMES)
     assert rows.label.notna().sum() == 3
-    assert analysis.differences(lone, tables).empty
+    assert analysis.differences(lone, analysis.together(tables)).empty

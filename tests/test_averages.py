@@ -5,18 +5,14 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
 
 from advbook.charts import averages as charts
 from advbook.studies.places import ROOT
 from advbook.studies.results import Shown
 from advbook.studies.schema import load_study
+from conftest import marks
 
 PUBLIC = pd.read_csv(ROOT / "results/paper/robustbench.csv")
-
-
-def marks(chart) -> str:
-    return vl_convert.vegalite_to_svg(chart.to_dict())
 
 
 def test_the_plane_has_every_seed_and_arrows_that_can_be_seen():

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from advbook.studies.schema import ROOT
+from advlib.attacks.autoattack import autoattack
 from advlib.attacks.pgd import pgd_attack
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.fetch import DataError
@@ -43,7 +44,7 @@ def in_process(folder, job):
     ours = job | {"library": "advlib", "attack": "PGD"}
     rows = measurements.MEASURES[job["measure"]](measurements.Bench(folder), ours)
     for row in rows:
-        row |= {k: row[k] / PEER_SPEED for k in ("seconds",) if k in row}
+        row |= {k: row[k] / PEER_SPEED for k in ("seconds", "cpu_seconds") if k in row}
         row |= {k: row[k] * PEER_SPEED for k in ("images_per_second",) if k in row}
     path = speed.job_file(folder, job)
     path.parent.mkdir(exist_ok=True)
@@ -93,6 +94,24 @@ def test_the_error_is_that_of_the_attack(bench, tables, monkeypatch):
     row = tables["speed"].query("setting == 'default' and dtype == 'float32' and model == 'adv'")
     wrong = (found.label != found.predicted_class).mean()
     assert row.query("what == 'evaluation'").error.item() == pytest.approx(wrong)
+
+
+def test_autoattack_is_measured_component_by_component(bench, tables, monkeypatch):
+    monkeypatch.setenv("ADVLIB_RUNS", str(bench[1].parent.parent))
+    own = measurements.Bench(bench[1])
+    job = {"library": "torchattacks", "setting": "tuned", "dtype": "float32", "models": ["adv"]}
+    peer = pd.DataFrame(measurements.measure_autoattack(own, job))
+    assert peer.component.tolist() == ["apgd_ce", "apgd_t", "fab_t", "square"]
+    ours = tables["autoattack"].query("library == 'advlib' and model == 'adv'")
+    for rows in (peer, ours):
+        left = rows.images - rows.clean_mistakes - rows.broken.cumsum() + rows.broken
+        assert (rows.attacked == left).all() and (rows.seconds > 0).all()
+    found = autoattack(
+        own.model("adv"), own.images(part=slice(8)), own.threat, num_classes=10, dtype="float32",
+        steps=3, targets=2, queries=5,
+    )  # fmt: skip
+    assert ours.broken.sum() == (~found.broken_by.isin(["", "clean"])).sum()
+    assert abs(ours.broken.sum() - peer.broken.sum()) <= 1
 
 
 def test_results_hold_no_name_and_no_path_of_the_machine(bench):

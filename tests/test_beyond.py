@@ -3,16 +3,12 @@
 import re
 
 import pandas as pd
-import vl_convert
 
 from advbook.charts import beyond as charts
 from advbook.studies.tables import per_cent
+from conftest import marks
 
 STUDIES = ["CIFAR-10 (JPEG copy)", "mine, your run"]
-
-
-def marks(chart) -> str:
-    return vl_convert.vegalite_to_svg(chart.to_dict())
 
 
 def cells(values):
@@ -38,6 +34,8 @@ def test_rows_and_columns_stand_in_the_order_given():
     svg = marks(charts.corruption_changes(cells(values), names, STUDIES))
     places = [svg.index(f">{name}<") for name in (*names,)]
     assert places == sorted(places) and svg.index(">CIFAR-10<") < svg.index(">mine,<")
+    alone = charts.corruption_changes(cells(values), names, [*STUDIES, "Without corruptions"])
+    assert alone.to_dict() == charts.corruption_changes(cells(values), names, STUDIES).to_dict()
 
 
 def test_a_study_that_lacks_a_factor_leaves_its_row_empty():

@@ -7,37 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
 
 from advbook.charts import ablations as ablation_charts
 from advbook.charts import base, class_errors
-from advbook.charts import errors as charts
 from advlib.recipes import RECIPES
+from conftest import marks
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def marks(chart) -> str:
-    """The SVG that Vega draws."""
-    return vl_convert.vegalite_to_svg(chart.to_dict())
-
-
-@pytest.fixture
-def errors():
-    rows = [
-        (benchmark, method, name, 0.1 * i + 0.02 * j)
-        for i, name in enumerate(["cat", "dog", "owl"])
-        for j, method in enumerate(["Std", "Adv", "Adv⁺"])
-        for benchmark in ("Clean", "PGD-40")
-    ]
-    table = pd.DataFrame(rows, columns=["benchmark", "method", "class_name", "error"])
-    return table.assign(low=table.error / 2, high=table.error * 1.5 + 0.01)
-
-
-def test_class_error_has_a_mark_for_each_class_and_method(errors):
-    svg = marks(charts.class_error(errors))
-    assert svg.count('aria-roledescription="point"') == 18
-    assert all(name in svg for name in ("cat", "dog", "owl"))
 
 
 def test_unknown_methods_get_a_colour_too():
@@ -105,71 +81,10 @@ def test_only_methods_have_the_colours_of_methods():
     assert all(text.count(colour) == 1 for colour in methods)
 
 
-def test_one_benchmark_is_one_panel_with_its_reference(errors):
-    one = errors[errors.benchmark == "Clean"]
-    svg = marks(charts.class_error(one, value="Error ratio", form=".1f", reference=1))
-    assert svg.count('aria-roledescription="point"') == 9 and "Error ratio" in svg
-    assert "stroke-dasharray" in svg
-
-
-def test_class_grid_shows_one_method_and_keeps_the_order():
-    rows = [(m, k, c, 0.5) for m in ("Std", "Adv") for c in ("snow", "fog") for k in ("cat", "dog")]
-    table = pd.DataFrame(rows, columns=["method", "class_name", "corruption", "error"])
-    svg = marks(charts.class_grid(table, "corruption", "Corruption"))
-    assert svg.count('aria-roledescription="rect mark"') == 4
-    assert svg.index(">snow<") < svg.index(">fog<")
-
-
-def test_two_errors_shows_the_chosen_benchmark():
-    rows = [("Std", k, b, 0.1, 0.2) for k in ("cat", "dog") for b in ("PGD-40", "Corruptions")]
-    columns = ["method", "class_name", "benchmark", "other", "error"]
-    svg = marks(charts.two_errors(pd.DataFrame(rows, columns=columns)))
-    assert svg.count('aria-roledescription="circle"') == 2
-
-
-def test_a_chosen_group_of_classes_is_shown_alone(errors):
-    """The first group, to begin with; a class may be in several."""
-    few = errors[errors.class_name == "owl"].assign(group="the hardest")
-    both = pd.concat([few, errors.assign(group="all")])
-    svg = marks(charts.class_error(both))
-    assert svg.count('aria-roledescription="point"') == 6
-    assert ">owl<" in svg and ">cat<" not in svg
-    both = pd.concat([errors.assign(group="all"), few])
-    assert marks(charts.class_error(both)).count('aria-roledescription="point"') == 18
-
-
-def a_hundred_classes() -> pd.DataFrame:
-    """Errors of 100 classes in 20 groups by six methods under three benchmarks."""
-    benchmarks = ["Clean", "PGD-40", "Corruptions"]
-    names = [RECIPES[m].title for m in base.METHOD_COLOURS][:6]
-    cells = itertools.product(benchmarks, names, range(100))
-    table = pd.DataFrame(cells, columns=["benchmark", "method", "label"])
-    error = np.random.default_rng(0).random(len(table))
-    table = table.assign(error=error, low=error / 2, high=error / 2 + 0.5)
-    return table.assign(
-        class_name=[f"a class, number {label}" for label in table.label],
-        group=[f"superclass {label // 5}" for label in table.label],
-    )
-
-
-CHARTS_OF_CLASSES = {
-    "sorted_errors": lambda t: class_errors.sorted_errors(t.assign(title=t.benchmark)),
-    "class_error": charts.class_error,
-    "two_errors": lambda t: charts.two_errors(t.assign(other=t.low)),
-    "class_grid": lambda t: charts.class_grid(t, "benchmark", "Benchmark"),
-}
-
-
-@pytest.mark.parametrize("name", CHARTS_OF_CLASSES)
-def test_a_hundred_classes_of_six_methods_stay_below_a_megabyte(name):
-    chart = CHARTS_OF_CLASSES[name](a_hundred_classes())
-    assert len(chart.to_json(indent=None, separators=(",", ":"))) < 1_000_000
-
-
 def ablation_runs(*kinds):
     rows = [("A study", f"run {i}", kind, 40.12345 + i, 12.5 - i) for i, kind in enumerate(kinds)]
     columns = ["title", "name", "kind", "PGD-40 error (%)", "Class-wise SD (points)"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(label=[i == 2 for i in range(len(kinds))])
 
 
 def test_runs_with_the_label_have_a_shape_of_their_own():
@@ -179,8 +94,10 @@ def test_runs_with_the_label_have_a_shape_of_their_own():
     svg = marks(ablation_charts.trade_off(ablation_runs(*kinds), x, y, ("run 1", "run 4")))
     assert svg.count('aria-roledescription="point"') == len(kinds)
     assert "PGD-40 error (%): 41.12;" in svg and "null" not in svg
-    shapes = {kind: shape for kind, (_, shape) in ablation_charts.KINDS.items()}
-    assert all((shape == "diamond") == kind.endswith("label") for kind, shape in shapes.items())
+    points = re.findall(r'<path aria-label="([^"]*)"[^>]* d="([^"]*)"', svg)
+    labels = ablation_charts.LABEL.values()
+    shapes = {label: {"L" in path for said, path in points if label in said} for label in labels}
+    assert shapes == {"without the extra label": {False}, "with it": {True}}  # a diamond has edges
     assert len(re.findall(r'aria-roledescription="line mark"', svg)) == 1
 
 

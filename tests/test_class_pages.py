@@ -5,18 +5,20 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
 
 from advbook.charts import class_errors as charts
 from advbook.charts import grids
+from advbook.studies.results import Shown, results
+from advbook.studies.schema import load_study
 from advbook.studies.tables import per_cent
+from conftest import marks as drawn
 
 HOSTILE = ["<img src onerror=alert(1)>", "a | b", 'it\'s "said"']
 
 
 def marks(chart) -> list[dict]:
     """What Vega says of each mark, by title."""
-    svg = vl_convert.vegalite_to_svg(chart.to_dict())
+    svg = drawn(chart)
     assert "null" not in svg and "NaN" not in svg
     said = re.findall(r'aria-label="([^"]*)" role="graphics-symbol"', svg)
     return [dict(part.split(": ", 1) for part in text.split("; ")) for text in said if ": " in text]
@@ -152,3 +154,12 @@ def test_coarse_shares_draw_images_means_and_noise():
     means = [m for m in found if "95 % from" in m and m["Mean"] == "40.0%"]
     assert [m["Coarse"] for m in images] == ["10.0%", "40.0%"]
     assert means[0]["95 % from"] == "35.0%" and means[0]["to"] == "45.0%"
+
+
+def test_a_class_may_be_called_by_a_number(tmp_path):
+    """As those of the digits are: a page's table keeps them as words."""
+    (tmp_path / "class_explorer.csv").write_text("group,value\n7,0.25\nNA,0.5\n,0.75\n")
+    shown = {"own": Shown(load_study("digits"), "fresh", "Digits", tmp_path)}
+    table = results(shown, "class_explorer")
+    assert table.group.tolist()[:2] == ["7", "NA"] and table.group.isna().sum() == 1
+    assert "7" in grids.heat_table(table.dropna().set_index("group")[["value"]], "Digits")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from advbook.__main__ import main
 from advbook.studies.schema import ROOT
@@ -61,12 +61,6 @@ def test_stream_seed_is_stable():
     assert stream_seed(1) != stream_seed("1")
     assert stream_seed("ab", "c") != stream_seed("a", "bc")
     assert all(0 <= stream_seed("x", i) < 2**63 for i in range(100))
-
-
-@pytest.mark.parametrize("part", [0.5, True, None, ("a",)])
-def test_stream_seed_refuses_other_types(part):
-    with pytest.raises(TypeError, match="int and str"):
-        stream_seed(0, part)
 
 
 # --- digits, subsets, holdout ----------------------------------------------------------------
@@ -220,16 +214,16 @@ def test_named_folder_is_never_replaced_by_another_source(fashion, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no fashion_mnist: put the four files"):
         load_dataset("fashion_mnist", "train", data_dir=tmp_path / "empty")
-    with pytest.raises(DataError, match="nowhere, which cannot be read as a folder"):
+    with pytest.raises(DataError, match="nowhere, which is no folder"):
         load_dataset("fashion_mnist", "train", data_dir=tmp_path / "nowhere")
 
 
-def test_unreadable_data_root_is_an_error(fashion, tmp_path, monkeypatch):
+def test_a_data_root_that_is_no_folder_is_an_error(fashion, tmp_path, monkeypatch):
     fashion(fetch.DATA / "fashion_mnist")
     (tmp_path / "file").write_text("")
     for bad in ("nowhere", "file"):
         monkeypatch.setenv("ADVLIB_DATA", str(tmp_path / bad))
-        with pytest.raises(DataError, match=f"ADVLIB_DATA names .*{bad}, which cannot be read"):
+        with pytest.raises(DataError, match=f"ADVLIB_DATA names .*{bad}, which is no folder"):
             load_dataset("fashion_mnist", "train")
 
 
@@ -266,17 +260,13 @@ def test_final_error_names_every_source_and_leaves_nothing(fashion, monkeypatch)
         (result / "train-images-idx3-ubyte.gz").write_bytes(b"half")
         raise DataError("no route to host")
 
-    def command(arguments, folder):
+    def run(arguments, **how):
         """apt-get and dpkg, which leave a package with a damaged file."""
-        if "download" in arguments:
-            (folder / "a.deb").touch()
-        if "dpkg" in arguments:
-            unpacked = fashion(folder / "unpacked" / fetch.DEBIAN_FOLDER.relative_to("/"))
-            (unpacked / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x"))
+        unpacked = fashion(how["cwd"] / "unpacked" / fetch.DEBIAN_FOLDER.relative_to("/"))
+        (unpacked / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x"))
         return fetch.subprocess.CompletedProcess(arguments, 0, "", "")
 
-    monkeypatch.setattr(fetch, "_command", command)
-    monkeypatch.setattr(fetch.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(fetch.subprocess, "run", run)
     sources = [("first", refused), ("second", fetch._debian_fashion_mnist)]
     monkeypatch.setattr(fetch, "DOWNLOADS", {"fashion_mnist": sources})
     with pytest.raises(DataError) as caught:
@@ -288,7 +278,7 @@ def test_final_error_names_every_source_and_leaves_nothing(fashion, monkeypatch)
         "fashion-mnist, installed: ",
         "first: no route to host",
         "second: ",
-        "is damaged",
+        "is missing or damaged",
         "name it as data_dir in the study file",
     ):
         assert part in message
@@ -358,25 +348,31 @@ def test_what_a_server_gives_instead_is_refused(published_cifar, how):
 def test_a_silent_or_absent_server_is_given_up_for_the_next_one(server, tmp_path, monkeypatch):
     address, shown = server
     (shown / "labels.gz").write_bytes(b"12")
-    md5 = hashlib.md5(b"12").hexdigest()
+    dataset = fetch._torchvision("fashion_mnist")
+    files = [("labels.gz", hashlib.md5(b"12").hexdigest())]
+    monkeypatch.setattr(dataset, "resources", files)
     monkeypatch.setattr(fetch, "NETWORK_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never answers
-        urls = [f"http://127.0.0.1:{silent.getsockname()[1]}/labels.gz", "http://127.0.0.1:9/a.gz"]
-        with pytest.raises(DataError, match="labels.gz: .*timed? ?out.*; http.*a.gz: .*refused"):
-            fetch._download(urls, md5, tmp_path)
-        fetch._download([*urls, address + "labels.gz"], md5, tmp_path)
+        mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/", "http://127.0.0.1:9/"]
+        monkeypatch.setattr(dataset, "mirrors", mirrors)
+        with pytest.raises(DataError, match="labels.gz: .*timed? ?out.*; http.*9/.*: .*refused"):
+            fetch._published("fashion_mnist", tmp_path, tmp_path)
+        monkeypatch.setattr(dataset, "mirrors", [*mirrors, address])
+        fetch._published("fashion_mnist", tmp_path, tmp_path)
     assert (tmp_path / "labels.gz").read_bytes() == b"12"
 
 
 def test_debian_without_apt_or_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch.shutil, "which", lambda tool: None)
-    with pytest.raises(DataError, match="there is no apt-get on this machine"):
-        fetch._debian_fashion_mnist(tmp_path, tmp_path)
-    monkeypatch.setattr(fetch.shutil, "which", lambda tool: f"/usr/bin/{tool}")
-    failed = fetch.subprocess.CompletedProcess([], 100, "", "E: Unable to locate package\n")
-    monkeypatch.setattr(fetch, "_command", lambda arguments, folder: failed)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sh").symlink_to(shutil.which("sh"))
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(DataError, match="apt-get: not found"):
+        fetch._debian_fashion_mnist(tmp_path / "a", tmp_path)
+    (tools / "apt-get").write_text("#!/bin/sh\necho E: Unable to locate package >&2; exit 100")
+    (tools / "apt-get").chmod(0o755)
     with pytest.raises(DataError, match="Unable to locate package"):
-        fetch._debian_fashion_mnist(tmp_path, tmp_path)
+        fetch._debian_fashion_mnist(tmp_path / "b", tmp_path)
 
 
 # --- CIFAR-10 as pickles ---------------------------------------------------------------------
@@ -449,11 +445,11 @@ def test_cifar_is_the_same_from_its_files_and_from_folders(tmp_path, monkeypatch
 def test_cifar10_is_not_unpickled_before_its_checksum_holds(cifar_pickles, tmp_path):
     bomb = tmp_path / "exploded"
     (cifar_pickles / "test_batch").write_bytes(pickle.dumps(Bomb(bomb)))
-    with pytest.raises(DataError, match="test_batch is damaged: its MD5 is .*, expected"):
+    with pytest.raises(DataError, match="test_batch is missing or damaged: MD5 .*, expected"):
         load_dataset("cifar10", "train", data_dir=cifar_pickles)
     assert not bomb.exists()
     (cifar_pickles / "test_batch").unlink()
-    with pytest.raises(DataError, match="test_batch is missing .expected MD5"):
+    with pytest.raises(DataError, match="test_batch is missing or damaged: MD5 missing, expected"):
         load_dataset("cifar10", "test", data_dir=cifar_pickles)
 
 
@@ -474,7 +470,7 @@ def write_tree(root, classes=("ape", "bee"), per_class=4, size=(16, 16), ending=
 
 def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
     root = write_tree(tmp_path / "tree")
-    train = load_dataset("folder", "train", data_dir=root)
+    train = load_dataset("folder", "train", data_dir=root, image_size=16)
     assert train.pixels.shape == (8, 3, 16, 16) and train.class_names == ("ape", "bee")
     assert train.file_names[5] == "bee/1.png" and train.labels.tolist() == [0] * 4 + [1] * 4
     with Image.open(root / "train" / "bee" / "1.png") as image:
@@ -487,30 +483,32 @@ def test_small_tree_is_decoded_once_and_cached(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "decode", forbidden)
-        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
-    # Damage is noticed, whether the archive's own checksum or only ours can see it.
+        assert (
+            load_dataset("folder", "train", data_dir=root, image_size=16).fingerprint
+            == train.fingerprint
+        )
     cache[0].write_bytes(cache[0].read_bytes()[:-500])
     with pytest.warns(UserWarning, match="is damaged .* making it again"):
-        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
-    np.savez(cache[0], pixels=255 - train.pixels.numpy(), fingerprint=train.fingerprint)
-    with pytest.warns(UserWarning, match="fingerprint does not hold.*making it again"):
-        assert load_dataset("folder", "train", data_dir=root).fingerprint == train.fingerprint
-    # So is a changed image.
+        assert (
+            load_dataset("folder", "train", data_dir=root, image_size=16).fingerprint
+            == train.fingerprint
+        )
     Image.new("RGB", (16, 16)).save(root / "train" / "ape" / "0.png")
-    assert load_dataset("folder", "train", data_dir=root).pixels[0].sum() == 0
+    assert load_dataset("folder", "train", data_dir=root, image_size=16).pixels[0].sum() == 0
 
 
 def test_cache_that_cannot_be_written_only_warns(tmp_path):
     fetch.DATA.mkdir(parents=True)
     (fetch.DATA / "cache").write_text("in the way")
     with pytest.warns(UserWarning) as caught:
-        train = load_dataset("folder", "train", data_dir=write_tree(tmp_path / "tree"))
+        train = load_dataset(
+            "folder", "train", data_dir=write_tree(tmp_path / "tree"), image_size=16
+        )
     assert "not cached" in str(caught[-1].message) and len(train) == 8
 
 
 def test_image_size_resizes_and_crops_small_images(tmp_path):
     root = write_tree(tmp_path / "tree", size=(20, 16))
-    assert load_dataset("folder", "test", data_dir=root).pixels.shape[2:] == (16, 16)
     assert load_dataset("folder", "test", data_dir=root, image_size=8).pixels.shape[2:] == (8, 8)
     with pytest.raises(ValueError, match="resize = 8 px is smaller than the crop"):
         load_dataset("folder", "test", data_dir=root, image_size=16, resize=8)
@@ -534,18 +532,20 @@ def test_cifar10_tree_with_other_classes(tmp_path):
 
 def test_val_serves_as_test(tmp_path):
     root = write_tree(tmp_path / "tree", test="val")
-    assert load_dataset("folder", "test", data_dir=root).file_names[0] == "ape/0.png"
+    assert load_dataset("folder", "test", data_dir=root, image_size=16).file_names[0] == "ape/0.png"
 
 
 @pytest.mark.parametrize("size", [16, 128])
 def test_tree_errors_name_the_folder(tmp_path, size):
     def loading(root, split="train"):
-        dataset = load_dataset("folder", split, data_dir=root)
+        dataset = load_dataset("folder", split, data_dir=root, image_size=size)
         return all_of(evaluation_batches(dataset, batch_size=4))
 
     root = write_tree(tmp_path / "a", size=(size, size))
     (root / "test" / "bee").rename(root / "test" / "cow")
-    with pytest.raises(DataError, match=r"a/test has no class folder 'bee', which .*a/train has"):
+    with pytest.raises(
+        DataError, match=r"a/train and .*a/test hold different class folders, such as 'bee'"
+    ):
         loading(root)
     root = write_tree(tmp_path / "b", size=(size, size))
     (root / "test").rename(root / "elsewhere")
@@ -563,10 +563,10 @@ def test_tree_errors_name_the_folder(tmp_path, size):
     with pytest.raises(DataError, match=r"d/train/ape/2.png does not decode .*whole copy"):
         loading(root)
     (tmp_path / "e" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match="e/train holds no class folders"):
+    with pytest.raises(DataError, match="e/train holds 0 class folders"):
         loading(tmp_path / "e")
     root = write_tree(tmp_path / "f", classes=("ape",), size=(size, size))
-    with pytest.raises(DataError, match="f/train holds one class, 'ape': expected a folder for"):
+    with pytest.raises(DataError, match="f/train holds 1 class folders: expected two"):
         loading(root)
 
 
@@ -599,37 +599,15 @@ def png(*chunks):
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-WIDE = (257 * GREY).astype(np.uint16)
-WHITE_IS_ZERO = TiffImagePlugin.ImageFileDirectory_v2()
-WHITE_IS_ZERO[262] = 0
-WIDE_FILES = {
-    "a.png": lambda path: Image.fromarray(WIDE).save(path),
-    "a.tif": lambda path: Image.fromarray(WIDE).save(path),
-    "zero.tif": lambda path: Image.fromarray(65535 - WIDE).save(path, tiffinfo=WHITE_IS_ZERO),
-    "a.pgm": lambda path: path.write_bytes(b"P5 64 64 65535\n" + WIDE.byteswap().tobytes()),
-    "a.ppm": lambda path: path.write_bytes(
-        b"P6 64 64 65535\n" + WIDE.repeat(3).byteswap().tobytes()
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WIDE_FILES)
-def test_of_sixteen_bits_the_upper_eight_count(tmp_path, name):
-    WIDE_FILES[name](tmp_path / name)
-    assert (decoding.decode(str(tmp_path / name), 64, 64).numpy() == GREY).all()
-
-
 @pytest.mark.parametrize(
-    "name, pixels, said",
-    [
-        ("a.tif", (GREY / 255).astype(np.float32), "holds fractions, whose white is not known"),
-        ("a.tif", GREY.astype(np.int32), "holds whole numbers of 32 bits"),
-    ],
+    "pixels",
+    [(GREY / 255).astype(np.float32), GREY.astype(np.int32), (257 * GREY).astype(np.uint16)],
 )
-def test_numbers_without_a_white_are_refused(tmp_path, name, pixels, said):
-    root = one_file(tmp_path, name, Image.fromarray(pixels))
-    with pytest.raises(DataError, match=f"test/bee/a.tif {said}.*: save it with 8 or 16 bits"):
-        load_dataset("folder", "test", data_dir=root)
+def test_pixels_of_more_than_eight_bits_are_refused(tmp_path, pixels):
+    """Pillow would clip them to white."""
+    root = one_file(tmp_path, "a.tif", Image.fromarray(pixels))
+    with pytest.raises(DataError, match="test/bee/a.tif .*its pixels are .*: save it with 8 bits"):
+        load_dataset("folder", "test", data_dir=root, image_size=16)
 
 
 def test_alpha_and_orientation_are_read_as_torchvision_reads_them(tmp_path):
@@ -649,29 +627,29 @@ def test_alpha_and_orientation_are_read_as_torchvision_reads_them(tmp_path):
 def test_an_image_changed_in_place_is_another_one(tmp_path):
     """BMP files of one size, with the time of the file before: no name, size or time tells."""
     root = write_tree(tmp_path / "tree", size=(120, 120), ending="bmp")
-    before = load_dataset("folder", "test", data_dir=root)
+    before = load_dataset("folder", "test", data_dir=root, image_size=112)
     path = root / "test" / "ape" / "0.bmp"
     status = path.stat()
     Image.new("RGB", (120, 120)).save(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
-    after = load_dataset("folder", "test", data_dir=root)
+    after = load_dataset("folder", "test", data_dir=root, image_size=112)
     assert after.file_names == before.file_names and after.fingerprint != before.fingerprint
     shutil.copytree(root, tmp_path / "copy")
-    copy = load_dataset("folder", "test", data_dir=tmp_path / "copy")
+    copy = load_dataset("folder", "test", data_dir=tmp_path / "copy", image_size=112)
     assert copy.fingerprint == after.fingerprint  # wherever it lies, whenever it was written
 
 
 def test_a_file_is_read_once(tmp_path, monkeypatch):
     root = write_tree(tmp_path / "tree", size=(120, 120))
-    before = load_dataset("folder", "train", data_dir=root).fingerprint
+    before = load_dataset("folder", "train", data_dir=root, image_size=112).fingerprint
     with monkeypatch.context() as patch:
-        patch.delattr(decoding, "_examined")
-        assert load_dataset("folder", "train", data_dir=root).fingerprint == before
+        patch.setattr(Image, "open", None)
+        assert load_dataset("folder", "train", data_dir=root, image_size=112).fingerprint == before
     for cache in (fetch.DATA / "cache").iterdir():
         cache.write_bytes(cache.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="contents-.* is damaged .* making it again"):
-        assert load_dataset("folder", "train", data_dir=root).fingerprint == before
+        assert load_dataset("folder", "train", data_dir=root, image_size=112).fingerprint == before
 
 
 def test_damaged_large_images_are_found_before_anything_is_trained(tmp_path):
@@ -697,46 +675,19 @@ HEADER = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
 def test_files_that_cannot_be_read_are_named(tmp_path, size):
     huge = png((b"IHDR", HEADER), (b"IDAT", zlib.compress(b"\0")))
     root = one_file(tmp_path, "huge.png", huge)
-    with pytest.raises(DataError, match="test/bee/huge.png is too large .*: replace it by a small"):
-        load_dataset("folder", "test", data_dir=root, image_size=size)
-    (root / "test" / "bee" / "huge.png").unlink()
     (root / "test" / "bee" / "link.png").symlink_to("nowhere.png")
-    with pytest.raises(DataError, match="bee/link.png, a link to nowhere.png, cannot be read"):
-        load_dataset("folder", "test", data_dir=root, image_size=size)
-    (root / "test" / "bee" / "link.png").unlink()
-    os.mkfifo(root / "test" / "bee" / "pipe.png")  # to read it would take for ever
-    with pytest.raises(DataError, match="bee/pipe.png is no file"):
+    with pytest.raises(DataError, match="(?s)test/bee/huge.png .*exceeds limit.*bee/link.png"):
         load_dataset("folder", "test", data_dir=root, image_size=size)
 
 
-@pytest.mark.parametrize("where", ["file", "folder", "class"])
-def test_names_that_are_not_utf8_are_named(tmp_path, where):
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path):
     root = write_tree(tmp_path / "tree")
-    place = os.fsencode(root / "train" / "ape")
-    if where == "file":
-        os.rename(place + b"/0.png", place + b"/gr\xfcn.png")
-    elif where == "folder":
-        os.mkdir(place + b"/gr\xfcn.png")
-    else:
-        for split in ("train", "test"):
-            os.rename(root / split / "ape", os.fsencode(root / split) + b"/gr\xfcn.png")
-    with pytest.raises(DataError) as caught:
-        load_dataset("folder", "train", data_dir=root)
-    assert r"gr\xfcn.png is " in str(caught.value) and "not UTF-8" in str(caught.value)
-    str(caught.value).encode()
-
-
-def test_each_folder_counts_once(tmp_path):
-    root = write_tree(tmp_path / "tree")
-    link = root / "train" / "ape" / "latest"
-    for target in (".", "..", "../../..", "../bee", root / "train" / "ape"):
-        link.symlink_to(target)
-        with pytest.raises(DataError, match="is the same folder as .*, by a link: .* remove the"):
-            load_dataset("folder", "train", data_dir=root)
-        link.unlink()
-    shutil.move(root / "train" / "ape", tmp_path / "elsewhere")  # a link of its own is fine
+    shutil.move(root / "train" / "ape", tmp_path / "elsewhere")
     (root / "train" / "ape").symlink_to(tmp_path / "elsewhere")
-    assert len(load_dataset("folder", "train", data_dir=root)) == 8
+    assert len(load_dataset("folder", "train", data_dir=root, image_size=16)) == 8
+    (tmp_path / "elsewhere" / "latest").symlink_to(".")
+    with pytest.raises(DataError, match="ape/latest is a link to a folder above itself"):
+        load_dataset("folder", "train", data_dir=root, image_size=16)
 
 
 def test_hidden_files_and_folders_do_not_count(tmp_path):
@@ -747,60 +698,45 @@ def test_hidden_files_and_folders_do_not_count(tmp_path):
     (root / "train" / "ape" / "._0.png").write_bytes(b"of macOS")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(load_dataset("folder", "train", data_dir=root)) == 8
+        assert len(load_dataset("folder", "train", data_dir=root, image_size=16)) == 8
 
 
 def test_what_is_left_out_is_said(tmp_path):
     root = write_tree(tmp_path / "tree")
-    (root / "train" / "ape" / "notes.txt").write_text("")
-    (root / "train" / "README").write_text("")
-    with pytest.warns(UserWarning, match="2 files in .*train are left out.* 1 .txt, 1 no ending; "):
-        assert len(load_dataset("folder", "train", data_dir=root)) == 8
-    for ending in ("gif", "JFIF"):
-        path = root / "train" / "ape" / f"0.{ending}"
-        Image.new("RGB", (16, 16)).save(path, "GIF")
-        with pytest.raises(DataError, match=rf"1 image files .* such as .*ape/0.{ending}: convert"):
-            load_dataset("folder", "train", data_dir=root)
-        path.unlink()
+    for name in ("notes.txt", "README", "0.gif", "1.gif"):
+        (root / "train" / "ape" / name).write_text("")
+    said = "files in .*train are left out, since only .jpg .* are read: 2 .gif, 1 "
+    with pytest.warns(UserWarning, match=said):
+        assert len(load_dataset("folder", "train", data_dir=root, image_size=16)) == 8
 
 
 def test_copies_are_said(tmp_path):
     root = write_tree(tmp_path / "tree")
-    os.link(root / "train" / "ape" / "0.png", root / "train" / "ape" / "copy.png")
     shutil.copy(root / "train" / "ape" / "1.png", root / "train" / "bee" / "copy.png")
-    said = "exact copies among the 10 images .*: 2, 1 of them in another class; ape/copy.png is a"
+    said = "1 of the 9 images of Image folder are exact copies of others, such as bee/copy.png"
     with pytest.warns(UserWarning, match=said):
-        load_dataset("folder", "train", data_dir=root)
+        load_dataset("folder", "train", data_dir=root, image_size=16)
 
 
 def test_test_images_that_are_trained_on_are_said(tmp_path):
     root = write_tree(tmp_path / "tree")
-    parts = {s: load_dataset("folder", s, data_dir=root) for s in ("train", "test")}
+    parts = {s: load_dataset("folder", s, data_dir=root, image_size=16) for s in ("train", "test")}
     warn_of_shared(parts)  # which a warning would end
     shutil.copy(root / "train" / "bee" / "2.png", root / "test" / "ape" / "0.png")
-    parts["test"] = load_dataset("folder", "test", data_dir=root)
-    said = "1 images of train are also images of test: bee/2.png of train is ape/0.png of test"
+    parts["test"] = load_dataset("folder", "test", data_dir=root, image_size=16)
+    said = "1 images of train are also images of test, such as bee/2.png"
     with pytest.warns(UserWarning, match=said):
         warn_of_shared(parts)
 
 
-def test_without_image_size_all_images_have_one(tmp_path, monkeypatch):
-    root = write_tree(tmp_path / "tree", size=(120, 120))
-    assert load_dataset("folder", "train", data_dir=root)[0][0].shape == (3, 224, 224)
-    Image.new("RGB", (1, 1)).save(root / "test" / "bee" / "0.png")
-    for split in ("train", "test"):  # in each split, whichever holds the odd image
-        with pytest.raises(DataError, match=r"from 1 × 1 px .*bee/0.png. to 120 × 120 px .*: set"):
-            load_dataset("folder", split, data_dir=root)
-    with pytest.warns(UserWarning, match="enlarged .* 48 px, among the 8 .*: 1; .* bee/0.png is"):
-        test = load_dataset("folder", "test", data_dir=root, image_size=48)
-    assert test.pixels.shape[2:] == (48, 48)
-    # Only where they are kept depends on how many there are.
+def test_only_where_images_are_kept_depends_on_how_many_there_are(tmp_path, monkeypatch):
+    root = write_tree(tmp_path / "tree")
+    test = load_dataset("folder", "test", data_dir=root, image_size=48)
     monkeypatch.setattr(decoding, "SMALL_BYTES", 100)
-    with pytest.warns(UserWarning, match="enlarged"):
-        kept = load_dataset("folder", "test", data_dir=root, image_size=48)
+    kept = load_dataset("folder", "test", data_dir=root, image_size=48)
     assert kept.pixels is None and torch.equal(kept.decode(3), test.pixels[3])
-    small = write_tree(tmp_path / "small", size=(40, 32))
-    assert load_dataset("folder", "train", data_dir=small)[0][0].shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="image_size is missing: set it"):
+        load_dataset("folder", "test", data_dir=root)
 
 
 def test_of_two_folders_of_test_images_one_is_taken_and_said(tmp_path):
@@ -841,8 +777,7 @@ def test_large_fingerprint_follows_names_and_order(large):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_drops_nothing(large, workers, monkeypatch):
-    monkeypatch.setattr("advlib.data.batches.DECODED_AT_ONCE", 3)  # pieces that cut across batches
+def test_evaluation_drops_nothing(large, workers):
     batches = all_of(evaluation_batches(large, batch_size=4, workers=workers))
     assert [len(x) for x, _, _ in batches] == [4, 4, 2]
     x, y, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -873,7 +808,7 @@ def test_decode_error_in_a_worker_names_the_file(large):
     with open(large.paths[3], "r+b") as file:
         file.truncate(300)
     for workers in (0, 1):
-        with pytest.raises(DataError, match="^/.*ape/3.jpg does not decode .* whole copy.$"):
+        with pytest.raises(DataError, match="/.*ape/3.jpg does not decode .* whole copy"):
             all_of(evaluation_batches(large, batch_size=4, workers=workers))
 
 
@@ -885,7 +820,7 @@ def test_imagenet_subset_is_numbered_among_all_classes(tmp_path, monkeypatch):
     for wnid in ("n00000003", "n00000007"):
         (root / "val" / wnid / "0.JPEG").rename(root / "val" / wnid / f"{wnid}_0.JPEG")
     monkeypatch.setattr(annotations, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="2 of ImageNet's 1,000 classes.*pip install imagenet-x"):
+    with pytest.raises(ModuleNotFoundError, match="pip install imagenet-x"):
         load_dataset("imagenet", "test", data_dir=root)
     package = tmp_path / "imagenet_x"
     (package / "annotations").mkdir(parents=True)
@@ -913,32 +848,17 @@ def test_imagenet_needs_wordnet_folders(tmp_path):
         load_dataset("imagenet", "test")
 
 
-@pytest.mark.parametrize(
-    "split, name, said",
-    [
-        (
-            "val",
-            "ILSVRC2012_val_00000001.JPEG",
-            "n01440764/ILSVRC.*00000001.* belongs to n01751748",
-        ),
-        ("val", "ILSVRC2012_val_00050001.JPEG", "belongs to no class"),
-        ("train", "n01443537_7.JPEG", "n01440764/n01443537_7.* belongs to n01443537"),
-    ],
-)
-def test_an_imagenet_image_in_a_wrong_folder_is_named(tmp_path, split, name, said):
+def test_an_imagenet_image_in_a_wrong_folder_is_named(tmp_path):
     root = write_tree(tmp_path / "in", ("n01440764", "n01443537"), 1, (120, 130), "JPEG", "val")
-    for path in root.glob("*/*/0.JPEG"):  # the first images of these classes
+    for path in root.glob("val/*/0.JPEG"):  # the first images of these classes
         number = {"n01440764": 293, "n01443537": 236}[path.parent.name]
-        here = path.parent.parent.name == "val"
-        known = f"ILSVRC2012_val_{number:08d}" if here else f"{path.parent.name}_1"
-        path.rename(path.with_name(f"{known}.JPEG"))
-    where = "train" if split == "train" else "test"
-    assert load_dataset("imagenet", where, data_dir=root).labels.tolist() == [0, 1]
-    shutil.copy(next(root.glob("train/*/*")), root / split / "n01440764" / name)
-    with pytest.raises(
-        DataError, match=f"1 of 3 images .* lie in another class's folder: .*{said}"
-    ):
-        load_dataset("imagenet", where, data_dir=root)
+        path.rename(path.with_name(f"ILSVRC2012_val_{number:08d}.JPEG"))
+    assert load_dataset("imagenet", "test", data_dir=root).labels.tolist() == [0, 1]
+    first = root / "val/n01440764/ILSVRC2012_val_00000001.JPEG"
+    shutil.copy(next(root.glob("train/*/*")), first)
+    said = "1 of 3 images .* lie in another class's folder: .*00000001.* belongs to n01751748"
+    with pytest.raises(DataError, match=said):
+        load_dataset("imagenet", "test", data_dir=root)
 
 
 # --- augmentation and batches in memory ------------------------------------------------------
@@ -973,9 +893,6 @@ def test_crop_flip_flips_half_and_is_deterministic():
     assert 150 < straight.sum() < 250
     assert torch.equal(flipped, augment(x, "crop_flip", generator(1)))
     assert not torch.equal(flipped, augment(x, "crop_flip", generator(2)))
-    assert augment(x, "none", generator()) is x
-    with pytest.raises(ValueError, match="'none', 'crop' or 'crop_flip', got 'rotate'"):
-        augment(x, "rotate", generator())
 
 
 @pytest.mark.parametrize("kind", ["none", "crop", "crop_flip"])
@@ -1062,7 +979,7 @@ def test_command_line(capsys, tmp_path):
         ({}, "0.0 GB free: make room"),
         ({"corruption_images": 7}, "n_images = 7 is not the same number for each of the 10"),
         ({"corruption_images": 1000}, "n_images = 1000 needs 100 images of each class"),
-        ({"corruptions": "published"}, "no place is known for a published set"),
+        ({"corruptions": "published"}, "no published set of corruptions of digits was found"),
         ({"corruptions": "published", "corruptions_dir": "none"}, "none is no folder"),
         ({"corruptions": "published", "corruptions_dir": "~"}, "does not hold|lacks|missing"),
     ],

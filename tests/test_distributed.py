@@ -21,10 +21,11 @@ from advbook.studies.inputs import images_of
 from advbook.studies.parts import missing_parts
 from advbook.studies.runs import train_method
 from advbook.studies.schema import load_study, make_study
-from advlib import distributed, steps
+from advlib import distributed
 from advlib.data.batches import training_batches
+from advlib.objectives import OBJECTIVES
 from advlib.train import batch_share
-from two_processes import Stopped, stop_at, train, without_corrupting
+from two_processes import METHODS, WITH_VALIDATION, Stopped, stop_at, train, without_corrupting
 
 TESTS = str(Path(__file__).parent)
 pytestmark = pytest.mark.skipif(
@@ -45,15 +46,14 @@ def weights(folder):
     return load_file(folder / "checkpoint.safetensors")
 
 
-def assert_same_training(one, two):
+def assert_same_training(one, two, columns=("epoch", "step", "lr", "loss", "error")):
     """Weights and momenta, and the log: within what another order of additions changes."""
     expected, found = weights(one), weights(two)
     assert expected.keys() == found.keys()
     for key in expected:
         torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-5, msg=key)
     logs = [pd.read_csv(folder / "log.csv") for folder in (one, two)]
-    columns = ["epoch", "step", "lr", "loss", "error"]
-    pd.testing.assert_frame_equal(logs[1][columns], logs[0][columns], rtol=1e-4)
+    pd.testing.assert_frame_equal(*(log[[*columns]] for log in logs), rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def done(tmp_path_factory):
         evaluate.clean_predictions(study)
         evaluate.corruption_predictions(study)
         evaluate.attack_predictions(study, "std", 0, "pgd40")
-        for method, name in (("adv_mix", "mixed"), ("adv", "adv")):
+        for method, name in (("adv_mix", "mixed"), ("adv", "adv"), *((m, m) for m in METHODS)):
             train(study, method, one / name)
         with pytest.raises(Stopped):
             train(study, "adv", two / "from_one", on_step=stop_at(4))
@@ -120,6 +120,27 @@ def test_two_processes_interrupted_and_resumed_end_with_the_same_bits(done):
     whole, again = (weights(done[1] / folder) for folder in ("normed", "normed_again"))
     assert whole.keys() == again.keys() and all(k.startswith("model.") for k in whole)
     assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_of_the_field_on_two_processes(done, method):
+    """Its weights of images and classes are those of the whole batch."""
+    one, two = done
+    # HAM trains on some of a process's images, so the mean of the processes' errors is another.
+    columns = ["step", "loss"] if method == "ham" else ["step", "loss", "error"]
+    assert_same_training(one / method, two / method, columns)
+
+
+@pytest.mark.parametrize("method", METHODS + WITH_VALIDATION)
+def test_a_state_is_the_same_on_both_processes(done, method):
+    """In the second epoch of a run in pieces; so a run may go on with any number of processes."""
+    found = weights(done[1] / f"{method}_stopped")
+    state = {k: v for k, v in found.items() if k.startswith("method.")}
+    others = {k.removeprefix("rank1."): v for k, v in found.items() if k.startswith("rank1.method")}
+    assert bool(state) == (method not in ("awp", "ham", "faal")) and state.keys() == others.keys()
+    assert all(torch.equal(state[k], others[k]) for k in state)
+    varied = [v for k, v in state.items() if v.dim() and len(v.unique()) > 1]
+    assert varied or method in ("awp", "gairat", "ham", "faal")
 
 
 @pytest.mark.parametrize("table", ["clean/pretrained", "clean/std", "corruptions/std", "pgd40/std"])
@@ -208,15 +229,20 @@ def test_a_batch_in_pieces_is_the_batch(done, tmp_path):
 )
 def test_when_memory_runs_out(monkeypatch, tmp_path, error, pieces):
     study = dataclasses.replace(small_study(), accumulate=pieces)
-    works, calls = steps.training_loss, []
+    works, calls = OBJECTIVES["standard"], []
 
-    def loss(*given, **options):
-        calls.append(1)
-        if len(calls) > 5 * pieces:  # in the second epoch
-            raise error
-        return works(*given, **options)
+    def made(*given):
+        objective = works(*given)
 
-    monkeypatch.setattr(steps, "training_loss", loss)
+        def loss(step):
+            calls.append(1)
+            if len(calls) > 5 * pieces:  # in the second epoch
+                raise error
+            return objective(step)
+
+        return loss
+
+    monkeypatch.setitem(OBJECTIVES, "standard", made)
     said = f"{64 // pieces} images at once, of a batch of 64.*set accumulate to {2 * pieces} "
     with pytest.raises(MemoryError, match=said):
         train(study, "std", tmp_path)
@@ -226,10 +252,10 @@ def test_when_memory_runs_out(monkeypatch, tmp_path, error, pieces):
 
 
 def test_other_errors_of_torch_stay_as_they_are(monkeypatch, tmp_path):
-    def broken(*_, **__):
+    def broken(step):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(steps, "training_loss", broken)
+    monkeypatch.setitem(OBJECTIVES, "standard", lambda *_: broken)
     with pytest.raises(RuntimeError, match="mat1"):
         train(small_study(), "std", tmp_path)
 

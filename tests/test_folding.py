@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advlib.attacks.folding import folding
+from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.networks.build import Normalize, build_model, pixel_std
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def test_a_network_with_other_logits_once_folded_is_taken_as_it_is():
         random.random,
         np.random.rand,
         lambda: torch.rand(()).item(),
-        random.Random(0).random,  # of its own: seen by passes that differ
+        random.Random(0).random,  # of its own
     ],
 )
 def test_a_network_keeps_its_randomness(draw):
@@ -168,5 +168,27 @@ def test_a_network_keeps_its_randomness(draw):
 
     model = Flips().eval()
     for _ in range(10):
-        with pytest.warns(UserWarning, match="it draws random numbers|it gives other logits"):
+        with pytest.warns(UserWarning, match="it gives other logits"):
             assert folding(model, IMAGES[:2])() is model
+
+
+@pytest.mark.parametrize("name, shown", [("cifar_resnet8", True), ("resnet18", False)])
+def test_a_sharp_end_shows_changes_that_bfloat16_hides(name, shown):
+    model = network(name)
+    kept, folded = copy.deepcopy(model), folding(model, IMAGES)()
+    assert not shows_small_changes(folded, IMAGES, 0.03, torch.bfloat16)
+    sharpen(folded)
+    assert shows_small_changes(folded, IMAGES, 0.03, torch.bfloat16) == shown
+    assert shows_small_changes(folded, IMAGES, 0.03, torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(folded(IMAGES), model(IMAGES), rtol=1e-3, atol=1e-3)
+        assert torch.equal(model(IMAGES), kept(IMAGES))  # which shares no changed layer
+
+
+def test_the_sharp_end_of_a_transformer_is_its_head():
+    model = network("vit_b_16")
+    folded = folding(model, F.interpolate(IMAGES[:2], 224))()
+    sharpen(folded)
+    assert [name for name, m in folded.named_modules() if type(m).__name__ == "_InFloat32"] == [
+        "net.heads.head"
+    ]

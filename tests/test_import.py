@@ -82,17 +82,15 @@ def test_unknown_columns_are_left_out(table, tmp_path):
     assert list(found.columns) == [*COLUMNS, "corruption", "severity", "linf"]
 
 
-@pytest.mark.parametrize("name", ["correct", "multilabel_correct"])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_a_file_may_say_which_rows_are_correct(table, tmp_path, name, ending):
-    """Its verdict counts, under the present name and the former one."""
+def test_a_file_may_say_which_rows_are_correct(table, tmp_path, ending):
     right = np.arange(len(table)) > 0
     for values in (right, right.astype(int)):
-        path = written(table.assign(**{name: values}), tmp_path / f"model.{ending}")
+        path = written(table.assign(correct=values), tmp_path / f"model.{ending}")
         assert metrics.correct(read_predictions(path)).tolist() == right.tolist()
     for values in (right.astype(int) + 1, ["yes"] * len(table), [True] * (len(table) - 1) + [None]):
-        path = written(table.assign(**{name: values}), tmp_path / f"model.{ending}")
-        with pytest.raises(ValueError, match=f"the column {name} must hold True or False"):
+        path = written(table.assign(correct=values), tmp_path / f"model.{ending}")
+        with pytest.raises(ValueError, match="the column correct must hold True or False"):
             read_predictions(path)
 
 
@@ -137,10 +135,13 @@ def test_numbers_too_large_for_the_compact_type_are_refused(table, tmp_path):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ("file_name;label;predicted_class\na;0;0\n", "separated by commas, not by ';'"),
-        ("file_name\tlabel\tpredicted_class\na\t0\t0\n", r"commas, not by '\\t'"),
-        ("a,0,0,0.9\nb,1,1,0.8\n", "first line is 'a,0,0,0.9', expected a header: file_name"),
-        ("", "expected a header"),
+        (
+            "file_name;label;predicted_class\na;0;0\n",
+            "first line is 'file_name;label.*separated by commas",
+        ),
+        ("file_name\tlabel\tpredicted_class\na\t0\t0\n", "expected a header, separated by commas"),
+        ("a,0,0,0.9\nb,1,1,0.8\n", "first line is 'a,0,0,0.9', expected a header"),
+        ("", "No columns to parse"),
         ("file_name,label,predicted_class\na,0,0\n", "lacks the columns predicted_probability"),
         ("file_name,predicted_class,predicted_probability\na,0,1\n", "dataset='imagenet'"),
         (f"{','.join(COLUMNS)}\n", "is empty"),
@@ -196,20 +197,21 @@ def test_files_that_cannot_be_read_are_named(tmp_path, table):
     for name in ("text.parquet", "cut.csv.gz"):
         with pytest.raises(ValueError, match=name):
             read_predictions(tmp_path / name)
-    with pytest.raises(ValueError, match="dataset is 'imagenet' or None, not 'cifar10'"):
-        read_predictions(tmp_path / "model.csv", "cifar10")
 
 
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda t: t.iloc[2:], "2 of ImageNet's 50000 .* missing, first ILSVRC2012_val_00000293"),
+        (
+            lambda t: t.iloc[2:],
+            "2 file names of ImageNet's 50,000 .* missing, first ILSVRC2012_val_00000293",
+        ),
         (lambda t: pd.concat([t, t.iloc[5:8]]), "3 images occur twice"),
-        (lambda t: t.assign(file_name=t.file_name.str[:-5]), "50000 file names are not .* such as"),
+        (lambda t: t.assign(file_name=t.file_name.str[:-5]), "50,000 file names are not those of"),
         (lambda t: t.assign(file_name=[None, *t.file_name[1:]]), "missing values in file_name"),
         (
             lambda t: t.assign(file_name=["x.JPEG", *t.file_name[1:]]),
-            "1 file names are not .* 'x.JPEG'",
+            "1 file names are not .* first x.JPEG",
         ),
         (
             lambda t: t.assign(predicted_class=t.predicted_class + 1),
@@ -220,7 +222,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, table):
             "got 0 to 1000; is there a background class 0",
         ),
         (lambda t: t.assign(predicted_class=[1234, *t.predicted_class[1:]]), "got 0 to 1234$"),
-        (lambda t: t.assign(label=7), "49950 labels are not ImageNet's: .* label 7, expected 0"),
+        (lambda t: t.assign(label=7), "49,950 labels are not ImageNet's: .* label 7, expected 0"),
         (lambda t: t.drop(columns="predicted_probability"), "lacks the columns predicted_prob"),
     ],
 )

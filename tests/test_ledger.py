@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advbook.audit import ledger
+from advbook.audit import ledger, predictions
 from advbook.studies import switches
 from advbook.studies.identity import data_settings
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.runs import load_run, train_method
 from advbook.studies.schema import STUDIES, load_study
-from advlib.attacks import worst_case
+from advbook.studies.tables import read_audit
 from advlib.attacks.pgd import pgd_attack
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.networks.build import Normalize
@@ -39,7 +39,7 @@ PAPER = {
 @pytest.mark.parametrize("name", [name for name in switches.LEDGER if name != "default"])
 def test_a_switch_changes_what_it_says_and_nothing_else(name):
     study = load_study("fashion_mnist_quick")
-    threats = ledger.ledger_threats(study)
+    threats = switches.ledger_threats(study)
     default, changed = threats["default"].to_dict(), threats[name].to_dict()
     differ = {key for key in default if changed[key] != default[key]}
     assert differ == set(switches.LEDGER[name].changes) and differ
@@ -48,7 +48,7 @@ def test_a_switch_changes_what_it_says_and_nothing_else(name):
 
 
 def test_no_two_switches_are_one_attack_or_share_a_title():
-    threats = ledger.ledger_threats(load_study("fashion_mnist_quick"))
+    threats = switches.ledger_threats(load_study("fashion_mnist_quick"))
     assert len(set(threats.values())) == len(threats)
     assert len({switch.title for switch in switches.LEDGER.values()}) == len(switches.LEDGER)
 
@@ -56,7 +56,7 @@ def test_no_two_switches_are_one_attack_or_share_a_title():
 @pytest.mark.parametrize("study_id", [path.stem for path in STUDIES.glob("*.yaml")])
 def test_the_named_settings_are_the_protocols_at_the_studys_radius(study_id):
     study = load_study(study_id)
-    threats = ledger.ledger_threats(study)
+    threats = switches.ledger_threats(study)
     assert threats["default"] == study.threat("pgd40")
     assert threats["earlier_code"] == study.threat("pgd40_earlier_code")
     assert threats["earlier_code"].step == pytest.approx(study.eps / 3)
@@ -65,15 +65,15 @@ def test_the_named_settings_are_the_protocols_at_the_studys_radius(study_id):
 
 
 def test_steps_scale_with_the_radius():
-    threats = ledger.ledger_threats(load_study("fashion_mnist_quick"))
+    threats = switches.ledger_threats(load_study("fashion_mnist_quick"))
     steps = {name: threats[name].step for name in ("step_third", "step_madry", "step_small")}
     expected = {"step_third": 0.1 / 3, "step_madry": 2.5 * 0.1 / 40, "step_small": 0.1 / 40}
     assert steps == pytest.approx(expected)
 
 
 def test_without_transformation_logits_some_switches_repeat_others():
-    threats = ledger.ledger_threats(load_study("fashion_mnist_quick"))
-    assert ledger.same_attacks(threats) == {
+    threats = switches.ledger_threats(load_study("fashion_mnist_quick"))
+    assert switches.same_attacks(threats) == {
         "all_logits": "default",
         "last_all_logits": "last",
         "predicted_all_logits": "predicted",
@@ -83,9 +83,9 @@ def test_without_transformation_logits_some_switches_repeat_others():
 def test_ablations_go_through_fewer_switches():
     study = load_study("fashion_mnist_quick")
     name = next(iter(study.ablations))
-    few = ledger.ledger_threats(study, name)
+    few = switches.ledger_threats(study, name)
     assert tuple(few) == switches.ABLATION_SWITCHES
-    assert few == {k: ledger.ledger_threats(study, "adv")[k] for k in few}
+    assert few == {k: switches.ledger_threats(study, "adv")[k] for k in few}
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -156,7 +156,7 @@ def made(trained, tmp_path_factory):
         patch.setenv("ADVLIB_RUNS", str(folder))
         calls, _ = count_attacks(patch)
         for method in (*study.methods, *study.ablations):
-            ledger.ledger_predictions(study, method, 0)
+            predictions.ledger_predictions(study, method, 0)
     return folder, len(calls)
 
 
@@ -183,7 +183,7 @@ def count_attacks(monkeypatch):
         return real(model, dataset, threat, **options)
 
     calls_until_killed = [math.inf]
-    monkeypatch.setattr(worst_case, "evaluate_attack", counted)
+    monkeypatch.setattr(predictions, "evaluate_attack", counted)
     return calls, calls_until_killed
 
 
@@ -191,23 +191,23 @@ def test_every_switch_is_run_once_also_after_a_kill(study, attacked):
     calls, killed_after = attacked
     killed_after[0] = 7
     with pytest.raises(KeyboardInterrupt):
-        ledger.ledger_predictions(study, "adv_plus", 0)
+        predictions.ledger_predictions(study, "adv_plus", 0)
     killed_after[0] = math.inf
-    table = pd.read_parquet(ledger.ledger_predictions(study, "adv_plus", 0))
-    threats = ledger.ledger_threats(study)
+    table = pd.read_parquet(predictions.ledger_predictions(study, "adv_plus", 0))
+    threats = switches.ledger_threats(study)
     assert calls == list(threats.values())  # none of them twice
     assert set(table.attack) == {"clean", *threats}
     assert (table.groupby("attack", observed=True).file_name.nunique() == 20).all()
-    ledger.ledger_predictions(study, "adv_plus", 0)
+    predictions.ledger_predictions(study, "adv_plus", 0)
     assert len(calls) == len(threats)
-    ledger.ledger_predictions(dataclasses.replace(study, eval_batch_size=7), "adv_plus", 0)
+    predictions.ledger_predictions(dataclasses.replace(study, eval_batch_size=7), "adv_plus", 0)
     assert calls[len(threats) :] == calls[: len(threats)]  # another size rounds differently
-    ledger.ledger_predictions(study, "pretrained", 0)
+    predictions.ledger_predictions(study, "pretrained", 0)
     killed_after[0] = len(calls)
     with pytest.raises(KeyboardInterrupt):  # at another radius nothing that was kept is taken
-        ledger.ledger_predictions(dataclasses.replace(study, eps=0.05), "pretrained", 0)
+        predictions.ledger_predictions(dataclasses.replace(study, eps=0.05), "pretrained", 0)
     with pytest.raises(ValueError, match="trained with another threat than the study now says"):
-        ledger.ledger_predictions(dataclasses.replace(study, eps=0.05), "adv_plus", 0)
+        predictions.ledger_predictions(dataclasses.replace(study, eps=0.05), "adv_plus", 0)
 
 
 def test_rows_are_those_of_the_attack_itself(with_ledgers):
@@ -216,7 +216,7 @@ def test_rows_are_those_of_the_attack_itself(with_ledgers):
     model, _ = load_run(study, "adv_plus", 0)
     images = audit_set(images_of(study, "test"), 20)
     for name in ("default", "last_predicted"):
-        threat = ledger.ledger_threats(study)[name]
+        threat = switches.ledger_threats(study)[name]
         direct = evaluate_attack(model, images, threat, num_classes=10, dtype="float32")
         rows = table[table.attack == name]
         assert rows.file_name.tolist() == direct.file_name.tolist()
@@ -225,21 +225,22 @@ def test_rows_are_those_of_the_attack_itself(with_ledgers):
 
 def test_what_is_no_other_attack_is_not_run_and_tables_are_read(with_ledgers, made, monkeypatch):
     study = with_ledgers
-    table = ledger.read_ledger(study, "fresh")
-    repeats = ledger.same_attacks(ledger.ledger_threats(study))
-    assert table.attrs["same"] == {"pretrained": repeats, "adv_plus": {}, "plus_delta": {}}
+    table, facts = read_audit(study, "fresh", "ledger")
+    repeats = switches.same_attacks(switches.ledger_threats(study))
+    same = {method: known["same"] for (_, method, _), known in facts.items()}
+    assert same == {"pretrained": repeats, "adv_plus": {}, "plus_delta": {}}
     run = {method: set(part.attack) for method, part in table.groupby("method")}
     assert run["pretrained"] == {"clean", *switches.LEDGER} - set(repeats)
     assert run["plus_delta"] == {"clean", *switches.ABLATION_SWITCHES}
     assert made[1] == sum(map(len, run.values())) - 3  # all but the clean images
     gaps = ledger.gaps(table, n_resamples=50)
     assert set(gaps[gaps.gap == "masking"].method) == {"adv_plus", "plus_delta"}
-    changed = dataclasses.replace(switches.LEDGER["unclipped"], changes={"n_restarts": 2})
+    changed = switches.LEDGER["unclipped"]._replace(changes={"n_restarts": 2})
     monkeypatch.setitem(switches.LEDGER, "unclipped", changed)
     with pytest.raises(ValueError, match="another threat model under unclipped: run `make audit"):
-        ledger.read_ledger(study, "fresh")
+        read_audit(study, "fresh", "ledger")
     with pytest.raises(ValueError, match="another threat"):
-        ledger.read_ledger(dataclasses.replace(study, eps=0.05), "fresh")
+        read_audit(dataclasses.replace(study, eps=0.05), "fresh", "ledger")
 
 
 # --- what is made of them -------------------------------------------------------------------------

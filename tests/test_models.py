@@ -1,7 +1,6 @@
 import argparse
 import dataclasses
 import json
-import re
 import urllib.error
 
 import numpy as np
@@ -13,7 +12,6 @@ from advbook.studies.inputs import study_preprocessing
 from advbook.studies.schema import make_study
 from advlib.data.vision import torchvision
 from advlib.labels import find_head, widen_head
-from advlib.networks import build as models
 from advlib.networks.build import (
     Normalize,
     build_model,
@@ -24,7 +22,7 @@ from advlib.networks.build import (
 from advlib.networks.device import autocast, resolve_dtype
 from advlib.networks.weights import load_weights
 
-timm = models._timm()  # after torchvision, which advlib imports in its own way
+timm = pytest.importorskip("timm")  # after torchvision, which advlib imports in its own way
 RGB = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
 
 
@@ -164,11 +162,6 @@ def test_weights_files_of_every_make(resnet, tmp_path, name, content):
     assert torch.equal(again.cpu()(x), resnet(x))
 
 
-def renamed(state):
-    """As in torchvision's own files of DenseNet."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in state.items()}
-
-
 def under(prefix, state, **more):
     return {prefix + k: v for k, v in state.items()} | more
 
@@ -178,29 +171,22 @@ OWN = {"normalize.mean": MEAN[None], "normalize.std": STD[None]}
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content",
     [
-        (lambda s: under("model.", s, **OWN), "begin with 'model.'"),  # RobustBench's
-        (lambda s: under("1.", s, **{"0.mean": MEAN[:, 0, 0], "0.std": STD}), "begin with '1.'"),
-        (lambda s: {"state_dict": under("model.", s), "epoch": 1}, "begin with 'model.'"),
-        (  # Madry's: twice the same
-            lambda s: {
-                "model": under("module.model.", s)
-                | under("module.attacker.model.", s)
-                | {"module.normalizer.new_mean": MEAN, "module.normalizer.new_std": STD}
-            },
-            "begin with 'module.model.'",
-        ),
-        (lambda s: under("module.", s, n_averaged=torch.tensor(3)), "n_averaged left out"),
-        (
-            lambda s: {**s, "total_ops": torch.ones(1), "layer1.total_params": torch.ones(1)},
-            "layer1.total_params left out",
-        ),
-        (lambda s: {"net": s, "acc": np.float64(93.1), "best": np.float32(1)}, ""),
-        (lambda s: {"model": "resnet18", "net": s, "loss": {"weight": torch.ones(10)}}, ""),
+        lambda s: under("model.", s, **OWN),  # RobustBench's
+        lambda s: under("1.", s, **{"0.mean": MEAN[:, 0, 0], "0.std": STD}),
+        lambda s: {  # Madry's: twice the same
+            "model": under("module.model.", s)
+            | under("module.attacker.model.", s)
+            | {"module.normalizer.new_mean": MEAN, "module.normalizer.new_std": STD}
+        },
+        lambda s: under("module.", s, n_averaged=torch.tensor(3)),
+        lambda s: {"net": s, "acc": np.float64(93.1), "best": np.float32(1)},
+        lambda s: {"model": "resnet18", "net": s, "loss": {"weight": torch.ones(10)}},
+        lambda s: {"model": s, "model_ema": under("module.", s)},
     ],
 )
-def test_layouts_of_other_projects(resnet, tmp_path, capsys, content, said):
+def test_layouts_of_other_projects(resnet, tmp_path, content):
     path, x = tmp_path / "w.pt", torch.rand(2, 3, 32, 32)
     content = content(resnet.net.state_dict())
     torch.save(content, path)
@@ -208,45 +194,24 @@ def test_layouts_of_other_projects(resnet, tmp_path, capsys, content, said):
     held |= "module.normalizer.new_mean" in content.get("model", ())
     other = {"mean": (0.1,) * 3, "std": (0.9,) * 3} if held else RGB
     assert torch.equal(build("resnet18", **other, weights=str(path))(x), resnet(x))
-    assert said in capsys.readouterr().out
-
-
-def test_torchvisions_own_file_of_a_densenet(tmp_path):
-    net = torchvision.models.densenet121(num_classes=10)
-    torch.save(renamed(net.state_dict()), tmp_path / "w.pth")
-    assert renamed(net.state_dict()).keys() != net.state_dict().keys()
-    model = build("densenet121", **RGB, weights=str(tmp_path / "w.pth"))
-    assert torch.equal(model.net.classifier.weight, net.classifier.weight)
 
 
 def test_two_networks_in_one_file_are_not_chosen_from(resnet, tmp_path):
     state = resnet.net.state_dict()
     ema = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     torch.save(under("model.", state) | under("ema.", ema), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match="twice, under 'model.' and 'ema.', with other weights"):
-        build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
-    averaged = {"model": state, "model_ema": under("module.", ema), "epoch": 3}  # torchvision's
-    torch.save(averaged, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"several networks, model, model_ema: .*\['model_ema'\]"):
+    with pytest.raises(ValueError, match="several networks, under 'model.', 'ema.': save the"):
         build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
 
 
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        (lambda v: v * float("nan"), "fc.bias holds values that are not finite"),
-        (lambda v: v.to(torch.complex64), r"1 of another kind of number \(fc.bias complex64\)"),
-        (lambda v: v.to(torch.int8), r"1 of another kind of number \(fc.bias int8\)"),
-    ],
-)
-def test_weights_that_are_no_weights(resnet, tmp_path, change, said):
+def test_weights_that_are_not_finite(resnet, tmp_path):
     state, path = resnet.net.state_dict(), tmp_path / "w.pt"
-    torch.save({**state, "fc.bias": change(state["fc.bias"])}, path)
-    with pytest.raises(ValueError, match=f"w.pt .*{said}"):
-        build("resnet18", **RGB, weights=str(path))
-    if change(torch.ones(1)).isnan().any():
-        torch.save({**state, "bn1.running_var": -state["bn1.running_var"]}, path)
-        with pytest.raises(ValueError, match="bn1.running_var holds values .* negative"):
+    for name, values in (
+        ("fc.bias", state["fc.bias"] * float("nan")),
+        ("bn1.running_var", -state["bn1.running_var"]),
+    ):
+        torch.save({**state, name: values}, path)
+        with pytest.raises(ValueError, match=f"w.pt .*{name} holds values .* not finite or"):
             build("resnet18", **RGB, weights=str(path))
 
 
@@ -272,13 +237,13 @@ def test_code_in_a_weights_file_is_never_run(tmp_path):
 @pytest.mark.parametrize(
     "name, content, said",
     [
-        ("a.pt", {"epoch": 3, "optimizer": {}}, "holds a dict of epoch, optimizer; expected a sta"),
+        ("a.pt", {"epoch": 3, "optimizer": {}}, "holds dict epoch, optimizer; expected a state"),
         ("a.pt", [torch.zeros(2)], "holds list"),
-        ("a.pth", b"<html>404</html>", "no whole file of weights"),
-        ("a.pth", b"", "no whole file of weights"),
-        ("a.pt", b"just some text\n", "no whole file of weights"),
-        ("a.pt", {0: torch.zeros(2)}, "holds a dict of 0; expected a state dict"),
-        ("a.safetensors", b"short", "no whole file of weights"),
+        ("a.pth", b"<html>404</html>", "no whole file of tensors"),
+        ("a.pth", b"", "no whole file of tensors"),
+        ("a.pt", b"just some text\n", "no whole file of tensors"),
+        ("a.pt", {0: torch.zeros(2)}, "holds dict 0; expected a state dict"),
+        ("a.safetensors", b"short", "no whole file of tensors"),
     ],
 )
 def test_other_files_say_what_they_hold(tmp_path, name, content, said):
@@ -298,15 +263,12 @@ def test_weights_that_do_not_fit_name_a_few_tensors(tmp_path, resnet):
     with pytest.raises(ValueError, match="do not fit") as caught:
         build(weights=str(tmp_path / "a.safetensors"))
     message = str(caught.value)
-    assert "missing (0.weight, 1.weight, 1.bias, …)" in message
-    assert "122 superfluous (" in message
-    assert len(message) < 400 + len(str(tmp_path))
+    assert 'Missing key(s) in state_dict: "net.0.weight", "net.1.weight"' in message
+    assert len(message) < 500 + len(str(tmp_path))
     state = resnet.net.state_dict()
     state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
     torch.save(state, tmp_path / "b.pt")
-    with pytest.raises(
-        ValueError, match=r"conv1.weight \(64, 1, 7, 7\) instead of \(64, 3, 7, 7\)"
-    ):
+    with pytest.raises(ValueError, match=r"size mismatch for net.conv1.weight"):
         build("resnet18", **RGB, weights=str(tmp_path / "b.pt"))
 
 
@@ -323,27 +285,15 @@ def test_a_file_for_other_classes(tmp_path, resnet):
 
 def test_load_weights_leaves_no_head_behind(tmp_path):
     save_file(build(num_classes=7).net.state_dict(), tmp_path / "seven.safetensors")
-    with pytest.raises(ValueError, match=r"do not fit.*\(7, 64\) instead of \(10, 64\)"):
+    with pytest.raises(ValueError, match=r"do not fit.*size mismatch"):
         load_weights(build(), tmp_path / "seven.safetensors")
 
 
-@pytest.mark.parametrize("name", ["mnasnet0_5", "googlenet"])
-def test_networks_whose_checkpoints_torchvision_treats_apart(tmp_path, name, monkeypatch):
-    """MNASNet wants a version number; GoogLeNet's file has heads and changes the model's input."""
-    net = torchvision.models.get_model(name, weights=None, **extra_heads(name))
+def test_a_network_whose_checkpoint_wants_a_version_number(tmp_path):
+    net = torchvision.models.get_model("mnasnet0_5", weights=None)
     torch.save(net.state_dict(), tmp_path / "a.pt")
-    x, expected = torch.rand(1, 3, 64, 64), {}
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *a, **k: state)
-    state = net.state_dict()
-    for weights in ("DEFAULT", str(tmp_path / "a.pt")):
-        model = build(name, **RGB, num_classes=1000, weights=weights)
-        expected[weights] = model(x)
-        assert isinstance(model.train()(torch.rand(2, 3, 64, 64)), torch.Tensor)
-    assert torch.equal(*expected.values())
-
-
-def extra_heads(name):
-    return {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
+    model = build("mnasnet0_5", **RGB, num_classes=1000, weights=str(tmp_path / "a.pt"))
+    assert torch.equal(model.net.layers[0].weight, net.layers[0].weight)
 
 
 # --- published weights, by name; every download here is a stand-in ----------------------------
@@ -370,7 +320,7 @@ def test_published_weights(published):
 @pytest.mark.parametrize(
     "name, weights, said",
     [
-        ("resnet18", "IMAGENET1K_V2", "expected DEFAULT, IMAGENET1K_V1 or a file ending in .safet"),
+        ("resnet18", "IMAGENET1K_V2", "expected one of IMAGENET1K_V1, DEFAULT or a file ending"),
         ("resnet18", "mine.ckpt", "file ending in .safetensors, .pt, .pth"),
         ("timm/resnet18", "a9_in1k", r"there are no weights 'a9_in1k' of resnet18: .* a1_in1k,"),
         ("timm/test_resnet_nothing", "DEFAULT", "unknown model"),
@@ -393,7 +343,7 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
     monkeypatch.setattr(timm, "create_model", unreachable)
     for name in ("resnet18", "timm/resnet18"):
-        with pytest.raises(OSError, match="DEFAULT of resnet18 could not be downloaded.*local fi"):
+        with pytest.raises(OSError, match="1.* of resnet18 could not be downloaded.*local fi"):
             build(name, **RGB, num_classes=1000, weights="DEFAULT")
 
 

@@ -55,6 +55,14 @@ def test_every_figure_has_a_caption_and_is_cited(path):
             assert cited, f"{figure['name']} is not cited"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_the_box_of_sources_stands_below_all_figures(path):
+    cells = nbformat.read(path, as_version=4).cells
+    box = [i for i, cell in enumerate(cells) if "{{ provenance }}" in cell.source]
+    figures = [i for i, cell in enumerate(cells) if "figure" in cell.metadata.get("mystnb", {})]
+    assert not box or figures == [] or figures[-1] < box[0]
+
+
 def test_jupyterlab_saves_the_sources_without_outputs(tmp_path):
     for name in ("known.ipynb", "copy.ipynb"):
         cell = nbformat.v4.new_code_cell("1", execution_count=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import zipfile
 
@@ -52,8 +53,6 @@ def test_a_page_says_the_command_that_makes_it_again(tmp_path):
     page = place.place_notebook(executed(tmp_path / "n.ipynb", given), tmp_path / "out/n.ipynb")
     text = nbformat.read(page, 4).cells[0].source
     command = re.search(r"```bash\n(papermill .*)\n```", text)[1]
-    import shlex
-
     words = shlex.split(command)
     assert words[:3] == ["papermill", "notebooks/n.ipynb", "out.ipynb"]
     options = dict(zip(words[4::2], words[3::2], strict=True))
@@ -80,16 +79,6 @@ def test_a_page_is_dated_by_its_newest_table_and_never_by_today(tmp_path):
 def test_a_table_of_measured_pixels_dates_nothing(tmp_path):
     pd.DataFrame({"luma": [0.5]}).to_parquet(tmp_path / "measures.parquet")
     assert results_date([tmp_path / "measures.parquet", tmp_path / "train.csv"]) == ""
-
-
-def test_the_words_of_a_study_go_into_its_captions_and_text(tmp_path):
-    words = {"seeds": "{{ study_title }}"}  # nothing in a word is read again
-    options = {"study_title": "Toy", "study_id": "fresh-toy", "words": words}
-    page = place.place_notebook(executed(tmp_path / "n.ipynb"), tmp_path / "o/n.ipynb", **options)
-    cells = nbformat.read(page, 4).cells
-    figure = cells[3].metadata.mystnb.figure
-    assert figure.name == "fresh-toy-fig-x" and figure.caption.startswith("Errors, Toy, ")
-    assert "See {numref}`fresh-toy-fig-x`" in cells[0].source
 
 
 def test_a_page_hides_folded_cells_that_show_nothing_and_its_file_keeps_them(tmp_path):
@@ -160,7 +149,7 @@ def test_the_page_of_a_study_says_whose_run_it_is_and_that_its_images_are_a_copy
     text = page.read_text(encoding="utf-8")
     assert page.relative_to(tmp_path / "generated").parts == ("studies", "fresh", "toy.ipynb")
     assert "# Average error: Toy (JPEG copy), your run" in text
-    assert "Errors, Toy (JPEG copy), your run, " in text and "{numref}`fresh-toy-fig-x`" in text
+    assert "Errors, Toy (JPEG copy), your run, " in text and "fresh-toy-fig-x" in text
     assert "`data.json`" in text and "make audit STUDY=toy.yaml" in text
 
 

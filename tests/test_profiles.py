@@ -160,8 +160,8 @@ def test_jobs_beside_each_other_share_gpus_and_cores(tmp_path):
     [
         ("passes_per_secnd=9", "did you mean 'passes_per_second'"),
         ("mode=raed", "mode is one of run, audit, read, got 'raed'"),
-        ("devices=two", "devices is int or null, got 'two'"),
-        ("accumulate=0", "accumulate is at least 1, got 0"),
+        ("devices=two", "devices is a valid integer, got 'two'"),
+        ("accumulate=0", "accumulate is greater than or equal to 1, got 0"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_stops_before_any_work(setting, said, tmp_path):

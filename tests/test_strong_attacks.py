@@ -1,4 +1,4 @@
-"""APGD, Square and AutoAttack: the published step rules, and the images that other code breaks."""
+"""APGD, FAB, Square, AutoAttack: the published step rules, the images that other code breaks."""
 
 import copy
 import dataclasses
@@ -15,9 +15,10 @@ from torch import nn
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import load_study
+from advlib.attacks import components
 from advlib.attacks.apgd import apgd_attack
 from advlib.attacks.autoattack import COMPONENTS, autoattack, write_state
-from advlib.attacks.components import ClassLogits
+from advlib.attacks.fab import crossing, start_walk, walk_on
 from advlib.attacks.pgd import classify
 from advlib.attacks.square import draws_needed, square_attack
 from advlib.predictions import check_predictions
@@ -139,6 +140,50 @@ def test_square_takes_the_squares_of_torchattacks(toy, threat, monkeypatch):
     assert 0 < broken < len(x)
 
 
+@pytest.mark.parametrize("norm, shape", [("Linf", "linf"), ("L2", "l2")])
+@pytest.mark.parametrize("corners", [0, 1])
+def test_the_smallest_change_that_crosses_a_plane(norm, shape, corners):
+    """Also where many pixels are 0 or 1, gradients are 0, and where the plane is out of reach."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 3, 8, 8, generator=generator, dtype=torch.float64)
+    x = ((x - 0.5) * (1 + 2 * corners) + 0.5).clamp(0, 1)
+    gradient = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    gradient *= torch.rand(x.shape, generator=generator) > 0.3
+    reach = gradient.abs().flatten(1).sum(1)
+    offset = torch.randn(40, generator=generator, dtype=torch.float64) * 0.2 * reach
+    offset[:2] = torch.stack([2 * reach[0], 0 * reach[0]])
+    found = crossing(x, gradient, offset, norm)
+    assert (x + found >= -1e-12).all() and (x + found <= 1 + 1e-12).all()
+    project = getattr(torchattacks.attacks.fab, f"projection_{shape}")
+    plane = (gradient * x).flatten(1).sum(1) - offset
+    wanted = project(x.flatten(1), gradient.flatten(1), plane).view(x.shape)
+    reached = offset + (gradient * found).flatten(1).sum(1)
+    crossed = reached.abs() < 1e-9 * reach
+    assert 20 < crossed.sum() < 40 and not crossed[0]
+    assert torch.allclose(found[crossed], wanted[crossed], atol=1e-9)
+    # To the corner that is nearest to the plane.
+    assert ((x + found)[0][gradient[0] != 0] % 1 == 0).all()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["Linf", "L2"])
+@pytest.mark.parametrize("rank", [2, 5])
+def test_fab_takes_the_steps_of_torchattacks(toy, threat, rank):
+    """Nothing of it is random: the smallest change that crosses a border is the same."""
+    net, x, y = copy.deepcopy(toy[0]).float(), toy[1].float(), toy[2]
+    attack = torchattacks.FAB(net, norm=threat.norm, steps=25, multi_targeted=True)
+    attack.target_class = rank
+    change = (attack.attack_single_run_targeted(x, y) - x).flatten(1)
+    wanted = change.abs().amax(1) if threat.norm == "Linf" else change.norm(dim=1)
+    walk = start_walk(x, y, net(x).sort(dim=1)[1][:, -rank], torch.arange(len(x)))
+    for _ in range(25):
+        x_adv, broken, walk = walk_on(net, walk, threat, 10)
+        size = (x_adv - x).flatten(1)
+        size = size.abs().amax(1) if threat.norm == "Linf" else size.norm(dim=1)
+        assert (broken == ((net(x_adv).argmax(1) != y) & (size <= threat.eps))).all()
+        assert x_adv.min() >= 0 and x_adv.max() <= 1
+    assert wanted.min() > 0 and torch.allclose(walk.nearest, wanted, rtol=1e-3)
+
+
 def test_attacks_refuse_what_they_cannot_do(toy):
     net, x, y = toy
     with pytest.raises(ValueError, match="4 logits or more"):
@@ -175,6 +220,11 @@ def test_all_logits_and_the_predicted_label(toy):
     assert torch.equal(plain, apgd_attack(net, x, (y + 1) % 9, predicted, **options))
 
 
+class FirstTen(nn.Module):
+    def forward(self, logits):
+        return logits[:, :10]
+
+
 THREAT = ThreatModel(eps=0.15)
 SHORT = {"steps": 20, "targets": 3, "queries": 200}
 
@@ -188,7 +238,8 @@ def test_autoattack_breaks_the_images_that_torchattacks_breaks(
     digit_networks, digit_images, attacked
 ):
     """The same order and strength, other starts and squares: the same images, bar a few."""
-    net = ClassLogits(copy.deepcopy(digit_networks["adv"]), 10).eval().requires_grad_(False)
+    adv = copy.deepcopy(digit_networks["adv"]).eval().requires_grad_(False)
+    net = torch.nn.Sequential(adv, FirstTen())
     x, y = digit_images.pixels / 255, digit_images.labels
     known = {"norm": "Linf", "eps": THREAT.eps}
     attacks = {
@@ -222,11 +273,15 @@ def test_autoattack_leaves_network_and_generator_as_they_were(digit_networks, di
 def test_a_component_that_leaves_the_ball_stops_autoattack(
     digit_networks, digit_images, monkeypatch
 ):
-    monkeypatch.setattr(torchattacks.FAB, "forward", lambda self, x, y: (x + 0.2).clamp(0, 1))
+    def leaves(model, walk, threat, num_classes):
+        return (walk.x + 0.2).clamp(0, 1), walk.label >= 0, walk._replace(taken=walk.taken + 20)
+
+    monkeypatch.setattr(components, "walk_on", leaves)
     with pytest.raises(RuntimeError, match="fab_t leaves the ball"):
         autoattack(
-            digit_networks["std"], digit_images, THREAT, num_classes=10, components=["fab_t"]
-        )
+            digit_networks["std"], digit_images, THREAT, num_classes=10, components=["fab_t"],
+            steps=20,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +296,9 @@ def published():
     return model, images, ThreatModel(eps=study.eps), run["num_classes"]
 
 
-@pytest.mark.parametrize("component, allowed", [("apgd_ce", 1), ("apgd_t", 1), ("square", 2)])
+@pytest.mark.parametrize(
+    "component, allowed", [("apgd_ce", 1), ("apgd_t", 1), ("fab_t", 1), ("square", 2)]
+)
 def test_components_break_what_torchattacks_breaks_of_a_published_network(
     published, component, allowed
 ):
@@ -252,6 +309,9 @@ def test_components_break_what_torchattacks_breaks_of_a_published_network(
     attack = {
         "apgd_ce": lambda: torchattacks.APGD(model, steps=40, **known),
         "apgd_t": lambda: torchattacks.APGDT(model, steps=40, n_classes=4, **known),
+        "fab_t": lambda: torchattacks.FAB(
+            model, steps=40, multi_targeted=True, n_classes=4, **known
+        ),
         "square": lambda: torchattacks.Square(model, n_queries=600, **known),
     }[component]()
     with torch.random.fork_rng():

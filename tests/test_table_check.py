@@ -95,10 +95,6 @@ def test_impossible_figures_are_refused():
     for mean, sd, said in [(20.87, 15.65, "as fractions"), (0.1, 0.4, "cannot have the SD")]:
         with pytest.raises(ValueError, match=said):
             table_check.sampling_noise(mean, sd)
-    with pytest.raises(ValueError, match="2 images per class"):
-        table_check.noise_corrected_sd(0.2, 0.1, n_images=1)
-    with pytest.raises(ValueError, match="no beta distribution"):
-        table_check.simulated_spread(0.2, 0.4, np.random.default_rng(0))
 
 
 # ---------------------------------------------------------------- the figures of others

@@ -10,7 +10,9 @@ import pandas as pd
 import pydantic
 import pytest
 
+from advbook.audit.analysis import with_real
 from advbook.studies.bring import bring
+from advbook.studies.current import audit_tables, read_data, study_tables, table_paths
 from advbook.studies.identity import (
     DATA_FIELDS,
     TRAINING_FIELDS,
@@ -20,21 +22,7 @@ from advbook.studies.identity import (
     training_settings,
 )
 from advbook.studies.schema import ROOT, Study, load_study, make_study
-from advbook.studies.tables import (
-    arithmetic,
-    attack_lines,
-    audit_tables,
-    images_of,
-    in_per_cent,
-    per_cent,
-    read_audit,
-    read_study,
-    read_tables,
-    study_tables,
-    table_paths,
-    with_real,
-)
-from advbook.studies.views import condition_of
+from advbook.studies.tables import in_per_cent, per_cent, read_audit, read_tables
 from advlib import metrics
 from advlib.data import annotations
 from advlib.files import file_hash
@@ -74,24 +62,25 @@ def small_run(tiny_study, table):
     return study
 
 
+def read_study(study, source="fresh") -> pd.DataFrame:
+    """All tables but the corrupted ones, as one."""
+    benchmarks = [name for name in study.benchmarks if name != "corruptions"]
+    found = read_tables(study, source, benchmarks)
+    return pd.concat([t.assign(benchmark=b, method=m, seed=s) for (b, m, s), t, _ in found])
+
+
 def test_a_study_is_read_whole(small_run):
-    tables = read_study(small_run, "fresh")
-    assert len(tables) == 12
-    assert set(tables.columns) >= {"benchmark", "method", "seed"}
-    assert tables.attrs["facts"]["pgd40", "adv", 0]["threat"]["eps"] == small_run.eps
-    assert tables.attrs["class_names"] == ["a", "b", "c"]
-    assert set(tables.benchmark) == {"clean", "pgd40"}
+    assert read_study(small_run).groupby(["benchmark", "method"]).size().to_dict() == {
+        (benchmark, method): 3 for benchmark in ("clean", "pgd40") for method in ("std", "adv")
+    }
+    facts = {key: known for key, _, known in read_tables(small_run, "fresh")}
+    assert facts["pgd40", "adv", 0]["threat"]["eps"] == small_run.eps
 
 
 def test_corrupted_images_are_read_one_table_at_a_time(small_run):
     found = {key: table for key, table, _ in read_tables(small_run, "fresh", ["corruptions"])}
     assert list(found) == [("corruptions", "std", 0), ("corruptions", "adv", 0)]
     assert all(len(table) == 225 for table in found.values())
-
-
-def test_other_images_have_no_real_labels(small_run):
-    tables = read_study(small_run, "fresh")
-    assert with_real(tables) is tables
 
 
 @pytest.mark.parametrize(
@@ -189,12 +178,12 @@ def small_audit(small_run, table):
 
 
 def test_an_audit_is_read_with_the_methods_it_is_compared_with(small_audit):
-    battery = read_audit(small_audit, "fresh", "battery")
+    battery, facts = read_audit(small_audit, "fresh", "battery")
     assert battery.groupby(["method", "attack"]).size().to_dict() == {
         (m, a): 2 for m in ("std", "adv") for a in ("pgd40", "noise")
     }
-    assert battery.attrs["facts"]["battery", "adv"]["subset"] == 2
-    ablations = read_audit(small_audit, "fresh", "ablations")
+    assert facts["battery", "adv", 0]["subset"] == 2
+    ablations, _ = read_audit(small_audit, "fresh", "ablations")
     assert set(ablations.method) == {"std", "adv", "new"}
     assert set(ablations.benchmark) == {"clean", "pgd40"}
 
@@ -248,7 +237,7 @@ def test_a_committed_audit_is_that_of_the_study_file(study_id):
     # A study whose training goes on has weights alone.
     assert found or study_id in PUBLISHED or (folder / "models").is_dir()
     for part in found:
-        attacked = read_audit(study, "committed", part)
+        attacked, _ = read_audit(study, "committed", part)
         assert len(attacked) and set(attacked.method) >= set(study.methods)
 
 
@@ -323,31 +312,16 @@ def test_the_default_study_and_its_audit_are_published():
         read_audit(study, "committed", part)
 
 
+def test_zero_has_no_sign():
+    assert per_cent(0.0004, 1, "+") == per_cent(-0.0004, 1, "+") == "0.0"
+    assert per_cent(0.001, 1, "+") == "+0.1"
+
+
 def test_a_value_is_shown_with_its_interval():
     row = pd.Series({"value": 0.12345, "low": 0.1, "high": 0.2})
     assert in_per_cent(row).split() == ["12.35", "[10.00,", "20.00]"]
     assert in_per_cent(row, digits=1).split() == ["12.3", "[10.0,", "20.0]"]
     assert in_per_cent(row.replace({0.1: float("nan")}), digits=3) == "12.345"
-
-
-def test_an_attack_names_the_numbers_that_it_was_computed_in():
-    """Of its own tables, not the clean ones; a search in float32 is not called another thing."""
-    study = load_study("digits", seeds=[0, 1])
-    half, whole = ({"dtype": f"torch.{name}", "device": "cpu"} for name in ("bfloat16", "float32"))
-    facts = {("clean", "adv", 0): whole, ("pgd40", "adv", 0): half, ("pgd40", "adv", 1): half}
-    (line,) = attack_lines(study, facts)
-    assert line.startswith("pgd40: PGD-40, L∞, ε = 0.1")
-    assert line.endswith("; searched in bfloat16, verdicts in float32, on cpu")
-    assert arithmetic([whole, {"dtype": "float32", "device": "cpu"}]) == "in float32, on cpu"
-    assert arithmetic([half, whole | {"device": "cuda"}]).endswith(" or in float32, on cuda")
-    brought = {("pgd40", "adv", 0): {"dtype": None, "device": None}}
-    assert attack_lines(study, brought) == [f"pgd40: {condition_of(study, 'pgd40')}"]
-
-
-def test_images_kept_apart_are_called_images_of_the_training_split():
-    known = {"n_images": 4000, "split": "test"}
-    assert images_of(known) == "4,000 test images"
-    assert images_of(known | {"split": "holdout"}) == "4,000 images of the training split"
 
 
 def test_one_number_is_printed_alike_however_it_was_summed():
@@ -364,14 +338,17 @@ def test_reading_needs_no_torch():
     running += [f"advlib.data.{n}" for n in ("batches", "decoding", "folders")]
     running += [f"advlib.data.{n}" for n in ("images", "sets", "vision")]
     running += ["advlib.objectives", "advlib.steps", "advbook.studies.launch"]
-    running += ["advbook.audit.battery", "advbook.widgets"]
+    running += ["advbook.audit.battery", "advbook.audit.predictions", "advbook.widgets"]
     places = ((ROOT, "advlib"), (ROOT / "book", "advbook"), (ROOT, "pipeline"))
     modules = {
         ".".join(path.relative_to(base).with_suffix("").parts)
         for base, room in places
         for path in (base / room).rglob("[!_]*.py")
     }
-    modules = {m for m in modules if not m.startswith(tuple(running))} - {"pipeline.plan"}
+    modules = {m for m in modules if not m.startswith(tuple(running))} - {
+        "pipeline.plan",
+        "pipeline.probe",
+    }
     assert {"advlib.metrics.errors", "advlib.data.annotations", "advbook.claims.claims"} < modules
     code = f"import sys, {', '.join(sorted(modules))}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -409,7 +386,7 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
 
 
 def test_what_one_file_says_is_correct_is_said_of_every_table(brought, tmp_path):
-    rows = pd.read_csv(tmp_path / "a.csv").assign(multilabel_correct=0)
+    rows = pd.read_csv(tmp_path / "a.csv").assign(correct=0)
     rows.to_csv(tmp_path / "a.csv", index=False)
     bring(brought)
     errors = metrics.error(read_study(brought, "fresh"), ["benchmark", "method"])
@@ -420,7 +397,7 @@ def test_what_one_file_says_is_correct_is_said_of_every_table(brought, tmp_path)
 
 def test_tables_under_other_class_names_are_refused(brought):
     bring(brought)
-    names = read_study(brought, "fresh").attrs["class_names"]
+    names = read_data(brought.runs)["class_names"]
     assert len(read_study(dataclasses.replace(brought, class_names=names), "fresh"))
     with pytest.raises(ValueError, match="other class_names than the study's: run"):
         read_study(dataclasses.replace(brought, class_names=names[::-1]), "fresh")
@@ -471,7 +448,7 @@ def test_rows_without_an_attack_may_say_so(brought, tmp_path):
 def test_severity_goes_from_one(brought, tmp_path):
     rows = pd.read_csv(tmp_path / "a.csv")
     rows.assign(severity=rows.severity - 1).to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(ValueError, match="0 is the clean image: leave corruption empty"):
+    with pytest.raises(ValueError, match="got 0.*; of a clean image leave corruption empty"):
         bring(brought)
 
 
@@ -501,8 +478,8 @@ def test_benchmarks_are_those_that_the_study_names(brought, change, said):
         ({"predicted_class": 9}, "predicted_class goes to 9, and there are 3 classes"),
         ({"label": [1, 2, 3], "predicted_class": [1, 2, 3]}, "subtract 1"),
         ({"label": [0, 1, 1440764]}, r"a.csv: the class numbers go to 1440764, and only 3 classes"),
-        ({"method": "a"}, "a column method: give each model a file of its own"),
-        ({"corruption": "fog"}, "a.csv: the column severity holds .* got nan: write there which"),
+        ({"method": "a"}, "several methods or seeds: give each network a file of its own"),
+        ({"corruption": "fog"}, "a.csv: the column severity holds .* got nan"),
     ],
 )
 def test_clean_files_that_cannot_be_meant(table, tmp_path, change, said):
@@ -523,7 +500,7 @@ def test_named_classes_need_not_all_occur(table, tmp_path):
         }
     )
     bring(study)
-    assert read_study(study, "fresh").attrs["class_names"] == ["x", "y", "z"]
+    assert read_data(study.runs)["class_names"] == ["x", "y", "z"]
 
 
 def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
@@ -540,7 +517,7 @@ def test_a_missing_corruption_is_named_with_its_file(brought, tmp_path):
         (lambda t: t.assign(severity=t.severity.where(t.severity != 5)), "whole number.* got nan"),
         (
             lambda t: pd.concat([t.assign(seed=0), t.assign(seed=1)]),
-            "a.csv: it holds several seeds, 0, 1: give each network a file",
+            "a.csv: it holds several methods or seeds: give each",
         ),
     ],
 )
@@ -596,12 +573,11 @@ def test_imagenet_predictions_are_judged_by_real_labels_too(tmp_path):
     )
     assert study.methods == ["net"]
     bring(study)
-    tables = with_real(read_study(study, "fresh"))
+    tables = {key: table for key, table, _ in read_tables(study, "fresh")}
+    real = with_real(study, tables)["real", "net", 0]
     sets = annotations.real_label_sets()
     pairs = zip(rows.file_name, rows.predicted_class, strict=True)
     expected = [guess in sets[name] for name, guess in pairs if sets[name]]
-    real = tables[tables.benchmark == "real"]
     assert len(real) == 50_000 - 3_163
     assert real.correct.mean() == pytest.approx(sum(expected) / len(expected))
-    assert tables.attrs["facts"]["real", "net", 0]["n_images"] == 50_000
-    assert len(tables.attrs["class_names"]) == 1000
+    assert len(read_data(study.runs)["class_names"]) == 1000

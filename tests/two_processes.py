@@ -34,15 +34,24 @@ def network():
     return torch.nn.Sequential(OrderedDict(normalize=Normalize((0.3,), (0.4,)), net=net))
 
 
+# Methods with a state or with weights that depend on the whole batch.
+METHODS = ["awp", "sat", "gairat", "ham", "faal", "cfol", "dafa_at"]
+WITH_VALIDATION = ["frl_margin", "csr"]
+
+
 def train(study, method, folder, make=None, **more):
     from advbook.studies.identity import training_of
     from advbook.studies.inputs import images_of
-    from advlib.recipes import RECIPES
+    from advlib.recipes import RECIPES, with_options
     from advlib.train import fit
 
     training = dataclasses.replace(training_of(study, method), augment="crop_flip")
     images, recipe = images_of(study, "train"), RECIPES[method]
     how = dict(seed=0, folder=folder, checkpoint_seconds=0)
+    if method == "ham":
+        recipe = with_options(recipe, first=1)  # of the study's 3 steps
+    if recipe.validation:
+        how["validation"] = images_of(study, "test")
     return fit((make or network)(), images, training, recipe, **how, **more)
 
 
@@ -86,6 +95,13 @@ def main():
         for folder, step in (("normed", None), ("normed_again", 4), ("normed_again", None)):
             with contextlib.suppress(Stopped):
                 train(study, "std", options.folder / folder, normed, on_step=stop_at(step))
+        for method in METHODS:
+            train(study, method, options.folder / method)
+        study_in_pieces = dataclasses.replace(study, accumulate=2)
+        for method in METHODS + WITH_VALIDATION:
+            with contextlib.suppress(Stopped):
+                folder = options.folder / f"{method}_stopped"
+                train(study_in_pieces, method, folder, on_step=stop_at(8))
         without_corrupting(evaluate)
         evaluate.ATTACK_PART = 33
         evaluate.clean_predictions(study)

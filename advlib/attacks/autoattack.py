@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from advlib.attacks.components import Piece, attack_apgd, attack_fab, attack_square
-from advlib.attacks.folding import folding
+from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.attacks.pgd import attack_mode
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.batches import evaluation_batches, item_names
@@ -57,7 +57,7 @@ def autoattack(
     threat : ThreatModel
         Its norm and ε, in pixels; its other settings are those that AutoAttack has.
     components : sequence of str
-        Of `COMPONENTS`, in the order in which they run. "fab_t" needs torchattacks.
+        Of `COMPONENTS`, in the order in which they run.
     steps, targets, queries : int
         Steps of APGD and FAB, the likeliest other classes that APGD-T and FAB-T aim at, at most
         all of them, and queries of Square. The defaults are the standard version's.
@@ -82,17 +82,16 @@ def autoattack(
         another run.
     FloatingPointError, TypeError
         As `evaluate_attack`.
-    ImportError
-        Where "fab_t" is asked for, and there is no torchattacks.
     RuntimeError
         If a component leaves the ball.
 
     Notes
     -----
     With fewer than four classes there is no targeted DLR: "apgd_t" is left out, with a warning.
-    All search on the folded network: APGD in `dtype`, FAB and Square in float32, since in bfloat16
-    they find far less. Every success is verified in float32 by `model`; so is the best that was
-    found for each image that stands.
+    All search on the folded network: APGD in `dtype`, Square in float32, since bfloat16 hides what
+    a small square does. FAB begins in `dtype` if the logits show small changes there, which they
+    do better where the network's end computes in float32. Every success is verified in float32 by
+    `model`; so is the best that was found for each image that stands.
     """
     components = _checked(components, threat, num_classes)
     device = torch.device(device or default_device())
@@ -104,7 +103,7 @@ def autoattack(
     run = {
         "apgd_ce": lambda piece: attack_apgd(piece, search_dtype, steps, 0),
         "apgd_t": lambda piece: attack_apgd(piece, search_dtype, steps, targets),
-        "fab_t": lambda piece: attack_fab(piece, steps, targets),
+        "fab_t": lambda piece: attack_fab(piece, fab_dtype, steps, targets),
         "square": lambda piece: attack_square(piece, queries),
     }
     how = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed}
@@ -116,8 +115,13 @@ def autoattack(
         table = evaluate_attack(model, dataset, threat.with_eps(0), **how, **clean)
         table = table.drop(columns="steps_used")
         table["broken_by"] = np.where(table.label != table.predicted_class, "clean", "")
-    x, _, _ = next(evaluation_batches(dataset, batch_size=2, device=device))
-    search = folding(model, x)()
+    x, _, _ = next(evaluation_batches(dataset, batch_size=8, device=device))
+    search = folding(model, x[:2])()
+    if search is not model:
+        sharpen(search)
+    with attack_mode(search, "eval"):
+        shown = shows_small_changes(search, x, threat.eps, search_dtype)
+    fab_dtype = search_dtype if shown else torch.float32
     for number, component in list(enumerate(components))[done[0] :]:
         rows = np.flatnonzero(table.broken_by == "")
         rows = rows[rows >= done[1]] if number == done[0] else rows

@@ -1,15 +1,17 @@
 """The components of AutoAttack, each on a piece of a data set, in a batch that stays full."""
 
 import torch
-from torch import nn
 
 from advlib.attacks.apgd import border_noise, climb_on, start_climb
+from advlib.attacks.fab import start_walk, walk_on
 from advlib.attacks.pgd import _check_finite, classify
 from advlib.attacks.square import draws_needed, hunt_on, start_hunt
 from advlib.data.batches import stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import autocast
 from advlib.threat import ThreatModel
+
+CLOSE = 1.1  # ε: what FAB finds nearer in bfloat16 may lie in the ball
 
 
 class Piece:
@@ -55,12 +57,8 @@ def attack_apgd(piece, dtype, steps, targets) -> None:
     """On the cross-entropy; with targets, from each image to each of them, the likeliest first."""
     x, y, search, num_classes = piece.x, piece.y, piece.search, piece.how["num_classes"]
     threat = ThreatModel(norm=piece.threat.norm, eps=piece.threat.eps, steps=steps)
-    image, target = piece.image.repeat(max(targets, 1)), None
-    if targets:
-        with torch.no_grad(), autocast(x.device, torch.float32):
-            logits = [search(part) for part in x.split(piece.how["batch_size"])]
-        logits = class_logits(torch.cat(logits), num_classes).scatter(1, y[:, None], -torch.inf)
-        target = logits.topk(targets, dim=1).indices.T.flatten()
+    image = piece.image.repeat(max(targets, 1))
+    target = likeliest_others(piece, targets) if targets else None
 
     def start(rows):
         shape = (1, *x.shape[1:])
@@ -103,38 +101,41 @@ def attack_square(piece, queries) -> None:
     _refilled(piece, start, advance, piece.image)
 
 
-def attack_fab(piece, steps, targets) -> None:
-    """In float32: what FAB finds lies so close to the border of a class that bfloat16 misses it."""
-    try:
-        import torchattacks
-    except ImportError as error:
-        raise ImportError(
-            "fab_t is torchattacks': `pip install torchattacks`, or leave it out of the components"
-        ) from error
-    attack = torchattacks.FAB(
-        ClassLogits(piece.search, piece.how["num_classes"]).eval(),
-        norm=piece.threat.norm,
-        eps=piece.threat.eps,
-        steps=steps,
-        multi_targeted=True,
-        n_classes=targets + 1,
-    )
-    for image in piece.image.split(piece.how["batch_size"]):
-        # The library seeds the global generator.
-        with torch.random.fork_rng(), autocast(piece.x.device, torch.float32):
-            x_adv = attack(piece.x[image].contiguous(), piece.y[image]).detach()
-        piece.judge(image, x_adv)
+def attack_fab(piece, dtype, steps, targets) -> None:
+    """From each image to each target, the likeliest first.
+
+    The border of a class lies elsewhere in bfloat16: where its search comes close to the border of
+    the ball, float32 searches again.
+    """
+    x, threat, num_classes = piece.x, piece.threat, piece.how["num_classes"]
+    image, target = piece.image.repeat(targets), likeliest_others(piece, targets)
+    nearest = x.new_full((len(image),), torch.inf)
+
+    def search(image, target, dtype):
+        def start(rows):
+            of = image[rows]
+            return start_walk(x[of], piece.y[of], target[rows], rows)
+
+        def advance(walk):
+            with autocast(x.device, dtype):
+                seen, broken, walk = walk_on(piece.search, walk, threat, num_classes)
+            nearest[walk.row] = walk.nearest
+            return walk, seen, broken, walk.taken == steps
+
+        _refilled(piece, start, advance, image)
+
+    search(image, target, dtype)
+    close = (nearest <= CLOSE * threat.eps) & ~piece.broken[image]
+    if dtype != torch.float32:
+        search(image[close], target[close], torch.float32)
 
 
-class ClassLogits(nn.Module):
-    """The K class logits of a network, as libraries of attacks want them."""
-
-    def __init__(self, net: nn.Module, num_classes: int):
-        super().__init__()
-        self.net, self.num_classes = net, num_classes
-
-    def forward(self, x):
-        return class_logits(self.net(x), self.num_classes)
+def likeliest_others(piece, count) -> torch.Tensor:
+    """The classes beside the label that the search finds likeliest, rank by rank, (count · n,)."""
+    with torch.no_grad(), autocast(piece.x.device, torch.float32):
+        logits = torch.cat([piece.search(x) for x in piece.x.split(piece.how["batch_size"])])
+    logits = class_logits(logits, piece.how["num_classes"])
+    return logits.scatter(1, piece.y[:, None], -torch.inf).topk(count, dim=1).indices.T.flatten()
 
 
 def _refilled(piece, start, advance, image) -> None:

@@ -27,6 +27,8 @@ def pgd_attack(
     noise: torch.Tensor | None = None,
     objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     radius: torch.Tensor | None = None,
+    step_size: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
     check: bool = True,
 ) -> torch.Tensor:
     """Projected gradient descent (Madry et al. 2018): the last iterate of one start.
@@ -50,53 +52,47 @@ def pgd_attack(
         that it climbs, in place of the threat model's loss (Adv⁺ climbs Eq. 4).
     radius : float tensor (N,), optional
         ε of each image, at least 0, in place of the threat model's. The step stays as it is.
+    step_size : float tensor (N,), optional
+        The step of each image, in place of the threat model's.
+    start : float tensor (N, C, H, W), optional
+        The images from which the attack starts, in place of a random start.
     check : bool
         False where images and labels are known to be in range. Each check waits for the device.
 
     Returns
     -------
-    float tensor (N, C, H, W), every iterate within the ball and, with ``clip``, in [0, 1].
+    float tensor (N, C, H, W), within the ball and, with ``clip``, in [0, 1].
 
     Raises
     ------
     ValueError, TypeError
-        For images, labels or a model that an attack cannot use, such as pixels outside [0, 1],
-        labels out of range, or outputs that are no tensor of logits.
+        For images, labels or a model that an attack cannot use.
     FloatingPointError
         If the network gives an image no finite gradient (looked at only with ``check``).
     """
     iterates = pgd_iterates(
         model, x, y, threat, num_classes=num_classes, generator=generator, noise=noise,
-        objective=objective, radius=radius, check=check,
+        objective=objective, radius=radius, step_size=step_size, start=start, check=check,
     )  # fmt: skip
     return collections.deque(iterates, maxlen=1).pop()
 
 
 def pgd_iterates(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    threat: ThreatModel,
-    *,
-    num_classes: int | None = None,
-    generator: torch.Generator | None = None,
-    noise: torch.Tensor | None = None,
-    objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    radius: torch.Tensor | None = None,
-    check: bool = True,
-) -> Iterator[torch.Tensor]:
+    model, x, y, threat, *, num_classes=None, generator=None, noise=None, objective=None,
+    radius=None, step_size=None, start=None, check=True,
+) -> Iterator[torch.Tensor]:  # fmt: skip
     """The iterates (N, C, H, W) of `pgd_attack` one by one: the start, then one after each step.
 
-    The parameters are those of `pgd_attack`. Until it ends or is closed the model stays in the
-    attack's mode, with its parameters frozen.
+    It takes the same arguments. Until it ends or is closed the model stays in the attack's mode,
+    with its parameters frozen.
     """
     with attack_mode(model, threat.model_mode):
         y = torch.as_tensor(y, device=x.device)
         y = _attacked_label(model, x, y, threat, num_classes, check)
-        if noise is None:
+        eps, step = _radius(model, x, threat, radius, step_size)
+        if noise is None and start is None:
             noise = start_noise(x.shape, threat, generator, x.device)
-        eps, step = _radius(model, x, threat, radius)
-        x_adv = _start(x, noise, eps, threat)
+        x_adv = _start(x, noise, eps, threat) if start is None else _project(x, start, eps, threat)
         yield x_adv
         for _ in range(threat.steps if threat.eps else 0):
             _, gradient = logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
@@ -155,8 +151,11 @@ def _dlr(logits, y):
     return _margin(logits, y) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
 
 
-_LOSSES = {"cross_entropy": functools.partial(F.cross_entropy, reduction="none")}
-_LOSSES |= {"margin": _margin, "dlr": _dlr}
+_LOSSES = {
+    "cross_entropy": functools.partial(F.cross_entropy, reduction="none"),
+    "margin": _margin,
+    "dlr": _dlr,
+}
 
 
 def _seen_logits(logits, threat, num_classes):
@@ -169,14 +168,11 @@ def _check_finite(finite, names, what, images=None) -> None:
     """Refuse to judge images by NaN. `images` are their places in `names`; None: 0 to n - 1."""
     if len(odd := torch.nonzero(~finite).flatten()):
         odd = [repr(names[i]) for i in (odd if images is None else images[odd]).tolist()]
-        cause = "look for weights or pixels that are no numbers"
-        if what == "gradient":
-            cause = "look in the network for a division by 0 or the root of 0, as where a "
-            cause += "constant image is divided by its own deviation"
         raise FloatingPointError(
             f"the network gives no finite {what} for {len(odd)} of {len(finite)} images "
             f"({', '.join(odd[:3])}{', …' * (len(odd) > 3)}), so that they are neither robust nor "
-            f"broken: {cause}, or leave these images out"
+            "broken: look for weights or pixels that are no numbers, in the network for a division "
+            "by 0 or the root of 0, or leave these images out"
         )
 
 
@@ -188,7 +184,7 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
             raise ValueError(
                 "an attack takes a tensor of one image or more, (N, C, H, W), and as labels one "
                 f"whole number for each, (N,); got {type(x).__name__} {tuple(x.shape)} and labels "
-                f"{tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}"
+                f"{tuple(y.shape)} of {y.dtype}"
             )
         y = y.long()
         check_pixels(x)
@@ -201,13 +197,14 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
     return seen.argmax(1) if predicted else y
 
 
-def _radius(model, x, threat, radius=None):
+def _radius(model, x, threat, radius=None, step_size=None):
     """eps and step in pixels: numbers, or tensors (N or 1, C or 1, 1, 1)."""
     eps = threat.eps if radius is None else radius.to(x).view(-1, 1, 1, 1)
+    step = threat.step if step_size is None else step_size.to(x).view(-1, 1, 1, 1)
     if threat.eps_space == "pixel":
-        return eps, threat.step
+        return eps, step
     std = pixel_std(model).to(x.device)
-    return eps * std, threat.step * std
+    return eps * std, step * std
 
 
 def start_noise(

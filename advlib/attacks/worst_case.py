@@ -46,7 +46,8 @@ def evaluate_attack(
     ----------
     model : nn.Module
         Images in [0, 1] to K or K+M logits.
-    dataset : advlib.data.sets.Images, or a sequence of (x, y) or (x, y, file_name)
+    dataset, device, workers, indices
+        As in `advlib.predictions.predict`.
     threat : ThreatModel
     num_classes : int
         K: errors are counted over the first K logits.
@@ -56,8 +57,6 @@ def evaluate_attack(
         The start of an image is drawn from (seed, file name, restart), on the device.
     dtype : {"auto", "float32", "bfloat16"}
         Of the search. The recorded figures are always computed in float32.
-    device, workers, indices : optional
-        As in `advlib.predictions.predict`.
     progress : callable, optional
         Called with the number of images finished.
 
@@ -89,7 +88,7 @@ def evaluate_attack(
     search_dtype = resolve_dtype(dtype, device)
     batch_size = batch_size or default_batch_size(dataset, device)
     evaluation = threat.model_mode == "eval"
-    attack = _refilled if evaluation and threat.success == "any" else _fixed
+    attack = _refilled if evaluation else _fixed
     search, tables, order = None, [], None
     # Sixteen batches at a time fit in memory, and are enough to keep a batch full.
     size = 16 * batch_size
@@ -180,8 +179,6 @@ class _Chunk:
 
     def start(self, image: torch.Tensor, restart: int) -> _Pool:
         """These images at the start of a restart, drawn for each from its name."""
-        if not len(image):
-            return _Pool(image, self.x[:0], image.int())
         noise = _image_noise(self.x, image, self.names, self.threat, self.seed, restart)
         x_adv = _start(self.x[image], noise, self.eps, self.threat)
         return _Pool(image, x_adv, torch.zeros_like(image, dtype=torch.int32))
@@ -224,16 +221,16 @@ class _Chunk:
         return ~last & ~(found & self.stops)
 
     def table(self) -> pd.DataFrame:
-        table = {"label": self.y, "predicted_class": self.predicted}
-        table |= {"predicted_probability": self.probability}
-        table |= {"linf": self.linf, "steps_used": self.steps_used}
-        table = {name: values.cpu().numpy() for name, values in table.items()}
-        return pd.DataFrame({"file_name": self.names, **table})
+        columns = {"label": self.y, "predicted_class": self.predicted}
+        columns |= {"predicted_probability": self.probability}
+        columns |= {"linf": self.linf, "steps_used": self.steps_used}
+        columns = {name: values.cpu().numpy() for name, values in columns.items()}
+        return pd.DataFrame({"file_name": self.names, **columns})
 
 
 def _refilled(chunk: _Chunk, progress: Callable[[int], None]) -> None:
     """Attack in a batch that stays full: where images leave it, the next ones join it."""
-    size = chunk.batch_size
+    size, looks = chunk.batch_size, chunk.threat.success == "any"
     progress(int(chunk.broken.sum()))
     for restart in range(chunk.threat.n_restarts):
         final = restart == chunk.threat.n_restarts - 1
@@ -247,7 +244,9 @@ def _refilled(chunk: _Chunk, progress: Callable[[int], None]) -> None:
             if len(pool.image):
                 now, later = pool.take(slice(size)), pool.take(slice(size, None))
                 wrong, after = chunk.step(now)
-                suspect = (wrong & ~chunk.broken[now.image]) | (now.taken == chunk.last_step)
+                suspect = (wrong & looks & ~chunk.broken[now.image]) | (
+                    now.taken == chunk.last_step
+                )
                 ended = ~suspect & (after.taken == chunk.last_step)
                 waiting = waiting.join(now.take(suspect)).join(after.take(ended))
                 resumed = resumed.join(after.take(suspect)).join(after.take(ended))
@@ -259,20 +258,19 @@ def _refilled(chunk: _Chunk, progress: Callable[[int], None]) -> None:
 
 
 def _fixed(chunk: _Chunk, progress: Callable[[int], None]) -> None:
-    """Attack in batches of the same images from the first step to the last."""
-    training = chunk.threat.model_mode == "train"
+    """Attack in training mode: the same images share a batch from the first step to the last.
+
+    Broken ones stay, because they are part of the statistics of their batch.
+    """
     for restart in range(chunk.threat.n_restarts):
         final = restart == chunk.threat.n_restarts - 1
         standing = ~chunk.broken
-        # In train mode broken images stay: they are part of the statistics of their batch.
-        queue = torch.nonzero(standing | training).flatten()
-        for batch in queue.split(chunk.batch_size) if len(queue) else ():
+        for batch in torch.arange(len(chunk.x), device=chunk.x.device).split(chunk.batch_size):
             pool = chunk.start(batch, restart)
             for _ in range(chunk.last_step):
-                suspect, after = chunk.step(pool)
-                if chunk.threat.success == "any":
-                    # In train mode the search sees other logits than the verdict: look at all.
-                    chunk.judge(pool.take((suspect | training) & ~chunk.broken[batch]), final)
+                _, after = chunk.step(pool)
+                if chunk.threat.success == "any":  # the search sees other logits than the verdict
+                    chunk.judge(pool.take(~chunk.broken[batch]), final)
                 pool = after
             chunk.judge(pool.take(~chunk.broken[batch]), final)
             progress(int((standing & (chunk.broken | final))[batch].sum()))
@@ -284,7 +282,7 @@ def _image_noise(x, images, names, threat, seed, restart):
     for i in images.tolist():
         generator = torch.Generator(x.device).manual_seed(stream_seed(seed, names[i], restart))
         draws.append(start_noise((1, *x.shape[1:]), threat, generator, x.device))
-    return torch.cat(draws)
+    return torch.cat([x[:0], *draws])
 
 
 @contextlib.contextmanager

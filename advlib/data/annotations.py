@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.json
 
 IMAGENET_X_FACTORS = tuple(
@@ -64,17 +63,9 @@ def imagenet_x(which: str = "top", filter_prototypes: bool = True) -> pd.DataFra
     ModuleNotFoundError
         Without the package imagenet-x.
     """
-    if which not in ("top", "multi"):
-        raise ValueError(f"which is 'top' or 'multi', not {which!r}")
     factors = list(IMAGENET_X_FACTORS)
-    schema = pa.schema([("file_name", pa.string()), *((name, pa.int8()) for name in factors)])
-    table = pyarrow.json.read_json(
-        _annotation_file(f"imagenet_x_val_{which}_factor.jsonl"),
-        read_options=pyarrow.json.ReadOptions(block_size=1 << 22),
-        parse_options=pyarrow.json.ParseOptions(
-            explicit_schema=schema, unexpected_field_behavior="ignore"
-        ),
-    ).to_pandas()
+    path = _annotation_file(f"imagenet_x_val_{which}_factor.jsonl")
+    table = pyarrow.json.read_json(path).to_pandas()
     if filter_prototypes:
         prototypes = pd.read_csv(_annotation_file("prototypical_paths.csv")).file_name
         table = table[~table.file_name.isin(prototypes)]
@@ -138,84 +129,7 @@ def measure(pixels: np.ndarray) -> pd.DataFrame:
         * ``off_centre``: distance of its pixels' mean position from the image's centre, as a
           share of the distance from there to a corner; missing without an object.
         * ``border_contact``: the object's share of the outermost pixels.
-
-    Raises
-    ------
-    ValueError
-        For another dtype or shape.
     """
-    pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        raise ValueError(
-            "pixels are uint8 of shape (N, C, H, W) with C 1 or 3, got "
-            f"{pixels.dtype} of shape {pixels.shape}"
-        )
-    if min(pixels.shape[2:]) < 3:
-        raise ValueError(f"images are at least 3 x 3 pixels, got {pixels.shape[2:]}")
-    # Blocks of a few MB stay in the processor's cache and bound the memory at any N.
-    step = max(1, (1 << 19) // pixels[0].size) if len(pixels) else 1
-    blocks = [_measure(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-    values = np.concatenate(blocks) if blocks else np.empty((0, len(MEASURES)), np.float32)
-    return pd.DataFrame(values, columns=list(MEASURES))
-
-
-def plain_background(measures: pd.DataFrame) -> bool:
-    """True if the set's backgrounds are plain: pixels that differ from them are then the object.
-
-    True if in at least 90 % of the images at least half of the outermost pixels are background.
-    (So are 99.9 % of Fashion-MNIST's and all digits, 17 % of CIFAR-10's.)
-    """
-    return bool((measures.border_contact <= 0.5).mean() >= 0.9)
-
-
-def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
-    """Factors for a data set without annotations: each class's most unusual images.
-
-    Of each class, and for each of `MEASURED_FACTORS`, the 10 % of its images (rounded down, at
-    least one) that are furthest out, ties in the order of their file names. An image counts only
-    beyond its class's median, so a constant measurement gives no factor. The four factors of an
-    object are left out unless the set has a `plain_background`, ``color`` for grey images.
-
-    Parameters
-    ----------
-    measures : DataFrame
-        All images of the set: ``file_name``, ``label`` and the columns of `measure`.
-
-    Returns
-    -------
-    DataFrame
-        ``file_name`` and ``factor``, one row per image and factor, in the order of the images; one
-        row with a missing factor for an image with none.
-
-    Raises
-    ------
-    ValueError
-        For a missing column, or an image that occurs twice.
-    """
-    if missing := [c for c in ("file_name", "label", *MEASURES) if c not in measures]:
-        raise ValueError(f"the measures lack the columns {', '.join(missing)}")
-    if (twice := measures.file_name.duplicated()).any():
-        raise ValueError(f"{measures.file_name[twice].iloc[0]!r} is measured twice")
-    table = measures.reset_index(drop=True)
-    colour = table[["red_green", "yellow_blue"]]
-    distance = colour - colour.groupby(table.label).transform("mean")
-    values = {
-        "brighter": table.brightness,
-        "darker": -table.brightness,
-        "low_contrast": -table.contrast,
-        "texture": table.texture,
-        "color": np.hypot(distance.red_green, distance.yellow_blue),
-    }
-    if plain_background(table):
-        values |= {"larger": table.area, "smaller": -table.area}
-        values |= {"off_centre": table.off_centre, "partial_view": table.border_contact}
-    factors = [name for name in MEASURED_FACTORS if name in values]
-    chosen = [_furthest(table, values[name]) for name in factors]
-    return _long(table.file_name, np.stack(chosen, axis=1), factors)
-
-
-def _measure(pixels: np.ndarray) -> np.ndarray:
-    """Float32 (N, columns of `MEASURES`)."""
     n, channels, height, width = pixels.shape
     # Whole thousandths of a grey level: float32 holds them exactly, and their Laplacian.
     luma = pixels[:, 0].astype(np.float32) * (1000 if channels == 1 else 299)
@@ -224,12 +138,8 @@ def _measure(pixels: np.ndarray) -> np.ndarray:
         luma += pixels[:, 2] * np.float32(114)
     mean = luma.mean(axis=(1, 2), dtype=np.float64)
     contrast = np.sqrt(np.square(luma - mean[:, None, None].astype(np.float32)).mean(axis=(1, 2)))
-    laplacian = 4 * luma[:, 1:-1, 1:-1]
-    laplacian -= luma[:, 1:-1, :-2]
-    laplacian -= luma[:, 1:-1, 2:]
-    laplacian -= luma[:, :-2, 1:-1]
-    laplacian -= luma[:, 2:, 1:-1]
-    detail = np.abs(laplacian, out=laplacian).mean(axis=(1, 2))
+    beside = (luma[:, 1:-1, :-2], luma[:, 1:-1, 2:], luma[:, :-2, 1:-1], luma[:, 2:, 1:-1])
+    detail = np.abs(4 * luma[:, 1:-1, 1:-1] - sum(beside)).mean(axis=(1, 2))
     texture = np.divide(detail, contrast, out=np.zeros_like(detail), where=contrast > 0)
     colours = np.full((2, n), np.nan)
     if channels == 3:
@@ -259,7 +169,53 @@ def _measure(pixels: np.ndarray) -> np.ndarray:
         "off_centre": off_centre,
         "border_contact": _border(thing).mean(axis=1),
     }
-    return np.stack([values[name] for name in MEASURES], axis=1).astype(np.float32)
+    return pd.DataFrame(values, columns=list(MEASURES), dtype=np.float32)
+
+
+def plain_background(measures: pd.DataFrame) -> bool:
+    """True if in at least 90 % of the images half of the outermost pixels or more are background.
+
+    Pixels that differ from it are then the object. (So are 99.9 % of Fashion-MNIST's images and all
+    digits, 17 % of CIFAR-10's.)
+    """
+    return bool((measures.border_contact <= 0.5).mean() >= 0.9)
+
+
+def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
+    """Factors for a data set without annotations: each class's most unusual images.
+
+    Of each class, and for each of `MEASURED_FACTORS`, the 10 % of its images (rounded down, at
+    least one) that are furthest out, ties in the order of their file names. An image counts only
+    beyond its class's median, so a constant measurement gives no factor. The four factors of an
+    object are left out unless the set has a `plain_background`, ``color`` for grey images.
+
+    Parameters
+    ----------
+    measures : DataFrame
+        All images of the set: ``file_name``, ``label`` and the columns of `measure`.
+
+    Returns
+    -------
+    DataFrame
+        ``file_name`` and ``factor``, one row per image and factor, in the order of the images; one
+        row with a missing factor for an image with none.
+    """
+    table = measures.reset_index(drop=True)
+    colour = table[["red_green", "yellow_blue"]]
+    distance = colour - colour.groupby(table.label).transform("mean")
+    values = {
+        "brighter": table.brightness,
+        "darker": -table.brightness,
+        "low_contrast": -table.contrast,
+        "texture": table.texture,
+        "color": np.hypot(distance.red_green, distance.yellow_blue),
+    }
+    if plain_background(table):
+        values |= {"larger": table.area, "smaller": -table.area}
+        values |= {"off_centre": table.off_centre, "partial_view": table.border_contact}
+    factors = [name for name in MEASURED_FACTORS if name in values]
+    chosen = [_furthest(table, values[name]) for name in factors]
+    return _long(table.file_name, np.stack(chosen, axis=1), factors)
 
 
 def _border(images: np.ndarray) -> np.ndarray:
@@ -288,10 +244,8 @@ def _long(names: pd.Series, has: np.ndarray, factors) -> pd.DataFrame:
 
 def _annotation_file(name: str) -> Path:
     """A data file of the package imagenet-x, whose import (of plotting libraries) takes seconds."""
-    spec = find_spec("imagenet_x")
-    if spec is None:
+    if (spec := find_spec("imagenet_x")) is None:
         raise ModuleNotFoundError(
-            "ImageNet's annotations come with the package imagenet-x, which is not installed: "
-            "pip install imagenet-x==0.0.7"
+            "ImageNet's annotations need the package imagenet-x: pip install imagenet-x==0.0.7"
         )
     return Path(spec.submodule_search_locations[0]) / "annotations" / name

@@ -6,24 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, default_collate
-
-from advlib.data.fetch import DataError
+from torch.utils.data import DataLoader, Dataset
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "random_resized_crop")
-DECODED_AT_ONCE = 64  # images that a worker process hands over together
-
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def stream_seed(*parts: int | str) -> int:
     """A stable seed in [0, 2**63) from integers and strings: one random stream for each purpose.
 
-    The same on every machine and version, and different for 1 and "1". Others: `TypeError`.
+    The same on every machine and version, and different for 1 and "1".
     """
-    for part in parts:
-        if isinstance(part, bool) or not isinstance(part, int | str):
-            raise TypeError(f"a seed is made of int and str, got {type(part).__name__}: {part!r}")
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -35,25 +28,20 @@ def augment(
 
     Parameters
     ----------
-    kind : {"none", "crop", "crop_flip"}
+    kind : {"crop", "crop_flip"}
         Crop: a random window of the original size out of the image padded with zeros, by 4 px on
         each side (He et al. 2016; a seventh of the side where that is less: 1 px for digits).
-        Flip: left to right with probability 1/2. Any other kind is a ValueError.
+        Flip: left to right with probability 1/2.
     generator : torch.Generator
-        One of the CPU makes the same draws for every device.
+        Of the CPU, which makes the same draws for every device.
     rank, world_size : int
         Which part of a batch `x` is, where several processes share one. Draws are made for the
         whole batch, so that an image meets the same ones for any number of processes.
     """
-    if kind == "none":
-        return x
-    if kind not in ("crop", "crop_flip"):
-        raise ValueError(f"augment a batch by 'none', 'crop' or 'crop_flip', got {kind!r}")
     n, channels, height, width = x.shape
     pad = max(1, min(4, min(height, width) // 7))
     whole, own = n * world_size, slice(n * rank, n * (rank + 1))
-    how = {"generator": generator, "device": generator.device}
-    shift = torch.randint(0, 2 * pad + 1, (2, whole, 1), **how)
+    shift = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator)
     rows, columns = shift[:, own].to(x.device)
     rows = rows + torch.arange(height, device=x.device)
     columns = columns + torch.arange(width, device=x.device)
@@ -64,7 +52,7 @@ def augment(
         columns[:, None, None, :],
     ]
     if kind == "crop_flip":
-        flip = torch.rand(whole, **how)[own] < 0.5
+        flip = torch.rand(whole, generator=generator)[own] < 0.5
         x = torch.where(flip.to(x.device).view(n, 1, 1, 1), x.flip(3), x)
     return x
 
@@ -129,8 +117,10 @@ def training_batches(
     chosen = order.view(steps, world_size, batch_size)[start_step:, rank]
     if augment == "random_resized_crop":
         return _batches(_Decoded(dataset, (seed, epoch)), chosen, workers, device)
-    part = {"rank": rank, "world_size": world_size}
     batches = _batches(dataset, chosen, workers, device)
+    if augment == "none":
+        return batches
+    part = {"rank": rank, "world_size": world_size}
     return _augmented(batches, augment, seed, epoch, start_step, part)
 
 
@@ -186,69 +176,27 @@ def item_names(dataset, positions: Sequence[int]) -> list[str]:
 
 def _batches(dataset, chosen: Sequence[torch.Tensor], workers: int, device) -> Iterator[Batch]:
     """Batches at these positions. Pixels travel as uint8 and become floats on the device."""
+    cuda = torch.device(device).type == "cuda"
     if getattr(dataset, "pixels", None) is not None:
         found = ((dataset.pixels[index], dataset.labels[index], index) for index in chosen)
     else:
-        source = dataset if isinstance(dataset, _Decoded) else _Decoded(dataset)
-        found = _decoded(source, chosen, workers, torch.device(device))
+        found = DataLoader(
+            dataset if isinstance(dataset, _Decoded) else _Decoded(dataset),
+            batch_sampler=[index.tolist() for index in chosen],
+            num_workers=workers,
+            pin_memory=cuda,
+            # Its own generator, since the loader would draw a number from the global one.
+            generator=torch.Generator(),
+        )
     for x, y, index in found:
-        if torch.device(device).type == "cuda":  # which then copies in the background
+        if cuda:  # which then copies in the background
             x, y = x.pin_memory(), y.pin_memory()
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         yield (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y, index
 
 
-def _decoded(source: "_Decoded", chosen: Sequence[torch.Tensor], workers: int, device):
-    """Decode in pieces of one size for all batches, which bounds the memory of the workers."""
-    if not len(chosen):
-        return
-    pieces = [piece.tolist() for piece in torch.cat(tuple(chosen)).split(DECODED_AT_ONCE)]
-    loader = DataLoader(
-        source,
-        batch_sampler=pieces,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        # Its own generator, since the loader would draw a number from the global one.
-        generator=torch.Generator(),
-    )
-    arrived = _arrived(loader)
-    waiting = next(arrived)
-    for index in chosen:
-        while len(waiting[0]) < len(index):
-            waiting = [torch.cat(parts) for parts in zip(waiting, next(arrived), strict=True)]
-        yield tuple(part[: len(index)] for part in waiting)
-        waiting = [part[len(index) :] for part in waiting]
-
-
-def _collate(items):
-    """A worker's error travels as a value, because the loader would rewrite its message."""
-    errors = [item for item in items if isinstance(item, DataError)]
-    return errors[0] if errors else default_collate(items)
-
-
-def _arrived(loader):
-    try:
-        for piece in loader:
-            if isinstance(piece, DataError):
-                # A new one, because `piece` would keep the loader and its processes alive.
-                raise DataError(str(piece))
-            yield piece
-    except RuntimeError as error:
-        said = str(error).strip().splitlines()[0]
-        if not any(words in said for words in ("DataLoader worker", "shm", "shared memory")):
-            raise
-        raise RuntimeError(
-            f"a process that decodes images failed ({said}), most often since /dev/shm or the "
-            "memory is full: set workers to 0, or give a container more (--shm-size)"
-        ) from error
-
-
 class _Decoded(Dataset):
-    """Items (image, label, position); images from files as uint8, random crops if `stream`.
-
-    For a file that does not decode, the error itself is the item.
-    """
+    """Items (image, label, position); images from files as uint8, random crops if `stream`."""
 
     def __init__(self, dataset, stream: tuple[int, int] | None = None):
         self.dataset, self.stream = dataset, stream
@@ -257,12 +205,6 @@ class _Decoded(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        try:
-            return self._item(index)
-        except DataError as error:
-            return error
-
-    def _item(self, index: int):
         if not hasattr(self.dataset, "decode"):
             return *_pair(self.dataset[index]), index
         label = int(self.dataset.labels[index])
@@ -285,16 +227,12 @@ class _Decoded(Dataset):
 def _pair(item) -> tuple[torch.Tensor, int]:
     """Image and label of an item of somebody's data set."""
     try:
-        x, y = item[:2]
-        x, label = torch.as_tensor(x), int(y)
-        if x.ndim != 3 or label != y:
-            raise ValueError(f"an image {tuple(x.shape)} and the label {y!r}")
+        x, label = torch.as_tensor(item[0]), int(item[1])
+        if x.ndim != 3 or label != item[1]:
+            raise ValueError(f"an image {tuple(x.shape)} and the label {item[1]!r}")
         return x, label
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        parts = item if isinstance(item, tuple | list) else []
-        found = ", ".join(type(part).__name__ for part in parts)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise TypeError(
-            f"an item of the data set is {type(item).__name__} [{found}] ({error}); expected "
-            "(image, label): a tensor (C, H, W) in [0, 1], as torchvision's ToTensor gives it, and "
-            "a whole number"
+            f"an item of the data set is {type(item).__name__} ({error}); expected (image, label): "
+            "a tensor (C, H, W) in [0, 1], as ToTensor gives it, and a whole number"
         ) from error

@@ -1,6 +1,9 @@
-"""Images corrupted by the library of ImageNet-C's functions, in processes of their own.
+"""Images corrupted by the library of ImageNet-C's functions, in processes without torch.
 
-The processes import this module and little else: no torch.
+The library's severities were made for RGB images of 224 px, and it takes none below 32 px. Images
+of 16 to 31 px are extended to 32 px by reflection and cut back afterwards. Smaller ones are
+enlarged by repeating pixels, and one pixel of each square is kept. A grey image enters as three
+equal channels and the green one is kept: an average would weaken noise.
 """
 
 import functools
@@ -9,7 +12,6 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Callable
 
 import numpy as np
 
@@ -41,44 +43,42 @@ def library():
     return corruptions
 
 
-def corrupt(pixels: np.ndarray, corruption: str, severity: int, seeds: list[int]) -> np.ndarray:
-    """Corrupt images uint8 (N, C, H, W), each by random numbers of its own."""
+def corrupt_rows(clean: str, target: str, start: int, corruption, severity, seeds) -> int:
+    """Corrupt images of one .npy file into another, from `start`, one for each seed."""
+    rows = slice(start, start + len(seeds))
+    pixels = np.load(clean, mmap_mode="r")[rows]
+    np.load(target, mmap_mode="r+")[rows] = corrupt(pixels, corruption, severity, seeds)
+    return len(seeds)
+
+
+def corrupt(pixels: np.ndarray, corruption: str, severity: int, seeds) -> np.ndarray:
+    """Corrupt images uint8 (N, C, H, W), each by random numbers of its own seed (N,)."""
     from PIL import Image
 
     function = getattr(library(), corruption)
     result = np.empty_like(pixels)
-    for i, seed in enumerate(seeds):
+    for i, seed in enumerate(map(int, seeds)):
         # Most functions draw from NumPy's global generator; two have one of their own.
         np.random.seed(seed)
         own = {"seed": seed} if corruption in ("impulse_noise", "glass_blur") else {}
-        image, back = _fit(pixels[i].transpose(1, 2, 0))
+        image, inside = _fit(pixels[i].transpose(1, 2, 0))
         changed = np.uint8(function(Image.fromarray(image), severity, **own))
-        result[i] = back(changed).transpose(2, 0, 1)
+        result[i] = changed[inside].transpose(2, 0, 1)
     return result
 
 
-def enlargement(height: int, width: int) -> int:
-    return -(-SIDE // min(height, width))
-
-
-def _fit(image: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """An image (H, W, C) as the library takes it, RGB of 32 px or more, and the way back."""
+def _fit(image: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
+    """An image (H, W, C) as the library takes it, RGB of 32 px or more, and where it lies there."""
     height, width, channels = image.shape
     kept = slice(1, 2) if channels == 1 else slice(None)  # of three equal ones, the green
     rgb = np.repeat(image, 3 // channels, axis=2)
     if min(height, width) < SIDE // 2:
-        factor = enlargement(height, width)
+        factor = -(-SIDE // min(height, width))
         inside = slice(factor // 2, None, factor)
-        return (
-            rgb.repeat(factor, 0).repeat(factor, 1),
-            lambda changed: changed[inside, inside, kept],
-        )
-    before = [max(0, SIDE - side) // 2 for side in (height, width)]
-    after = [max(0, SIDE - side + 1) // 2 for side in (height, width)]
-    if any(after):
-        rgb = np.pad(rgb, (*zip(before, after, strict=True), (0, 0)), mode="reflect")
-    top, left = before
-    return (
-        np.ascontiguousarray(rgb),
-        lambda changed: changed[top : top + height, left : left + width, kept],
-    )
+        return rgb.repeat(factor, 0).repeat(factor, 1), (inside, inside, kept)
+    top, left = (max(0, SIDE - side) // 2 for side in (height, width))
+    after = (max(0, SIDE - side + 1) // 2 for side in (height, width))
+    if min(height, width) < SIDE:
+        rgb = np.pad(rgb, (*zip((top, left), after, strict=True), (0, 0)), mode="reflect")
+    inside = slice(top, top + height), slice(left, left + width), kept
+    return np.ascontiguousarray(rgb), inside

@@ -6,11 +6,10 @@ import gzip
 import hashlib
 import os
 import pickle
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from pathlib import Path
 
@@ -24,7 +23,7 @@ DATA = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else _CACHE) / "da
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NETWORK_TIMEOUT = 10  # seconds without an answer
-APT_TIMEOUT = 300  # seconds for one apt-get command, 40 MB in all
+APT_TIMEOUT = 300  # seconds for apt-get, 40 MB in all
 
 # SHA-256 of each file's content after gzip. The published MD5 sums (github.com/zalandoresearch/
 # fashion-mnist) are of the .gz files, whose header holds a name and a time. Debian's package leaves
@@ -69,12 +68,12 @@ class DataError(RuntimeError):
     """A data set is missing, incomplete or damaged; the message says where and how to mend it."""
 
 
-def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
+def locate(name: str, data_dir: str | Path | None = None, download=True) -> tuple[Path, str]:
     """The folder that holds a data set: the first source that has it.
 
     The order: `data_dir`; ``$ADVLIB_DATA/<name>/`` or torchvision's folder there; an earlier fetch
-    in ``data/<name>/``; Debian's package where installed; a download of what is published; one of
-    Debian's package. ImageNet and `folder` are never downloaded.
+    in ``data/<name>/``; Debian's package where installed; unless ``download`` is False, a download
+    of what is published, or of Debian's package. ImageNet and `folder` are never downloaded.
 
     Parameters
     ----------
@@ -97,14 +96,13 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
         base = _folder(data_dir, f"data_dir of {name}")
         if found := _holding(name, base, base / name):
             return found, "the folder named by data_dir"
-        remedy = "" if name == "folder" else ", or leave data_dir out to look elsewhere"
-        raise DataError(f"data_dir {base} holds no {name}: put {wanted} there{remedy}.")
+        raise DataError(f"data_dir {base} holds no {name}: put {wanted} there.")
     if name == "folder":
         raise DataError(f"data set 'folder' needs data_dir, the folder that holds {wanted}.")
     places, tried = {}, ["ADVLIB_DATA: not set"]
     if root := os.environ.get("ADVLIB_DATA"):
         base, tried = _folder(root, "ADVLIB_DATA"), []
-        places["ADVLIB_DATA"] = [base / name, *([base / below] if below else [])]
+        places["ADVLIB_DATA"] = [base / name, base / (below or name)]
     places["an earlier fetch"] = [DATA / name]
     if name == "fashion_mnist":
         places[f"Debian's package {DEBIAN_PACKAGE}, installed"] = [DEBIAN_FOLDER]
@@ -112,7 +110,7 @@ def locate(name: str, data_dir: str | Path | None = None) -> tuple[Path, str]:
         if found := _holding(name, *folders):
             return found, source
         tried.append(f"{source}: {folders[0]} does not hold it")
-    for source, fetch in DOWNLOADS.get(name, []):
+    for source, fetch in DOWNLOADS.get(name, []) if download else []:
         print(f"Fetching {name}: {source} …", file=sys.stderr)
         try:
             return _keep(name, fetch), source
@@ -134,13 +132,8 @@ def _holding(name: str, *bases: Path) -> Path | None:
 
 def _folder(path: str | Path, what: str) -> Path:
     path = Path(path).expanduser().absolute()
-    try:
-        next(path.iterdir(), None)
-    except OSError as error:
-        raise DataError(
-            f"{what} names {path}, which cannot be read as a folder: {error.strerror or error}. "
-            "Create it, or correct the path."
-        ) from error
+    if not path.is_dir():
+        raise DataError(f"{what} names {path}, which is no folder: create it, or correct the path.")
     return path
 
 
@@ -157,16 +150,16 @@ def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray
 
 def _checked(folder: Path, name: str) -> bytes:
     """The content of a Fashion-MNIST file, gzipped or not, if its checksum holds."""
-    expected = f"expected SHA-256 after gzip: {FASHION_MNIST_SHA256[name]}"
     path = folder / (name if (folder / name).exists() else f"{name}.gz")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
+        actual = hashlib.sha256(content).hexdigest()
     except (OSError, EOFError, zlib.error) as error:
-        raise _damage(path, f"cannot be read ({error}; {expected})") from error
-    if (actual := hashlib.sha256(content).hexdigest()) != FASHION_MNIST_SHA256[name]:
-        raise _damage(path, f"is damaged: the SHA-256 of its content is {actual} ({expected})")
+        actual = error
+    if actual != FASHION_MNIST_SHA256[name]:
+        raise _damage(path, "SHA-256 after gzip", actual, FASHION_MNIST_SHA256[name])
     return content
 
 
@@ -175,11 +168,10 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndar
     dataset = _torchvision(name)
     for file, expected in [*dataset.train_list, *dataset.test_list]:  # before any is unpickled
         path = folder / file
-        if not path.is_file():
-            raise _damage(path, f"is missing (expected MD5 {expected})")
-        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        there = path.is_file()
+        actual = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if there else ""
         if actual != expected:
-            raise _damage(path, f"is damaged: its MD5 is {actual}, expected {expected}")
+            raise _damage(path, "MD5", actual or "missing", expected)
     listed = dataset.train_list if split == "train" else dataset.test_list
     parts = [pickle.loads((folder / file).read_bytes(), encoding="latin1") for file, _ in listed]
     labels = [label for part in parts for label in part.get("labels", part.get("fine_labels"))]
@@ -188,10 +180,13 @@ def read_cifar(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndar
     return pixels, np.asarray(labels, np.int64), names
 
 
-def _damage(path: Path, what: str) -> DataError:
+def _damage(path: Path, checksum: str, actual, expected: str) -> DataError:
     again = f", or delete {path.parent}: it is then fetched again"
     again = again if path.is_relative_to(DATA) else ""
-    return DataError(f"{path} {what}. Put the original file there{again}.")
+    return DataError(
+        f"{path} is missing or damaged: {checksum} {actual}, expected {expected}. Put the original "
+        f"file there{again}."
+    )
 
 
 def _torchvision(name: str):
@@ -205,9 +200,6 @@ def _keep(name: str, fetch) -> Path:
     """Fetch into a temporary folder beside ``data/<name>``, and rename it once it is whole."""
     try:
         DATA.mkdir(parents=True, exist_ok=True)
-        for old in DATA.glob(".fetch-*"):  # left by a fetch that was killed
-            if time.time() - old.stat().st_mtime > 86400:
-                shutil.rmtree(old, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=DATA) as temporary:
             work, result = Path(temporary) / "work", Path(temporary) / name
             work.mkdir()
@@ -223,38 +215,32 @@ def _keep(name: str, fetch) -> Path:
     raise DataError(f"{DATA / name} is in the way, and is not the data set: delete it")
 
 
-def _download(urls: list[str], md5: str, folder: Path, processor=None) -> None:
-    """Fetch one file from the first of its addresses that gives it whole, or raise DataError."""
+def _published(name: str, work: Path, result: Path) -> None:
+    """What torchvision says is published, each file from the first address that gives it whole."""
     import pooch
 
+    dataset, processor = _torchvision(name), None
+    if name == "fashion_mnist":
+        files = [([m + file for m in dataset.mirrors], md5) for file, md5 in dataset.resources]
+    else:
+        files, processor = [([dataset.url], dataset.tgz_md5)], pooch.Untar(extract_dir=result)
     pooch.get_logger().setLevel("WARNING")
     server = pooch.HTTPDownloader(timeout=NETWORK_TIMEOUT, progressbar=True, chunk_size=1 << 16)
-    failed = []
-    for url in urls:
-        name = url.rpartition("/")[2]
-        try:
-            pooch.retrieve(url, f"md5:{md5}", name, folder, processor, downloader=server)
-            return
-        except (OSError, ValueError) as error:  # ValueError: another checksum
-            failed.append(f"{url}: {' '.join(str(error).split())}")
-    raise DataError("; ".join(failed))
-
-
-def _published(name: str, work: Path, result: Path) -> None:
-    import pooch
-
-    dataset = _torchvision(name)
-    if name == "fashion_mnist":
-        for file, md5 in dataset.resources:
-            _download([mirror + file for mirror in dataset.mirrors], md5, result)
-    else:
-        _download([dataset.url], dataset.tgz_md5, work, pooch.Untar(extract_dir=result))
+    for urls, md5 in files:
+        failed = []
+        for url in urls:
+            place = (url.rpartition("/")[2], work if processor else result)
+            try:
+                pooch.retrieve(url, f"md5:{md5}", *place, processor, downloader=server)
+                break
+            except (OSError, ValueError) as error:  # ValueError: another checksum
+                failed.append(f"{url}: {' '.join(str(error).split())}")
+        else:
+            raise DataError("; ".join(failed))
 
 
 def _debian_fashion_mnist(work: Path, result: Path) -> None:
     """apt-get download with package lists of its own: needs neither root nor an earlier update."""
-    if absent := [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]:
-        raise DataError(f"there is no {absent[0]} on this machine")
     for folder in ("lists/partial", "cache/archives/partial"):
         (work / folder).mkdir(parents=True)
     settings = {
@@ -266,31 +252,25 @@ def _debian_fashion_mnist(work: Path, result: Path) -> None:
         "Acquire::EnableSrvRecords": "false",
         "Acquire::http::Timeout": NETWORK_TIMEOUT,  # and https takes this one
     }
-    options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
-    # An update can fail for a source that we do not need, so only the download's outcome counts.
-    update = _command(["apt-get", "update", *options], work)
-    download = _command(["apt-get", "download", DEBIAN_PACKAGE, *options], work)
-    package = next(work.glob("*.deb"), None)
-    if download.returncode or package is None:
-        messages = (update.stderr + download.stderr).strip().splitlines()
-        raise DataError(" / ".join(line.strip() for line in messages[:1] + messages[-1:]))
-    unpack = _command(["dpkg", "-x", package.name, "unpacked"], work)
-    if unpack.returncode:
-        raise DataError(f"dpkg could not unpack {package.name}: {unpack.stderr.strip()}")
+    options = " ".join(f"-o {key}={shlex.quote(str(value))}" for key, value in settings.items())
+    # An update can fail for a source that is not needed, so only the download's outcome counts.
+    script = f"""
+        apt-get update {options}
+        apt-get download {DEBIAN_PACKAGE} {options} && dpkg -x *.deb unpacked
+    """
+    # English messages; a name server that does not answer is given up after 3 s.
+    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:3 attempts:1"}
+    how = dict(cwd=work, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        subprocess.run(["sh", "-c", script], **how, timeout=APT_TIMEOUT, check=True)
+    except subprocess.CalledProcessError as error:
+        raise DataError(" / ".join(error.stderr.split("\n")[-3:]).strip(" /")) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DataError(str(error)) from error
     for name in FASHION_MNIST_SHA256:
         unpacked = work / "unpacked" / DEBIAN_FOLDER.relative_to("/") / f"{name}.gz"
         _checked(unpacked.parent, name)
         unpacked.rename(result / unpacked.name)
-
-
-def _command(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-    # English messages; a name server that does not answer is given up after 3 s.
-    env = os.environ | {"LC_ALL": "C", "RES_OPTIONS": "timeout:3 attempts:1"}
-    how = dict(cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    try:
-        return subprocess.run(arguments, **how, timeout=APT_TIMEOUT)
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"{arguments[0]} {arguments[1]} took over {APT_TIMEOUT} s") from error
 
 
 DOWNLOADS = {

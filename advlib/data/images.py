@@ -1,6 +1,7 @@
 """Labelled images: a data set's split, or a part of one."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,12 +73,8 @@ class Images(Dataset):
         self.paths = None if self.paths is None else list(self.paths)
         self.positions = None if self.positions is None else torch.as_tensor(self.positions)
         if len(set(self.file_names)) < len(self.file_names):
-            seen: set[str] = set()
-            twice = next(n for n in self.file_names if n in seen or seen.add(n))
-            raise DataError(
-                f"two images of {self.title} are called {twice}: file names must be unique within "
-                "a split; rename one."
-            )
+            twice = Counter(self.file_names).most_common(1)[0][0]
+            raise DataError(f"two images of {self.title} are called {twice}: rename one.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,8 +113,7 @@ class Images(Dataset):
         def taken(values):
             if isinstance(values, list):
                 return [values[i] for i in indices.tolist()]
-            index = indices.numpy() if isinstance(values, np.ndarray) else indices
-            return None if values is None else values[index]
+            return None if values is None else values[indices.numpy()]
 
         each = ("labels", "file_names", "pixels", "paths", "positions", "contents")
         return replace(self, **{name: taken(getattr(self, name)) for name in each})
@@ -144,8 +140,7 @@ def stratified(images: Images, count: int, stream: str, what: str) -> torch.Tens
         smallest = images.class_names[classes[sizes.argmin()]]
         raise ValueError(
             f"{what} = {count} needs {each} images of each class, but {images.title} has only "
-            f"{int(sizes.min())} of class {smallest!r}: choose at most "
-            f"{int(sizes.min()) * len(classes)}"
+            f"{sizes.min()} of class {smallest!r}: choose at most {sizes.min() * len(classes)}"
         )
     rank = [stream_seed(stream, file_name) for file_name in images.file_names]
     order = np.lexsort((rank, images.labels.numpy()))

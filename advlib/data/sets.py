@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
+import pandas as pd
 
 from advlib.data import decoding, fetch, folders
 from advlib.data.catalogue import DATASETS
@@ -44,8 +44,9 @@ def load_dataset(
     holdout_images : int
         Size of the holdout, the same number of each class. ``train`` leaves these images out.
     image_size, resize : int, optional
-        For image files: px of the centre crop, and of the short side before it. None: the one size
-        of all images of both splits, up to 96 px; 224 and 232 if all are larger (also in ratio).
+        For image files: px of the centre crop, which ``folder`` needs, and of the short side before
+        it. None: 32 px for CIFAR, 224 for ImageNet; the same as the crop up to 96 px, else 232/224
+        of it.
     interpolation : {"bilinear", "bicubic"}, optional
         For image files, when resizing; None: bilinear. Always antialiased.
 
@@ -59,8 +60,7 @@ def load_dataset(
     ValueError
         For an unknown name or split, or numbers of images that the set cannot give.
     DataError
-        If data are missing, incomplete or damaged; for images of different sizes, some of them
-        small, without `image_size`.
+        If data are missing, incomplete or damaged.
 
     Notes
     -----
@@ -72,66 +72,38 @@ def load_dataset(
         raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}")
     if split not in ("train", "holdout", "test"):
         raise ValueError(f"split is 'train', 'holdout' or 'test', got {split!r}")
-    if interpolation not in (None, "bilinear", "bicubic"):
-        raise ValueError(f"interpolation is 'bilinear' or 'bicubic', got {interpolation!r}")
     if split == "holdout" and not holdout_images:
         raise ValueError("split 'holdout' needs holdout_images, the number of images in it")
     stored = "test" if split == "test" else "train"
     images = _read(name, stored, data_dir, image_size, resize, interpolation)
-    if holdout_images and split != "test":
+    if holdout_images and stored == "train":
         held = stratified(images, holdout_images, "holdout", "holdout_images")
         if split == "train":
-            keep = torch.ones(len(images), dtype=torch.bool)
-            keep[held] = False
-            held = keep.nonzero().flatten()
+            held = np.setdiff1d(np.arange(len(images)), held)
         images = images.subset(held)
     if n_images is not None:
         images = stratified_subset(images, n_images)
     if images.pixels is None:  # each file is read once, so that a damaged one is found here
         _ = images.fingerprint
     if images.contents is not None:
-        _warn_of_copies_and_sizes(images)
+        copies = pd.Series(images.contents["content"].tolist()).duplicated()
+        if copies.any():
+            said = (
+                f"{copies.sum():,} of the {len(images):,} images of {images.title} are exact copies"
+            )
+            twice = images.file_names[copies.argmax()]
+            warnings.warn(f"{said} of others, such as {twice}", stacklevel=2)
     return images
-
-
-def _warn_of_copies_and_sizes(images: Images) -> None:
-    """Warn of copies of a file, and of images far too small: both are rarely meant."""
-    contents, labels = images.contents["content"].tolist(), images.labels.tolist()
-    first: dict[bytes, int] = {}
-    copies = [i for i, content in enumerate(contents) if first.setdefault(content, i) != i]
-    if copies:
-        i, original = copies[0], first[contents[copies[0]]]
-        other = sum(labels[i] != labels[first[contents[i]]] for i in copies)
-        warnings.warn(
-            f"exact copies among the {len(images):,} images of {images.title}: {len(copies):,}, "
-            f"{other:,} of them in another class; {images.file_names[i]} is a copy of "
-            f"{images.file_names[original]}",
-            stacklevel=3,
-        )
-    side = images.shape[-1]
-    sides = np.minimum(images.contents["width"], images.contents["height"])
-    small = int((2 * sides < side).sum())
-    if small:
-        warnings.warn(
-            f"enlarged more than twice, to {side} px, among the {len(images):,} images of "
-            f"{images.title}: {small:,}; the short side of {images.file_names[sides.argmin()]} is "
-            f"{sides.min()} px",
-            stacklevel=3,
-        )
 
 
 def warn_of_shared(parts: dict[str, Images]) -> None:
     """Warn of image files that two splits hold, such as test images that are trained on."""
     known = {s: p.contents["content"].tolist() for s, p in parts.items() if p.contents is not None}
     for (one, first), (other, second) in itertools.combinations(known.items(), 2):
-        both = set(first) & set(second)
-        if both:
-            a, b = first.index(min(both)), second.index(min(both))
-            warnings.warn(
-                f"{len(both):,} images of {one} are also images of {other}: "
-                f"{parts[one].file_names[a]} of {one} is {parts[other].file_names[b]} of {other}",
-                stacklevel=2,
-            )
+        if both := set(first) & set(second):
+            name = parts[one].file_names[first.index(min(both))]
+            said = f"{len(both):,} images of {one} are also images of {other}, such as {name}"
+            warnings.warn(said, stacklevel=2)
 
 
 def _read(name, stored, data_dir, image_size, resize, interpolation) -> Images:
@@ -156,9 +128,8 @@ def _read(name, stored, data_dir, image_size, resize, interpolation) -> Images:
     # CIFAR's files hold each image's original name, so names and order are those of a tree.
     pixels, labels, files = fetch.read_cifar(name, folder, stored)
     names = [f"{info.class_names[label]}/{file}" for label, file in zip(labels, files, strict=True)]
-    images = Images(
-        **facts, labels=labels, file_names=names, pixels=pixels, positions=range(len(names))
-    )
+    facts |= {"labels": labels, "pixels": pixels, "positions": range(len(names))}
+    images = Images(**facts, file_names=names)
     return images.subset(sorted(range(len(names)), key=names.__getitem__))
 
 
@@ -181,27 +152,23 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
     info = DATASETS[name]
     tree = folders.list_tree(folder, stored, imagenet=name == "imagenet")
     title, class_names, labels = info.title, tree.classes, tree.labels
-    if info.class_names is not None:
-        if tree.classes != info.class_names:
-            raise DataError(
-                f"{folder} does not hold {info.title}: its classes are "
-                f"{', '.join(tree.classes)}; expected {', '.join(info.class_names)}."
-            )
-        if any(path.lower().endswith((".jpg", ".jpeg")) for path in tree.paths):
-            title += " (JPEG copy)"
     if name == "imagenet":
         class_names, labels = folders.imagenet_labels(tree, folder)
+    elif info.class_names not in (None, tree.classes):
+        raise DataError(
+            f"{folder} does not hold {title}: its classes are {', '.join(tree.classes)}; expected "
+            f"{', '.join(info.class_names)}."
+        )
+    elif info.class_names and any(p.lower().endswith((".jpg", ".jpeg")) for p in tree.paths):
+        title += " (JPEG copy)"
     facts = dict(title=title, source=source, file_names=tree.names, class_names=class_names)
     interpolation = interpolation or "bilinear"
-    # One size for every split; how many images a split has decides only where they are kept.
-    side = image_size or info.image_size or decoding.common_side(folder, stored, tree) or 224
+    if not (side := image_size or info.image_size):
+        raise ValueError("image_size is missing: set it, the side in px that all images get")
     small = side <= decoding.SMALL_SIDE
     resize = resize or (side if small else round(side * 232 / 224))
     if resize < side:
-        raise ValueError(
-            f"resize = {resize} px is smaller than the crop of image_size = {side} px: choose "
-            "resize at least as large"
-        )
+        raise ValueError(f"resize = {resize} px is smaller than the crop, image_size = {side} px")
     if small and 3 * side**2 * len(tree.paths) <= decoding.SMALL_BYTES:
         found = decoding.contents(tree.paths)
         pixels = decoding.decode_all(tree, found, f"{name}-{stored}", resize, side, interpolation)

@@ -9,10 +9,7 @@ from advlib.metrics.classes import (
     class_summary,
     confusion,
     confusion_kinds,
-    group_confusion,
     group_error,
-    rank_correlation,
-    uncorrected_changes,
 )
 from advlib.metrics.errors import (
     corruption_error,
@@ -38,14 +35,10 @@ from advlib.metrics.intervals import (
 from advlib.metrics.sampling import TwoPhase, two_phase
 from advlib.metrics.tables import (
     ALEXNET_CORRUPTION_ERROR,
-    CONDITION_COLUMNS,
-    CORRECT_COLUMNS,
     CORRUPTIONS,
     IMAGE_COLUMNS,
-    By,
-    Groups,
-    LabelSets,
-    Tables,
+    SharedImages,
     correct,
     counted,
+    together,
 )

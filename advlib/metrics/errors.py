@@ -1,7 +1,7 @@
 """Errors over images: of corruptions, of factors of variation, and by label sets.
 
-Errors are fractions in [0, 1]. A metric takes one condition, or ``by=[columns]`` for one row per
-condition. Bad input raises a ValueError that names what is wrong.
+Errors are fractions in [0, 1]. A metric takes one condition; with ``by=[columns]`` some return one
+row per condition. Bad input raises a ValueError that names what is wrong.
 """
 
 import numbers
@@ -10,20 +10,20 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from advlib.metrics.intervals import BootstrapInterval, bootstrap_error
+from advlib.metrics.intervals import BootstrapInterval, bootstrap
 from advlib.metrics.resampling import draws, varied
 from advlib.metrics.tables import (
     CORRUPTIONS,
     IMAGE_COLUMNS,
     By,
     LabelSets,
+    SharedImages,
     Tables,
     as_list,
     averages,
     checked,
     codes_of,
     counted,
-    groups_of,
     require,
     several,
     shared_images,
@@ -38,49 +38,38 @@ def error(table: pd.DataFrame, by: By = None) -> float | pd.DataFrame:
     return averages(images, columns).drop(columns="noise")
 
 
-def corruption_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
+def corruption_error(table: pd.DataFrame) -> pd.DataFrame:
     """CE_c: the mean over severities 1-5 of the error under corruption c (paper, Sec. 3).
 
-    Returns the columns of ``by``, ``corruption`` and ``corruption_error``. Raises ValueError if a
-    corruption lacks a severity, or if its severities hold different numbers of images.
+    Returns ``corruption`` and ``corruption_error``. Raises ValueError unless a corruption has as
+    many images at each of the five severities.
     """
-    cells, missing = error(table, columns := as_list(by, "corruption", "severity")), []
-    for key, group in groups_of(cells, columns[:-1]):
-        name, found = " ".join(str(value) for value in key.values()), set(group["severity"])
-        if found - set(range(1, 6)) or group["n_images"].nunique() > 1:
+    groups = error(table, ["corruption", "severity"]).groupby("corruption", observed=True)
+    for name, group in groups:
+        sizes = dict(zip(group.severity, group.n_images, strict=True))
+        if list(sizes) != [1, 2, 3, 4, 5] or len(set(sizes.values())) > 1:
             raise ValueError(
-                f"{name} must hold the same images at each severity from 1 to 5; it "
-                f"has {dict(zip(group.severity, group.n_images, strict=True))}."
+                f"{name} must hold the same images at each severity from 1 to 5; the images by "
+                f"severity are {sizes}."
             )
-        missing += [f"{name} severity {s}" for s in range(1, 6) if s not in found]
-    if missing:
-        raise ValueError(f"missing from the corruption table: {', '.join(missing)}.")
-    means = cells.groupby(columns[:-1], observed=True)["error"].mean()
-    return means.reset_index(name="corruption_error")
+    return groups["error"].mean().reset_index(name="corruption_error")
 
 
 def mean_corruption_error(
-    table: pd.DataFrame, reference: Mapping[str, float] | None = None, by: By = None
-) -> float | pd.DataFrame:
+    table: pd.DataFrame, reference: Mapping[str, float] | None = None
+) -> float:
     """mCE: the mean of CE_c over the 15 `CORRUPTIONS`; further corruptions do not count.
 
     ``reference``, such as `ALEXNET_CORRUPTION_ERROR`: CE_c by name, by which ours are divided
-    (Hendrycks & Dietterich, 2019); None: the paper's unnormalised mCE. Returns a float; with
-    ``by``: its columns and ``mean_corruption_error``. A ValueError lists what is missing.
+    (Hendrycks & Dietterich, 2019); None: the paper's unnormalised mCE. A ValueError lists what is
+    missing.
     """
-    if absent := [c for c in CORRUPTIONS if reference is not None and c not in reference]:
-        raise ValueError(f"the reference lacks the corruptions {absent}.")
-    rows = []
-    for key, group in groups_of(corruption_error(counted(table), by), by):
-        errors = dict(zip(group["corruption"], group["corruption_error"], strict=True))
-        if absent := [c for c in CORRUPTIONS if c not in errors]:
-            raise ValueError(
-                f"missing from the corruption table{f' of {key}' if key else ''}: "
-                f"{', '.join(absent)}."
-            )
-        scaled = [errors[c] / (reference[c] if reference else 1.0) for c in CORRUPTIONS]
-        rows.append({**key, "mean_corruption_error": float(np.mean(scaled))})
-    return pd.DataFrame(rows) if as_list(by) else rows[0]["mean_corruption_error"]
+    found = corruption_error(counted(table)).set_index("corruption")["corruption_error"]
+    divisors = dict.fromkeys(CORRUPTIONS, 1.0) if reference is None else reference
+    for what, names in (("corruption table", found.index), ("reference", divisors)):
+        if absent := [c for c in CORRUPTIONS if c not in names]:
+            raise ValueError(f"missing from the {what}: {', '.join(absent)}.")
+    return float(np.mean([found[c] / divisors[c] for c in CORRUPTIONS]))
 
 
 def corruption_summary(
@@ -97,8 +86,7 @@ def corruption_summary(
     """
     for one in (*several(table), *several(paired_with)):
         mean_corruption_error(one, reference)  # names what is missing
-    shared = shared_images(table, paired_with, n_resamples, reference)
-    return bootstrap_error(shared, n_resamples, seed)
+    return bootstrap(table, "error", paired_with, n_resamples, seed, reference)
 
 
 def _annotated(images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, list]:
@@ -113,12 +101,6 @@ def _annotated(images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.Data
             f"{images.file_name.iloc[0]!r} and {annotations.file_name.iloc[0]!r}."
         )
     return rows.dropna(subset="factor"), sorted(annotations["factor"].dropna().unique())
-
-
-def _in_denominator(images: pd.DataFrame, annotations: pd.DataFrame, denominator: str):
-    if denominator not in ("annotated", "all"):
-        raise ValueError(f"denominator must be 'annotated' or 'all', not {denominator!r}.")
-    return images["file_name"].isin(annotations["file_name"]) | (denominator == "all")
 
 
 def factor_error(table: pd.DataFrame, annotations: pd.DataFrame, by: By = None) -> pd.DataFrame:
@@ -136,27 +118,26 @@ def factor_error(table: pd.DataFrame, annotations: pd.DataFrame, by: By = None) 
 
 
 def error_ratio(
-    table: pd.DataFrame, annotations: pd.DataFrame, denominator: str = "annotated", by: By = None
+    table: pd.DataFrame, annotations: pd.DataFrame, denominator: str = "annotated"
 ) -> pd.DataFrame:
     """E_f = (1 - accuracy(factor)) / (1 - accuracy(model)) (paper, Sec. 3).
 
     The model's accuracy is over its ``"annotated"`` images, each counted once (as the ImageNet-X
-    library does), or over ``"all"``; with ``by``, over those of the same group.
-    Returns the columns of ``by``, ``factor``, ``error_ratio`` (nan for no error at all).
+    library does), or over ``"all"``. Returns ``factor``, ``error_ratio`` (nan for no error at all).
     """
-    factors, images, columns = factor_error(table, annotations, by), checked(table, by), as_list(by)
-    images = images[_in_denominator(images, annotations, denominator)]
-    how = {"on": columns, "how": "left"} if columns else {"how": "cross"}
-    both = factors.merge(averages(images, columns), **how, suffixes=("", "_of_model"))
-    ratio = both["error"] / both["error_of_model"].replace(0.0, np.nan)
-    return factors[[*columns, "factor"]].assign(error_ratio=ratio)
+    if denominator not in ("annotated", "all"):
+        raise ValueError(f"denominator must be 'annotated' or 'all', not {denominator!r}.")
+    factors = factor_error(table, annotations)
+    if denominator == "annotated":
+        table = table[table["file_name"].isin(annotations["file_name"])]
+    ratio = factors["error"] / (error(table) or np.nan)
+    return factors[["factor"]].assign(error_ratio=ratio)
 
 
 def factor_summary(
-    table: Tables,
+    table: Tables | SharedImages,
     annotations: pd.DataFrame,
     *,
-    denominator: str = "annotated",
     paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
@@ -173,7 +154,7 @@ def factor_summary(
     images, labels = shared.images, shared.labels
     rows, factors = _annotated(images.reset_index(names="position"), annotations)
     member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
-    member[:, 0] = _in_denominator(images, annotations, denominator)
+    member[:, 0] = images["file_name"].isin(annotations["file_name"])
     member[rows["position"], 1 + pd.Index(factors).get_indexer(rows["factor"])] = 1
     # Every figure is a ratio of two sums of these, (N, 1 + m, 1 + factors).
     summed = np.column_stack([np.ones(len(images)), shared.wrong])[:, :, None] * member[:, None]
@@ -215,8 +196,8 @@ def multilabel_table(
     require(table, IMAGE_COLUMNS)
     if absent := [name for name in table["file_name"].unique() if name not in label_sets]:
         raise ValueError(
-            f"{len(absent)} images have no entry in label_sets, the first is "
-            f"{absent[0]!r}; an image without labels needs an empty set."
+            f"{len(absent)} images have no entry in label_sets, first {absent[0]!r}: an image "
+            "without labels needs an empty set."
         )
     sets = [label_sets[name] for name in table["file_name"]]
     if odd := {c for labels in sets for c in labels if not isinstance(c, numbers.Integral)}:

@@ -3,7 +3,8 @@
 A statistic is one entry of `STATISTICS`; `class_summary`, `summarise` and `bootstrap` read it.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,47 +54,46 @@ def _root(variance):
     return np.sqrt(np.maximum(variance, 0.0))  # nan stays nan
 
 
-def _gap(of: ClassErrors) -> float:
-    return np.nan if np.isnan(of.sd) else of.errors[0] - of.errors[-1]
+class Resampled:
+    """The inputs of an interval; nothing is drawn until a statistic asks for it."""
 
+    def __init__(self, shared: SharedImages, n_resamples: int, seed: int):
+        self.shared, self._how = shared, (n_resamples, seed)
 
-def _cv(of: ClassErrors) -> float:
-    mean = of.errors.mean()
-    return of.sd / mean if mean > 0 else np.nan
+    @functools.cached_property
+    def classes(self) -> list[pd.DataFrame]:
+        """Of each table, as in `ClassErrors`."""
+        tables = [self.shared.images.assign(wrong=column) for column in self.shared.wrong.T]
+        return [averages(table, ["label"]) for table in tables]
 
+    @functools.cached_property
+    def drawn(self) -> Replicates:
+        return replicates(self.shared.labels, self.shared.wrong, *self._how)
 
-def _sd_normalised(of: ClassErrors) -> float:
-    mean = of.errors.mean()
-    return of.sd / np.sqrt(mean * (1 - mean)) if 0 < mean < 1 else np.nan
+    @functools.cached_property
+    def varied(self) -> bool:
+        """Whether `SharedImages.figure` differs between the images of a class."""
+        return varied(self.shared.labels, self.shared.figure[:, None]).any()
 
-
-class Resampled(NamedTuple):
-    """The inputs of an interval."""
-
-    shared: SharedImages
-    classes: list[pd.DataFrame]  # of each of the m tables, as in `ClassErrors`
-    drawn: Replicates
-    exact: np.ndarray | None  # the ends of the error, where they are known without drawing
-    varied: bool  # whether `shared.figure` differs between the images of a class
-
-
-def percentiles(of: Resampled, drawn: np.ndarray) -> Sequence[float]:
-    """The interval of a statistic without bias: the quantiles of its replicates (resamples, m)."""
-    ends = np.quantile(drawn @ of.shared.weights, [0.025, 0.975])
-    return ends if of.varied else (np.nan, np.nan)
+    def percentiles(self, drawn: np.ndarray) -> Sequence[float]:
+        """The interval of a statistic without bias: quantiles of its replicates (resamples, m)."""
+        ends = np.quantile(drawn @ self.shared.weights, [0.025, 0.975])
+        return ends if self.varied else (np.nan, np.nan)
 
 
 def _error_interval(of: Resampled) -> Sequence[float]:
-    if of.exact is None or not of.varied:
-        return percentiles(of, of.drawn.error)
-    return of.exact
+    if of.shared.unit is None:
+        return of.percentiles(of.drawn.error)
+    if not of.varied:
+        return (np.nan, np.nan)
+    return error_ends(of.shared.labels, of.shared.figure, of.shared.unit)
 
 
 def _mean_interval(of: Resampled) -> Sequence[float]:
     # With classes of equal size the mean over the classes is the error.
-    if of.exact is not None and of.classes[0]["n_images"].nunique() == 1:
+    if of.shared.unit is not None and of.classes[0]["n_images"].nunique() == 1:
         return _error_interval(of)
-    return percentiles(of, of.drawn.mean)
+    return of.percentiles(of.drawn.mean)
 
 
 def _sd_interval(of: Resampled) -> Sequence[float]:
@@ -109,6 +109,16 @@ def _sd_interval(of: Resampled) -> Sequence[float]:
         return _root(corrected[0] - np.quantile(deviations, [0.975, 0.025]))
     deviations = (_root(variances) - _root(observed)) @ weights
     return _root(corrected) @ weights - np.quantile(deviations, [0.975, 0.025])
+
+
+def _cv(of: ClassErrors) -> float:
+    mean = of.errors.mean()
+    return of.sd / mean if mean > 0 else np.nan
+
+
+def _sd_normalised(of: ClassErrors) -> float:
+    mean = of.errors.mean()
+    return of.sd / np.sqrt(mean * (1 - mean)) if 0 < mean < 1 else np.nan
 
 
 class Statistic(NamedTuple):
@@ -138,11 +148,13 @@ STATISTICS = {
     "worst_decile": Statistic(
         "worst 10 %", "%", lambda of: of.errors[: max(1, len(of.errors) // 10)].mean()
     ),
-    "gap": Statistic("gap", "points", _gap),
+    "gap": Statistic(
+        "gap", "points", lambda of: of.errors[0] - of.errors[-1] if of.sd >= 0 else np.nan
+    ),
     "cv": Statistic("SD / mean", "", _cv),
     "sd_normalised": Statistic("SD / √(p(1−p))", "", _sd_normalised),
 }
-"""The figures of `summarise` and `bootstrap`: `error` over images, the rest over classes."""
+"""The figures of `summarise` and `bootstrap`, `error` over images, the rest over classes."""
 
 
 def headings(*names: str) -> dict[str, str]:
@@ -151,67 +163,48 @@ def headings(*names: str) -> dict[str, str]:
     return {name: f"{s.title} ({s.unit})" if s.unit else s.title for name, s in found.items()}
 
 
-def _values(of: ClassErrors) -> dict[str, float]:
-    return {name: statistic.value(of) for name, statistic in STATISTICS.items()}
-
-
-def _summarise(shared: SharedImages, n_resamples: int, seed: int) -> pd.DataFrame:
-    labels, wrong, weights = shared.labels, shared.wrong, shared.weights
-    classes = [averages(shared.images.assign(wrong=column), ["label"]) for column in wrong.T]
-    each = [class_errors(c, w.mean()) for c, w in zip(classes, wrong.T, strict=True)]
-    value = weights @ pd.DataFrame(map(_values, each)).to_numpy()
-    result = pd.DataFrame({"statistic": [*STATISTICS], "value": value}).assign(
-        low=np.nan, high=np.nan, n_images=len(wrong)
-    )
+def _rows(shared: SharedImages, n_resamples: int, seed: int) -> pd.DataFrame:
+    of, wrong = Resampled(shared, n_resamples, seed), shared.wrong.T
+    each = [class_errors(c, w.mean()) for c, w in zip(of.classes, wrong, strict=True)]
+    values = [[s.value(one) for one in each] for s in STATISTICS.values()] @ shared.weights
     # Where no image differs, nor does any statistic.
-    if not varied(labels, wrong).any() or not np.round(shared.figure, 12).any():
-        return result
-    drawn = replicates(labels, wrong, n_resamples, seed)
-    exact = None if shared.unit is None else error_ends(labels, shared.figure, shared.unit)
-    differs = varied(labels, shared.figure[:, None]).any()
-    resampled = Resampled(shared, classes, drawn, exact, differs)
-    for row, statistic in enumerate(STATISTICS.values()):
-        if statistic.interval is not None:
-            result.loc[row, ["low", "high"]] = statistic.interval(resampled)
-    return result
+    shown = varied(shared.labels, shared.wrong).any() and np.round(shared.figure, 12).any()
+    none = np.nan, np.nan
+    ends = [s.interval(of) if shown and s.interval else none for s in STATISTICS.values()]
+    low, high = np.transpose(ends)
+    columns = {"statistic": [*STATISTICS], "value": values, "low": low, "high": high}
+    return pd.DataFrame(columns).assign(n_images=len(shared.images))
 
 
 def summarise(
-    table: Tables,
+    table: Tables | SharedImages,
     *,
     paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    return _summarise(shared_images(table, paired_with, n_resamples), n_resamples, seed)
-
-
-def bootstrap_error(shared: SharedImages, n_resamples: int, seed: int) -> BootstrapInterval:
-    """The first row of `summarise`: without any draw where the images have a unit."""
-    if shared.unit is None:
-        rows = _summarise(shared, n_resamples, seed)
-        return BootstrapInterval(*rows.loc[0, ["value", "low", "high"]])
-    ends = np.nan, np.nan
-    if varied(shared.labels, shared.figure[:, None]).any():
-        ends = error_ends(shared.labels, shared.figure, shared.unit)
-    return BootstrapInterval(shared.weights @ [column.mean() for column in shared.wrong.T], *ends)
+    shared = shared_images(table, paired_with, n_resamples)
+    return _rows(shared, n_resamples, seed)
 
 
 def bootstrap(
-    table: Tables,
+    table: Tables | SharedImages,
     statistic: str,
     paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
+    reference: Mapping[str, float] | None = None,
 ) -> BootstrapInterval:
     """A statistic of a table, or statistic(table) - statistic(paired_with), with its 95 % interval.
 
     ``statistic`` is one of `STATISTICS`: ``"error"`` (over images) or one of `class_summary`.
     Images are resampled within their class: the classes are fixed. In a table of several conditions
-    an image counts with its mean error over all its rows (those `counted`), and carries them all.
+    an image counts with its mean error over all its rows (those `counted`), and carries them all;
+    with a ``reference``, as in `corruption_summary`, a row counts with 1 / that of its corruption.
     Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
     image is drawn with all of them, so that the interval is that of these networks on other images.
+    ``table`` may also be some of `together`: its images are not checked again.
 
     * ``error``, ``mean``: percentile intervals (too narrow by 1/(2n) with n images per class).
       Those of the error, and of the mean where all classes have as many images, are exact, as with
@@ -228,11 +221,12 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
-    shared = shared_images(table, paired_with, n_resamples)
-    if statistic == "error":
-        return bootstrap_error(shared, n_resamples, seed)
-    rows = _summarise(shared, n_resamples, seed).set_index("statistic")
-    return BootstrapInterval(*rows.loc[statistic, ["value", "low", "high"]])
+    shared = shared_images(table, paired_with, n_resamples, reference)
+    if statistic == "error":  # needs no classes, and seldom a draw
+        value = shared.weights @ [column.mean() for column in shared.wrong.T]
+        return BootstrapInterval(value, *_error_interval(Resampled(shared, n_resamples, seed)))
+    found = _rows(shared, n_resamples, seed).set_index("statistic")
+    return BootstrapInterval(*found.loc[statistic, ["value", "low", "high"]])
 
 
 def with_wilson(result: pd.DataFrame) -> pd.DataFrame:
@@ -248,21 +242,9 @@ def with_wilson(result: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Mean and SD over the training seeds, never over anything else.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Columns ``by``, seed, value: one row per seed and combination of ``by``.
-    by : sequence of str
-
-    Returns
-    -------
-    DataFrame
-        Columns ``by``, mean, sd (sample SD, nan for one seed), n_seeds, in the order of ``rows``.
-
-    Raises
-    ------
-    ValueError
-        If a seed has several rows: their spread would not be that of the seeds.
+    ``rows``: columns ``by``, seed, value, one row per seed and combination of ``by``. Returns
+    columns ``by``, mean, sd (sample SD, nan for one seed), n_seeds, in the order of ``rows``.
+    Raises ValueError if a seed has several rows: their spread would not be that of the seeds.
     """
     by = list(by)
     if (again := rows.duplicated([*by, "seed"])).any():
@@ -275,19 +257,9 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def t_interval(mean, sd, n_seeds, tests=1):
     """The 95 % interval over seeds, Student's t: wide for few, since so few say little of training.
 
-    Parameters
-    ----------
-    mean, sd : float or array of shape (n,)
-        Over the seeds, sample SD.
-    n_seeds : int or array of shape (n,)
-        At least 2; below, the interval is the whole line.
-    tests : int
-        For how many tests it is widened (Bonferroni).
-
-    Returns
-    -------
-    (low, high)
-        Of the shape of mean.
+    ``mean`` and ``sd`` (sample SD) over ``n_seeds`` seeds are numbers or arrays of shape (n,); with
+    fewer than two seeds the interval is the whole line. It is widened for this many ``tests``
+    (Bonferroni). Returns (low, high), each of the shape of ``mean``.
     """
     n = np.asarray(n_seeds)
     quantile = stdtrit(np.maximum(n - 1, 1), 1 - 0.025 / tests)

@@ -69,16 +69,7 @@ def replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: i
 def error_ends(labels: np.ndarray, values: np.ndarray, unit: int) -> np.ndarray:
     """The 2.5 and 97.5 % quantiles of the resampled mean, as with infinitely many resamples.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (N,)
-    values : ndarray of shape (N,)
-        Multiples of 1 / unit.
-    unit : int
-
-    Returns
-    -------
-    ndarray of shape (2,)
+    ``labels`` (N,); ``values`` (N,), multiples of 1 / unit. Returns an array of shape (2,).
 
     Notes
     -----
@@ -87,13 +78,11 @@ def error_ends(labels: np.ndarray, values: np.ndarray, unit: int) -> np.ndarray:
     1. One image drawn from class c has value u with probability h_c(u), the share of the class's
        images that have it. The discrete Fourier transform of the histogram h_c is the
        characteristic function f_c(t) = sum_u h_c(u) exp(-2 pi i t u / period).
-    2. Images are drawn independently, n_c from class c. The characteristic function of a sum of
-       independent terms is the product of theirs. So that of the sum S over all drawn images is
-       F(t) = prod_c f_c(t)^n_c. Classes of one size n share a power: (prod f_c)^n.
+    2. Of n_c independent draws from each class c, the sum S has F(t) = prod_c f_c(t)^n_c. Classes
+       of one size n share a power: (prod f_c)^n.
     3. The inverse transform of F gives P(S = s), but periodically: s and s + period fall on one
        place. The period is at least 16 standard deviations of S, so that a window of one period
-       around the mean of S holds all but 1e-15 of the probability. Each place then belongs to the
-       one s in that window.
+       around the mean of S holds all but 1e-15 of the probability.
     4. The ends are the smallest s at which the cumulated probability reaches 0.025 and 0.975. Times
        1 / (unit N), plus the lowest value, they are means.
     """

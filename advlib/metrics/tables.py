@@ -7,7 +7,7 @@ of robustness). Else a row is right if its predicted class is its label.
 """
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,6 @@ import pandas as pd
 IMAGE_COLUMNS = ("file_name", "label", "predicted_class")
 # Columns that tell apart two rows of one image.
 CONDITION_COLUMNS = "study method seed benchmark condition corruption severity attack".split()
-# The column that decides what counts as an error; the second is its former name.
-CORRECT_COLUMNS = ("correct", "multilabel_correct")
 # AlexNet's mean error over the severities of ImageNet-C (Hendrycks & Dietterich, 2019).
 ALEXNET_CORRUPTION_ERROR = {
     "gaussian_noise": 0.886428,
@@ -54,9 +52,7 @@ def require(table: pd.DataFrame, columns: Sequence[str], what="the prediction ta
     if table.empty:
         raise ValueError(f"{what} is empty: there is nothing to measure.")
     if not holes and (gaps := [column for column in columns if table[column].isna().any()]):
-        raise ValueError(
-            f"{what} has missing values in {', '.join(gaps)}: fill them in or drop the rows."
-        )
+        raise ValueError(f"{what} has missing values in {', '.join(gaps)}: fill or drop them.")
 
 
 def as_list(by: By, *more: str) -> list[str]:
@@ -64,36 +60,24 @@ def as_list(by: By, *more: str) -> list[str]:
     return list(dict.fromkeys([*([by] if isinstance(by, str) else by or []), *more]))
 
 
-def _sorted_values(column: pd.Series) -> tuple[np.ndarray, pd.Index]:
-    """Each row's number of its value, and the values that occur, sorted.
-
-    Categories are sorted as values, not by their own order.
-    """
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        codes, values = column.cat.codes.to_numpy(), column.cat.categories
-    else:
-        codes, values = pd.factorize(column)
-        values = pd.Index(values)
-    occurs = np.bincount(codes, minlength=len(values)) > 0
-    order, values = values[occurs].argsort(), values[occurs]
-    place = np.zeros(len(occurs), np.int64)
-    place[np.flatnonzero(occurs)[order]] = np.arange(len(order))
-    return place[codes], values[order]
-
-
 def codes_of(table: pd.DataFrame, columns: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
     """Number the combinations of ``columns`` that occur, in their sorted order.
 
-    Returns each row's number, int64 of shape (N,), and one row of ``columns`` per number. Millions
-    of rows are then averaged by `np.bincount`: their strings are compared only once.
+    Returns each row's number, int64 of shape (N,), and one row of ``columns`` per number.
     """
-    codes, keys = np.zeros(len(table), np.int64), pd.DataFrame(index=[0])
-    for column in columns:
-        own, values = _sorted_values(table[column])
-        codes, found = pd.factorize(codes * len(values) + own, sort=True)
-        keys = keys.iloc[found // max(1, len(values))].reset_index(drop=True)
-        keys[column] = values[found % max(1, len(values))]
-    return codes, keys
+    if not columns:
+        return np.zeros(len(table), np.int64), pd.DataFrame(index=[0])
+    values = [table[column] for column in columns]
+    # Categories have an order of their own; here they are sorted as values.
+    kinds = {v.name: v.cat.categories for v in values if isinstance(v.dtype, pd.CategoricalDtype)}
+    values = [
+        v.cat.reorder_categories(kinds[v.name].sort_values()) if v.name in kinds else v
+        for v in values
+    ]
+    groups = table.groupby(values, observed=True)
+    keys = groups.size().index.to_frame(index=False)
+    keys = keys.astype({name: categories.dtype for name, categories in kinds.items()})
+    return groups.ngroup().to_numpy(), keys
 
 
 def averages(images: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -124,15 +108,14 @@ def counted(table: pd.DataFrame) -> pd.DataFrame:
 def correct(table: pd.DataFrame) -> pd.Series:
     """Which rows are right: the column ``correct`` or, without one, label = predicted class.
 
-    Returns booleans of shape (N,). The column's former name, ``multilabel_correct``, is read too.
-    Raises ValueError if the column holds anything but True and False (or 1 and 0).
+    Returns booleans of shape (N,). Raises ValueError if the column holds anything but True and
+    False (or 1 and 0).
     """
-    name = next((name for name in CORRECT_COLUMNS if name in table.columns), None)
-    if name is None:
+    if "correct" not in table.columns:
         return table["label"] == table["predicted_class"]
-    if table[name].dtype != bool and not table[name].isin([0, 1]).all():
-        raise ValueError(f"the column {name} must hold True or False in every row.")
-    return table[name].astype(bool)
+    if table["correct"].dtype != bool and not table["correct"].isin([0, 1]).all():
+        raise ValueError("the column correct must hold True or False in every row.")
+    return table["correct"].astype(bool)
 
 
 def checked(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
@@ -142,51 +125,41 @@ def checked(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
     condition, that is in one combination of ``by``.
     """
     columns = as_list(by, *IMAGE_COLUMNS)
-    require(table, [*columns, *[c for c in CORRECT_COLUMNS if c in table.columns][:1]])
+    require(table, [*columns, *(["correct"] if "correct" in table.columns else [])])
     if odd := [c for c in IMAGE_COLUMNS[1:] if not pd.api.types.is_numeric_dtype(table[c])]:
         raise ValueError(f"the columns {odd} must hold class numbers (integers from 0).")
-    own, names = pd.factorize(table["file_name"])
-    key = codes_of(table, as_list(by))[0] * len(names) + own
-    ordered = np.sort(key)  # five times as fast as looking for duplicates in a hash table
-    if (ordered[1:] == ordered[:-1]).any():
-        again = pd.Series(key).duplicated().to_numpy()
-        hint = [c for c in CONDITION_COLUMNS if c in table.columns and c not in as_list(by)]
+    if (again := table.duplicated(as_list(by, "file_name"))).any():
+        others = [c for c in CONDITION_COLUMNS if c in table.columns and c not in columns]
         raise ValueError(
             f"{again.sum()} rows repeat an image of the same condition, such as "
-            f"{table.loc[again, 'file_name'].iloc[0]!r}: keep one row each"
-            + (f", or pass by= with some of {hint}." if hint else ".")
+            f"{table.file_name[again].iloc[0]!r}: keep one row each"
+            + (f", or pass by= with some of {others}." if others else ".")
         )
     wrong = 1.0 - correct(table).astype(float)
     return table[columns].assign(wrong=wrong).reset_index(drop=True)
 
 
-def groups_of(frame: pd.DataFrame, by: By) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """The combinations of ``by``, as dicts, and their rows; all rows without ``by``."""
-    columns = as_list(by)
-    groups = frame.groupby(columns, observed=True) if columns else [((), frame)]
-    return ((dict(zip(columns, key, strict=True)), group) for key, group in groups)
-
-
-def same_images(a: pd.DataFrame, b: pd.DataFrame, by: Sequence[str] = ()) -> None:
+def same_images(a: pd.DataFrame, b: pd.DataFrame) -> None:
     """Raise ValueError unless both hold the same images with the same labels."""
-    columns = [*by, "file_name", "label"]
+    columns = ["file_name", "label"]
     if all(np.array_equal(a[column], b[column]) for column in columns):
         return
     odd = pd.concat([a, b])[columns].drop_duplicates(keep=False)
     if len(odd):
         raise ValueError(
             "a paired comparison needs the same images with the same labels: "
-            f"{len(odd)} have no partner, such as ({', '.join(columns)}) {(*odd.iloc[0],)}."
+            f"{len(odd)} have no partner, such as {odd.file_name.iloc[0]!r}."
         )
 
 
 class SharedImages(NamedTuple):
-    """N images that m tables share: those of ``table``, and of ``paired_with`` if there is one."""
+    """N images that m tables share, checked, and what a figure of them is: after less before."""
 
     images: pd.DataFrame  # file_name, label; N rows
     wrong: np.ndarray  # (N, m): an image's mean over its rows in each table
-    weights: np.ndarray  # (m,): 1 / how many tables its side has, negative for paired_with
-    unit: int | None  # all of `figure` are multiples of 1 / unit; None: no such number is known
+    weights: np.ndarray  # (m,): 1 / how many tables its side has, negative for `before`
+    rows: int | None  # an image's in a table; None: they do not count alike
+    names: tuple  # of the m tables
 
     @property
     def labels(self) -> np.ndarray:
@@ -195,8 +168,24 @@ class SharedImages(NamedTuple):
 
     @property
     def figure(self) -> np.ndarray:
-        """(N,): each one's mean over ``table``, less that over ``paired_with``."""
+        """(N,): each one's mean over the tables of one side, less that over the other's."""
         return self.wrong @ self.weights
+
+    @property
+    def unit(self) -> int | None:
+        """All of `figure` are multiples of 1 / unit; None: no such number is known."""
+        sides = np.lcm(max(1, (self.weights > 0).sum()), max(1, (self.weights < 0).sum()))
+        return None if self.rows is None else self.rows * int(sides)
+
+    def of(self, after: Sequence, before: Sequence = ()) -> "SharedImages":
+        """Of the tables with these names alone: their mean, or that of ``after`` - ``before``."""
+        columns = [self.names.index(name) for name in (*after, *before)]
+        wrong, weights = self.wrong.take(columns, axis=1), _weights(len(after), len(before))
+        return self._replace(wrong=wrong, weights=weights, names=(*after, *before))
+
+
+def _weights(after: int, before: int) -> np.ndarray:
+    return np.repeat([1 / max(1, after), -1 / max(1, before)], [after, before])
 
 
 def several(tables: Tables | None) -> list[pd.DataFrame]:
@@ -205,18 +194,21 @@ def several(tables: Tables | None) -> list[pd.DataFrame]:
 
 
 def shared_images(
-    table: Tables,
-    paired_with: Tables | None,
-    n_resamples: int,
+    table: "Tables | SharedImages",
+    paired_with: Tables | None = None,
+    n_resamples: int = 1,
     reference: Mapping[str, float] | None = None,
 ) -> SharedImages:
     """The images of the tables, each with its mean over all its `counted` rows of a table.
 
-    With a ``reference`` a row counts with 1 / that of its corruption, and there is no unit. Raises
-    ValueError if the tables differ in images or labels, or an image lacks a condition.
+    With a ``reference`` a row counts with 1 / that of its corruption, and there is no unit. What is
+    shared already is returned as it is. Raises ValueError if the tables differ in images or labels,
+    or an image lacks a condition.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
+    if isinstance(table, SharedImages):
+        return table
     sides, parts = (several(table), several(paired_with)), []
     for one in map(counted, itertools.chain(*sides)):
         present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
@@ -226,15 +218,24 @@ def shared_images(
         parts.append(images := averages(rows, ["file_name", "label"]))
         if images["file_name"].duplicated().any() or images["n_images"].nunique() > 1:
             raise ValueError(
-                "an image needs one label and a row in every condition; here some "
-                "images have several labels, or fewer rows than others."
+                "an image needs one label and a row in every condition; here some images have "
+                "several labels, or fewer rows than others."
             )
         same_images(parts[0], images)
-    sizes = [len(side) for side in sides]
-    weights = np.repeat([1 / max(1, sizes[0]), -1 / max(1, sizes[1])], sizes)
-    unit = None
-    if reference is None:
-        unit = int(np.lcm.reduce([part["n_images"].iloc[0] for part in parts]))
-        unit *= int(np.lcm.reduce([max(1, size) for size in sizes]))
-    wrong = np.column_stack([part["error"] for part in parts])
-    return SharedImages(parts[0][["file_name", "label"]], wrong, weights, unit)
+    rows = [part["n_images"].iloc[0] for part in parts]
+    return SharedImages(
+        images=parts[0][["file_name", "label"]],
+        wrong=np.column_stack([part["error"] for part in parts]),
+        weights=_weights(*map(len, sides)),
+        rows=int(np.lcm.reduce(rows)) if reference is None else None,
+        names=(*range(len(parts)),),
+    )
+
+
+def together(tables: Mapping[Hashable, pd.DataFrame]) -> SharedImages:
+    """The images that tables share, checked once for any number of figures.
+
+    ``bootstrap(together(tables).of(after, before), …)`` is ``bootstrap`` of the tables with the
+    names ``after``, paired with those of ``before``.
+    """
+    return shared_images([*tables.values()])._replace(names=(*tables,))

@@ -1,8 +1,6 @@
 """Networks by name, with the normalisation inside, so that ε always lives in pixel units."""
 
-import contextlib
 import difflib
-import functools
 import importlib.util
 import math
 from collections import OrderedDict
@@ -15,8 +13,6 @@ from advlib.data.vision import torchvision
 from advlib.labels import find_head
 from advlib.networks.cifar_resnet import CIFAR_RESNET, cifar_resnet
 from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
-
-INCEPTIONS = ("googlenet", "inception_v3")
 
 
 class Normalize(nn.Module):
@@ -49,8 +45,7 @@ def build_model(
         ``cifar_resnet8``, ``cifar_resnet20_w32_s2``, … (He et al. 2016, for 8 to 64 px: depth 6n+2,
         first width 16 unless ``_w`` says another, ``_s2``: the first layer halves the image, which
         costs a quarter), a torchvision classifier by its name, or a timm one: ``timm/resnet50``.
-        A name that torchvision does not know needs no ``timm/``; one that both know is
-        torchvision's.
+        ``timm/`` may be left out for a name that torchvision does not know.
     num_classes : int
         K.
     mean, std : tuple of float
@@ -76,26 +71,25 @@ def build_model(
         raise ValueError(
             f"{name} takes images of 3 channels, the data have {len(mean)}: choose a cifar_resnet"
         )
-    named = None if weights is None or weights.endswith(WEIGHT_FILES) else weights
+    file = weights if weights and weights.endswith(WEIGHT_FILES) else None
+    published = _published(source, known, weights) if weights and not file else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source == "cifar_resnet":
-            if named:
-                raise _unknown_weights(known, named, [])
             net = cifar_resnet(known, num_classes, len(mean))
-        elif source == "torchvision":
-            net = _torchvision_network(known, num_classes, named, new_head)
+        elif published is None:
+            net = _maker(source)(known, num_classes=num_classes)
         else:
-            net = _timm_network(known, num_classes, named, new_head)
+            net = _pretrained(source, known, published, num_classes, new_head)
     model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), net=net))
-    if weights is not None and named is None:
-        state = read_weights(Path(weights), model)
+    if file is not None:
+        state = read_weights(Path(file), model)
         outputs = head_outputs(model, state)
         if outputs not in (None, num_classes):
-            _check_classes(f"in {weights}", outputs, num_classes, new_head)
+            _check_classes(f"in {file}", outputs, num_classes, new_head)
             fresh = {f"{find_head(model)[0]}.{leaf}" for leaf in ("weight", "bias")}
             state |= {k: v for k, v in model.state_dict().items() if k in fresh}
-        load_weights(model, Path(weights), state)
+        load_weights(model, Path(file), state)
     return model.eval()
 
 
@@ -106,103 +100,82 @@ def _find(name: str) -> tuple[str, str]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name in known:
         return "torchvision", name
-    wanted = name.removeprefix("timm/")
+    wanted, hint = name.removeprefix("timm/"), ""
     if importlib.util.find_spec("timm") is None:
-        hint = "; timm's networks need timm: pip install timm"
+        hint = " (timm's networks need timm: pip install timm)"
     else:
-        timm = _timm()
+        import timm
+
         if timm.is_model(wanted):
             return "timm", wanted
-        known = known if name == wanted else []
-        known, hint = [*known, *timm.list_models()], ""
-    close = difflib.get_close_matches(wanted, known, n=3)
+        known = timm.list_models() if name != wanted else [*known, *timm.list_models()]
+    close = ", ".join(difflib.get_close_matches(wanted, known, n=3)) or "none"
     raise ValueError(
         f"unknown model {name!r}: expected cifar_resnet<depth>[_w<width>][_s2], a torchvision "
-        f"classifier such as resnet50, or timm/<name>"
-        + (f"; the nearest are {', '.join(close)}" if close else "")
-        + hint
+        f"classifier such as resnet50, or timm/<name>{hint}; the nearest are {close}"
     )
 
 
-@functools.cache
-def _timm():
-    """timm, imported when first needed: it takes a second, and torchvision before it."""
+def _maker(source: str):
+    """The function that makes a network by its name."""
+    if source == "torchvision":
+        return torchvision.models.get_model
     import timm
 
-    return timm
+    return timm.create_model
 
 
-def _torchvision_network(name, num_classes, weights, new_head) -> nn.Module:
-    models = torchvision.models
-    if weights is None:
-        # As torchvision makes them with weights by name, so that a checkpoint of such a network
-        # fits; and without their second heads, so that training gives nothing but logits.
-        options = dict(aux_logits=False, transform_input=True, init_weights=True)
-        options = options if name in INCEPTIONS else {}
-        return models.get_model(name, weights=None, num_classes=num_classes, **options)
-    entry = _torchvision_weights(name, weights)
-    outputs = len(entry.meta["categories"])
-    _check_classes(f"{weights} of {name}", outputs, num_classes, new_head)
-    with _download(f"{weights} of {name}"):
-        net = models.get_model(name, weights=entry)
-    if name == "inception_v3":
-        net.aux_logits, net.AuxLogits = False, None
-    if outputs != num_classes:
-        path, head = find_head(net)
-        parent, _, leaf = path.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes))
-    return net
+def _published(source: str, name: str, weights: str):
+    """Published weights by name: torchvision's entry, or timm's configuration of them."""
+    if source == "cifar_resnet":
+        known = {}
+    elif source == "torchvision":
+        members = torchvision.models.get_model_weights(name)
+        known, weights = members.__members__, weights.removeprefix(f"{members.__name__}.")
+    else:
+        import timm
 
-
-def _torchvision_weights(name: str, weights: str):
-    members = torchvision.models.get_model_weights(name)
-    key = weights.removeprefix(f"{members.__name__}.")
-    if key not in members.__members__:
-        raise _unknown_weights(name, weights, members.__members__)
-    return members[key]
+        tagged = timm.list_pretrained(f"{name.split('.')[0]}.*")
+        names = {"DEFAULT": name} if tagged else {}
+        names |= {each.partition(".")[2]: each for each in tagged}
+        known = {tag: timm.get_pretrained_cfg(each) for tag, each in names.items()}
+    if weights not in known:
+        raise ValueError(
+            f"there are no weights {weights!r} of {name}: expected one of {', '.join(known)} or a "
+            f"file ending in {', '.join(WEIGHT_FILES)}"
+        )
+    return known[weights]
 
 
 def weights_name(name: str, weights: str) -> str:
     """The published weights that a name means today: ``DEFAULT`` may be others tomorrow."""
     source, known = _find(name)
-    if source == "torchvision":
-        return _torchvision_weights(known, weights).name
-    if source == "cifar_resnet":
-        raise _unknown_weights(name, weights, [])
-    config = _timm().get_pretrained_cfg(_timm_tagged(known, weights))
-    return f"{config.architecture}.{config.tag}"
+    found = _published(source, known, weights)
+    return found.name if source == "torchvision" else f"{found.architecture}.{found.tag}"
 
 
-def _timm_network(name, num_classes, weights, new_head) -> nn.Module:
-    timm = _timm()
-    if weights is None:
-        return timm.create_model(name, num_classes=num_classes)
-    tagged = _timm_tagged(name, weights)
-    outputs = timm.get_pretrained_cfg(tagged).num_classes
-    _check_classes(f"{weights} of {name}", outputs, num_classes, new_head)
-    with _download(f"{weights} of {name}"):
-        return timm.create_model(tagged, pretrained=True, num_classes=num_classes)
-
-
-def _timm_tagged(name: str, weights: str) -> str:
-    """timm's name of an architecture with its weights."""
-    architecture = name.split(".")[0]
-    tagged = name if weights == "DEFAULT" else f"{architecture}.{weights}"
-    known = _timm().list_pretrained(f"{architecture}.*")
-    known += [architecture] if known else []
-    if tagged not in known:
-        tags = [k.partition(".")[2] or "DEFAULT" for k in known]
-        raise _unknown_weights(name, weights, tags)
-    return tagged
-
-
-def _unknown_weights(name, weights, known) -> ValueError:
-    return ValueError(
-        f"there are no weights {weights!r} of {name}: expected "
-        + ", ".join(sorted(known))
-        + (" or " if known else "")
-        + f"a file ending in {', '.join(WEIGHT_FILES)}"
-    )
+def _pretrained(source: str, name: str, weights, num_classes: int, new_head: bool) -> nn.Module:
+    """A network with weights of `_published`, and a fresh head for other classes."""
+    ours = source == "torchvision"
+    title = f"{weights.name if ours else weights.tag} of {name}"
+    outputs = len(weights.meta["categories"]) if ours else weights.num_classes
+    _check_classes(title, outputs, num_classes, new_head)
+    try:
+        if not ours:
+            tagged = f"{weights.architecture}.{weights.tag}"
+            return _maker(source)(tagged, pretrained=True, num_classes=num_classes)
+        net = _maker(source)(name, weights=weights)
+    except OSError as error:
+        raise OSError(
+            f"the weights {title} could not be downloaded ({error}): fetch them on a machine with "
+            "internet into the cache of torch or Hugging Face, or name a local file ending in "
+            f"{', '.join(WEIGHT_FILES)}"
+        ) from error
+    if outputs != num_classes:
+        path, head = find_head(net)
+        parent, _, leaf = path.rpartition(".")
+        setattr(net.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes))
+    return net
 
 
 def _check_classes(weights: str, outputs: int, num_classes: int, new_head: bool) -> None:
@@ -211,18 +184,6 @@ def _check_classes(weights: str, outputs: int, num_classes: int, new_head: bool)
             f"the weights {weights} are for {outputs} classes, the data have {num_classes}: set "
             "pretrain_epochs, so that a fresh head is trained first"
         )
-
-
-@contextlib.contextmanager
-def _download(weights: str):
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"the weights {weights} could not be downloaded ({error}); fetch them on a machine "
-            "with internet into the cache of torch or Hugging Face, or name a local file ending "
-            f"in {', '.join(WEIGHT_FILES)}"
-        ) from error
 
 
 def preprocessing(name: str, weights: str | None) -> dict:
@@ -240,39 +201,32 @@ def preprocessing(name: str, weights: str | None) -> dict:
         the short side), ``image_size`` (px of the centre crop) and ``interpolation`` ("bilinear"
         or "bicubic"): torchvision's or timm's own for published weights, and those of a timm
         architecture's default weights for a file. None where unknown: no weights, or a file for
-        another architecture. Only ``resize`` is None where timm does not crop the centre.
+        another architecture. ``resize`` alone is None where timm does not crop the centre.
 
     Raises
     ------
     ValueError
         For an unknown network or name of weights.
     """
-    unknown = dict.fromkeys(("mean", "std", "resize", "image_size", "interpolation"))
+    keys = ("mean", "std", "resize", "image_size", "interpolation")
     source, known = _find(name)
     local = weights is None or weights.endswith(WEIGHT_FILES)
-    if weights is None or source == "cifar_resnet" or (local and source == "torchvision"):
-        return unknown
+    if weights is None or (local and source != "timm"):
+        return dict.fromkeys(keys)
+    found = None if local else _published(source, known, weights)
     if source == "torchvision":
-        wanted = _torchvision_weights(known, weights).transforms()
-        return {
-            "mean": list(wanted.mean),
-            "std": list(wanted.std),
-            "resize": wanted.resize_size[0],
-            "image_size": wanted.crop_size[0],
-            "interpolation": wanted.interpolation.value,
-        }
-    config = _timm().get_pretrained_cfg(known if local else _timm_tagged(known, weights))
+        wanted = found.transforms()
+        sizes = wanted.resize_size[0], wanted.crop_size[0], wanted.interpolation.value
+        return dict(zip(keys, (list(wanted.mean), list(wanted.std), *sizes), strict=True))
+    import timm
+
+    config = found or timm.get_pretrained_cfg(known)
     if config is None:
-        return unknown
+        return dict.fromkeys(keys)
     side = config.input_size[1]
-    cropped = config.crop_mode == "center"
-    return {
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "resize": math.floor(side / config.crop_pct) if cropped else None,
-        "image_size": side,
-        "interpolation": config.interpolation,
-    }
+    resize = math.floor(side / config.crop_pct) if config.crop_mode == "center" else None
+    values = (list(config.mean), list(config.std), resize, side, config.interpolation)
+    return dict(zip(keys, values, strict=True))
 
 
 def pixel_std(model: nn.Module) -> torch.Tensor:
@@ -283,9 +237,8 @@ def pixel_std(model: nn.Module) -> torch.Tensor:
     ValueError
         If the model has no `Normalize` layer, so that normalised units mean nothing.
     """
-    for module in model.modules():
-        if isinstance(module, Normalize):
-            return module.std
+    if found := next((m for m in model.modules() if isinstance(m, Normalize)), None):
+        return found.std
     raise ValueError(
         "eps_space='normalized' needs a model with an advlib.networks.build.Normalize layer; "
         "wrap yours: nn.Sequential(Normalize(mean, std), model)"

@@ -16,16 +16,17 @@ def default_device() -> torch.device:
 
 def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
     """ "auto" is bfloat16 where the device computes in it natively, else float32."""
-    if dtype not in ("auto", "float32", "bfloat16"):
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        kind, native = torch.device(device).type, False
+        if kind == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        elif kind == "cpu":
+            native = torch.cpu.get_capabilities().get("avx512_bf16")
+        dtype = "bfloat16" if native else "float32"
+    if dtype not in known:
         raise ValueError(f"dtype is one of auto, float32, bfloat16, got {dtype!r}")
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    kind = torch.device(device).type
-    if kind == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = kind == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return known[dtype]
 
 
 def autocast(device: torch.device | str, dtype: torch.dtype):

@@ -1,7 +1,7 @@
 """Weight files: reading them, also in the layouts of other projects, and loading a model."""
 
 import argparse
-import re
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -15,12 +15,9 @@ from advlib.labels import find_head
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar")
 """Endings of weights files; other weights are names."""
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")  # where a .pt file may keep one
-NO_WEIGHTS = ("n_averaged", "total_ops", "total_params")
-"""Counters that torch's AveragedModel and thop keep beside the weights."""
-# torchvision's own files of DenseNet have the names of an early version: norm.1 for norm1.
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])(?=\.)")
-# Heads of torchvision's GoogLeNet and Inception that serve training alone.
-AUXILIARY = ("net.aux1.", "net.aux2.", "net.AuxLogits.")
+# What a normalisation layer beside the network is called, here and in other projects.
+_NORMALISATION = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
+_NORMALISATION |= {"std": "std", "new_std": "std", "sigma": "std"}
 
 
 def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
@@ -30,8 +27,8 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     ----------
     path : Path
         ``.safetensors``, or what ``torch.save`` wrote as ``.pt``, ``.pth`` or ``.pth.tar``: a state
-        dict of the bare network or of this project, or a dict that holds one network, under a name
-        of `WRAPPERS`. What stands before all names of the network (``module.``, ``model.``) is
+        dict of the bare network or of this project, alone or under the first name of `WRAPPERS`
+        that holds one. What stands before all names of the network (``module.``, ``model.``) is
         taken off. Code is never unpickled.
     model : nn.Module
         Of `build_model`, for the names.
@@ -40,68 +37,42 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     -------
     dict
         ``net.<name>``, and ``normalize.mean`` and ``normalize.std`` for a file that holds them.
-        Training state is left out.
+        What lies beside the network, such as training state, is left out.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the file is missing, or holds something else.
+        If the file is missing, holds something else, or holds two networks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}: correct the path")
-    tensors = {
-        _DENSENET.sub(r"\1\2", k): v for k, v in _state_dict(_load_tensors(path), path).items()
-    }
+    tensors = _state_dict(_load_tensors(path), path)
     wanted = {k.removeprefix("net.") for k in model.state_dict() if k.startswith("net.")}
-    found = Counter(k.removesuffix(leaf) for k in tensors for leaf in _endings(k) if leaf in wanted)
+    parts = ((k, k.split(".")) for k in tensors)
+    endings = ((k, ".".join(p[i:])) for k, p in parts for i in range(len(p)))
+    found = Counter(k.removesuffix(ending) for k, ending in endings if ending in wanted)
     # A prefix is taken off if most names of the network follow it; the error then names the others.
     prefixes = [p for p, n in found.items() if n > len(wanted) / 2 and n == max(found.values())]
     if not prefixes:
         return {f"net.{k}": v for k, v in tensors.items()}
-    first, *others = prefixes
-
-    def under(prefix):
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    state, rest = under(first), {k: v for k, v in tensors.items() if not k.startswith(first)}
-    for prefix in others:
-        twice = under(prefix)
-        if any(not torch.equal(v, twice[k]) for k, v in state.items() if k in twice):
-            raise ValueError(
-                f"{path} holds the network twice, under {first!r} and {prefix!r}, with other "
-                "weights: save the state dict of the one that is meant"
-            )
-        rest = {k: v for k, v in rest.items() if not k.startswith(prefix)}
-    # The normalisation lies beside the network, under a name of this project or of another.
+    state, *others = (
+        {f"net.{k.removeprefix(p)}": v for k, v in tensors.items() if k.startswith(p)}
+        for p in prefixes
+    )
+    if any(not torch.equal(v, state.get(k, v)) for twice in others for k, v in twice.items()):
+        raise ValueError(
+            f"{path} holds several networks, under {', '.join(map(repr, prefixes))}: save the "
+            "state dict of the one that is meant"
+        )
     channels = model.normalize.mean.numel()
-    normalize = {}
-    names = {"mean": "mean", "new_mean": "mean", "mu": "mean"}
-    names |= {"std": "std", "new_std": "std", "sigma": "std"}
-    for k in list(rest):
-        ours = names.get(k.rpartition(".")[2])
-        if ours and rest[k].numel() == channels:
-            normalize[f"normalize.{ours}"] = rest.pop(k).view(1, channels, 1, 1)
-    state = {f"net.{k}": v for k, v in state.items()} | normalize
-    training = ("momentum.", "rank")  # of this project's checkpoints
-    state |= {f"net.{k}": v for k, v in rest.items() if not k.startswith(training)}
-    counted = [k for k in state if k.rpartition(".")[2] in NO_WEIGHTS]
-    said = [f"the names begin with {first!r}, which is taken off"]
-    said = said if first not in ("", "net.", "model.net.") else []
-    if counted:
-        said.append(f"{_some(counted)} left out, which are no weights")
-    if said:
-        print(f"{path.name}: {'; '.join(said)}")
-    return {k: v for k, v in state.items() if k not in counted}
-
-
-def _endings(name: str) -> list[str]:
-    """a.b.c, b.c and c of a.b.c."""
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]
+    for name, values in tensors.items():
+        ours = _NORMALISATION.get(name.rpartition(".")[2])
+        if ours and values.numel() == channels and not name.startswith(prefixes[0]):
+            state[f"normalize.{ours}"] = values.view(1, channels, 1, 1)
+    return state
 
 
 def _load_tensors(path: Path):
-    save = "Where you trust it, save its state dict alone: torch.save(model.state_dict(), file)"
     # Plain values: arguments that torchvision's and timm's training scripts keep, and numbers.
     scalar = np.float64().__reduce__()[0]
     plain = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -113,51 +84,24 @@ def _load_tensors(path: Path):
         with torch.serialization.safe_globals(plain):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # of any kind, as a file that is no pickle happens to be read
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"{path} holds more than tensors, {found[1]} for one, and code is never unpickled "
-                f"here. {save}"
-            ) from error
-        reason = str(error).split(". ")[0] or type(error).__name__
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise ValueError(
-            f"{path} is no whole file of weights that safetensors or torch.save wrote ({reason}). "
-            f"{save}"
+            f"{path} is no whole file of tensors alone ({reason}). Code is never unpickled here: "
+            "where you trust the file, save torch.save(model.state_dict(), file)"
         ) from error
 
 
 def _state_dict(content, path: Path) -> dict[str, torch.Tensor]:
     """The state dict in what a file holds."""
-
-    def is_state(value):
-        return (
-            isinstance(value, dict)
-            and value
-            and all(isinstance(k, str) and torch.is_tensor(v) for k, v in value.items())
-        )
-
-    if isinstance(content, dict):
-        states = {key: value for key, value in content.items() if is_state(value)}
-        most = max(map(len, states.values()), default=0)
-        if len(networks := [key for key, value in states.items() if 2 * len(value) > most]) > 1:
-            raise ValueError(
-                f"{path} holds several networks, {', '.join(networks)}: save the one that is "
-                f"meant, as in torch.save(torch.load(file)[{networks[-1]!r}], another_file)"
-            )
-        for value in (content, *map(states.get, WRAPPERS)):
-            if is_state(value):
-                return dict(value)
-    found = type(content).__name__
-    if isinstance(content, dict):
-        found = "a dict of " + (", ".join(map(str, list(content)[:6])) or "nothing")
+    held = content if isinstance(content, dict) else {}
+    for state in (content, *(held.get(name) for name in WRAPPERS)):
+        if isinstance(state, dict) and state:
+            if all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
+                return state
     raise ValueError(
-        f"{path} holds {found}; expected a state dict (names and tensors), alone or under one of "
-        f"{', '.join(WRAPPERS)}"
+        f"{path} holds {type(content).__name__} {', '.join(map(str, list(held)[:6]))}; expected a "
+        f"state dict (names and tensors), alone or under one of {', '.join(WRAPPERS)}"
     )
-
-
-def _some(names: list[str]) -> str:
-    """The first three names, as they are called in the bare network."""
-    return ", ".join(n.removeprefix("net.") for n in names[:3]) + ", …" * (len(names) > 3)
 
 
 def head_outputs(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None:
@@ -183,44 +127,28 @@ def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.
     Raises
     ------
     FileNotFoundError, ValueError
-        As `read_weights`, and if a tensor is missing, superfluous, of another shape or kind, or
-        holds a value that is not finite or a negative variance.
+        As `read_weights`, and if a tensor is missing, superfluous or of another shape, or holds a
+        value that is not finite or a negative variance.
     """
-    state = read_weights(path, model) if state is None else dict(state)
-    target = model.state_dict()
-    state = {k: v for k, v in target.items() if k.startswith("normalize.")} | state
-    state = {k: v for k, v in state.items() if k in target or not k.startswith(AUXILIARY)}
-    # Old files lack the counters of batches; those of the model then stay.
-    needed = [k for k in target if not k.endswith("num_batches_tracked")]
-    both = {k: (v, target[k]) for k, v in state.items() if k in target}
-    problems = {
-        "missing": [k for k in needed if k not in state],
-        "superfluous": [k for k in state if k not in target],
-        "of another shape": [
-            f"{k} {tuple(v.shape)} instead of {tuple(own.shape)}"
-            for k, (v, own) in both.items()
-            if v.shape != own.shape
-        ],
-        "of another kind of number": [
-            f"{k} {str(v.dtype).removeprefix('torch.')}"
-            for k, (v, own) in both.items()
-            if v.is_floating_point() != own.is_floating_point()
-        ],
-    }
-    if said := [
-        f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names
-    ]:
-        raise ValueError(
-            f"the weights in {path} do not fit this model of {len(target)} tensors: "
-            + "; ".join(said)
-        )
+    state = read_weights(path, model) if state is None else state
+    # Files may lack the normalisation, and old ones the counters of batches: the model's stay.
+    spared = ("normalize.mean", "normalize.std")
+    target = model.state_dict()  # with version numbers, without which torchvision's MNASNet fails
+    for name in set(target) - set(state):
+        if name not in spared and not name.endswith("num_batches_tracked"):
+            del target[name]
+    target.update(state)
     if odd := not_finite(state):
         raise ValueError(
             f"the weights in {path} cannot be used: {odd[0].removeprefix('net.')} holds values "
             "that are not finite or, as a variance, negative. Train or save them again"
         )
-    target.update(state)  # keeps its version numbers, without which torchvision's MNASNet fails
-    model.load_state_dict(target)
+    try:
+        model.load_state_dict(target)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {path} do not fit this model: {textwrap.shorten(str(error), 400)}"
+        ) from error
     return model
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from advbook.commands import plainly, under_torchrun
 from advbook.studies.checks import check_choice
 from advbook.studies.schema import load_study
-from advlib.recipes import RECIPES
 from advlib.threat import PROTOCOLS
 
 
@@ -23,7 +22,9 @@ def train(options) -> None:
 
     with distributed.process_group() as device:
         study = load_study(options.study)
-        check_choice("method", options.method, (*RECIPES, *study.checkpoints, *study.ablations))
+        check_choice(
+            "method", options.method, (*study.recipes, *study.checkpoints, *study.ablations)
+        )
         run = train_method(study, options.method, options.seed, device=device)
         if distributed.rank() == 0:
             print(f"{run['n_images']:,} training images, checkpoint {run['checkpoint_hash']}")
@@ -35,21 +36,26 @@ def evaluate(options) -> None:
         attack_predictions,
         clean_predictions,
         corruption_predictions,
+        strong_predictions,
     )
     from advlib import distributed
 
-    with distributed.process_group() as device:
+    with distributed.process_group():
         study = load_study(options.study)
-        check_choice("benchmark", options.benchmark, ("clean", "corruptions", *PROTOCOLS))
+        known = ("clean", "corruptions", "autoattack", *PROTOCOLS)
+        check_choice("benchmark", options.benchmark, known)
         if options.benchmark == "clean":
-            clean_predictions(study, ablations=options.ablations, device=device)
+            clean_predictions(study, ablations=options.ablations)
         elif options.benchmark == "corruptions":
-            corruption_predictions(study, device=device)
+            corruption_predictions(study)
         else:
-            known = (*RECIPES, *study.checkpoints, *study.ablations)
+            known = (*study.recipes, *study.checkpoints, *study.ablations)
             check_choice("method", options.method, known)
-            which = (options.method, options.seed, options.benchmark)
-            attack_predictions(study, *which, device=device)
+            which = (study, options.method, options.seed)
+            if options.benchmark == "autoattack":
+                strong_predictions(*which)
+            else:
+                attack_predictions(*which, options.benchmark)
 
 
 def data(options) -> None:
@@ -57,10 +63,9 @@ def data(options) -> None:
     from advlib.data.sets import DATASETS, load_dataset
 
     check_choice("dataset", options.dataset, tuple(DATASETS))
-    parts = {
-        split: load_dataset(options.dataset, split, data_dir=options.data_dir)
-        for split in options.split
-    }
+    # Any side will do, since the question is whether the images are there and whole.
+    how = {"data_dir": options.data_dir, "image_size": DATASETS[options.dataset].image_size or 224}
+    parts = {split: load_dataset(options.dataset, split, **how) for split in options.split}
     for split, images in parts.items():
         print(
             f"{images.title}: {len(images):,} {split} images in {images.num_classes} classes, from "
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts[name].add_argument("--seed", type=int, default=0, help="of the network")
     parts["train"].add_argument("--method", required=True, help="one of the study's")
     add = parts["evaluate"].add_argument
-    add("--benchmark", required=True, help="clean, corruptions, or an attack")
+    add("--benchmark", required=True, help="clean, corruptions, an attack, or autoattack")
     add("--method", help="for an attack: a method or an ablation of the study")
     add("--ablations", action="store_true", help="for clean: of these networks")
     add = parts["data"].add_argument

@@ -7,7 +7,6 @@ text as text, and HTML is made with `html.escape`.
 
 import json
 import re
-from collections.abc import Mapping
 
 # What means something anywhere in a line of Markdown, and what only where it begins one: "- ".
 _SPECIAL = re.compile(r"[\\`*{}\[\]<>&|$~#]|(?<![^\W_])_|_(?![^\W_])")
@@ -26,11 +25,6 @@ def as_typed(text) -> str:
     """The text as Markdown that reads as the text: for names and titles in a sentence or table."""
     text = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", one_line(text))
     return _AT_START.sub(lambda found: f"{found[1]}&#{ord(found[2])};", text)
-
-
-def all_as_typed(names: Mapping) -> dict:
-    """The values of a mapping `as_typed`."""
-    return {key: as_typed(name) for key, name in names.items()}
 
 
 def as_code(text) -> str:

@@ -5,20 +5,10 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from advbook.studies.identity import recipe_of, training_settings
+from advbook.studies.identity import recipe_for, recipe_of, training_settings
 from advlib import metrics
 from advlib.recipes import RECIPES
 
-INGREDIENTS = {  # what pages call them; a setting that is not named here is called by its key
-    "mix": "clean images in the batch",
-    "transforms": "several attacks in training",
-    "threat.label_source": "attack leaves the predicted label",
-    "logits": "extra logit",
-    "label": "transformation label",
-    "smoothing": "label smoothing",
-    "replace_head": "head replaced",
-    "train_objective": "what the attack climbs",
-}
 WITHOUT = {"mix": False, "transforms": [], "logits": 0, "label": 0.0, "smoothing": 0.0}
 WITHOUT |= {"train_objective": "cross_entropy"}
 ATTACK = ("transforms", "train_objective")  # of the training attack, beside its threat model
@@ -28,7 +18,6 @@ MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pa
     ("clean", "sd_noise_corrected"): "Class-wise SD, clean",
     ("pgd40", "sd_noise_corrected"): "Class-wise SD, PGD-40",
 }
-CLIMBED_TOO = ", in the loss and in what the attack climbs"
 
 
 def adversarial_runs(study) -> dict[str, str]:
@@ -45,12 +34,6 @@ def adversarial_runs(study) -> dict[str, str]:
 def ingredients(study, name: str) -> dict:
     """What decides the weights of an adversarial run beside data and seed, each thing apart.
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    name : str
-        A method or an ablation.
-
     Returns
     -------
     dict
@@ -61,7 +44,7 @@ def ingredients(study, name: str) -> dict:
         the study.
     """
     changed, method = recipe_of(study, name)
-    recipe = RECIPES[method]
+    recipe = recipe_for(changed, method)
     settings = training_settings(changed, method, 0, "", None)
     apart = {field.name for field in dataclasses.fields(recipe)}
     apart |= {"method", "seed", "data", "start", "threat", "delta", "num_transforms"}
@@ -79,12 +62,6 @@ def ingredients(study, name: str) -> dict:
     }
 
 
-def _without(study) -> dict:
-    """The value of each ingredient that counts as its absence: none of it, or the study's own."""
-    adversarial = next(iter(adversarial_runs(dataclasses.replace(study, ablations={}))))
-    return ingredients(study, adversarial) | WITHOUT
-
-
 def control(study, name: str) -> tuple[str, list[str]] | None:
     """The run that shows what an ingredient of this run does: the same without it.
 
@@ -97,7 +74,9 @@ def control(study, name: str) -> tuple[str, list[str]] | None:
     (str, list of str) or None
         The control and the ingredients that it lacks; None for a run without any.
     """
-    without, own = _without(study), ingredients(study, name)
+    # What counts as the absence of an ingredient: none of it, or the study's own value.
+    plain = next(iter(adversarial_runs(dataclasses.replace(study, ablations={}))))
+    without, own = ingredients(study, plain) | WITHOUT, ingredients(study, name)
     found = []
     for other in adversarial_runs(study):
         theirs = ingredients(study, other)
@@ -121,31 +100,23 @@ def comparisons(study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ingredient (in words), run, control: one row a comparison. Adv⁺ beside Adv comes first, then
-        its ingredients one by one, then mixed batches, then all else.
+        run, control: one row per comparison. Adv⁺ beside Adv comes first, then its ingredients one
+        by one, then mixed batches, then all else.
     """
     runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
-    rows = []
+    pairs = [(name, found[0]) for name in runs if (found := control(study, name))]
     for name, own in runs.items():
-        if found := control(study, name):
-            rows.append((_words(own, found[1]), name, found[0]))
-    pairs = {(run, other) for _, run, other in rows}
-    for name, own in runs.items():
-        for words, instead, beside in _questions(own):
+        for instead, beside in _questions(own):
             for other, theirs in runs.items():
                 differ = {key for key in own if own[key] != theirs[key]} - set(instead)
-                fits = all(theirs[key] == value for key, value in instead.items())
-                if fits and differ <= set(beside) and (name, other) not in pairs:
-                    also = [beside[key] for key in beside if key in differ]
-                    rows.append((", and ".join([words, *also]), name, other))
-                    pairs.add((name, other))
+                if differ <= beside and all(theirs[key] == instead[key] for key in instead):
+                    pairs.append((name, other))
     # With the same attack also where another run is the control: pages read that row.
-    for before, after in dict.fromkeys([*study.pairs, ("adv", same_attack(study))]):
-        if before in runs and after in runs and (after, before) not in pairs:
-            lacking = [k for k in runs[after] if runs[after][k] != runs[before][k]]
-            rows.append((_words(runs[after], lacking), after, before))
-    rows.sort(key=lambda row: _place(runs[row[1]], runs[row[2]]))
-    return pd.DataFrame(rows, columns=["ingredient", "run", "control"])
+    for before, after in [*study.pairs, ("adv", same_attack(study))]:
+        if before in runs and after in runs:
+            pairs.append((after, before))
+    pairs = sorted(dict.fromkeys(pairs), key=lambda pair: _place(runs[pair[0]], runs[pair[1]]))
+    return pd.DataFrame(pairs, columns=["run", "control"])
 
 
 _STEPS = (  # from Adv to Adv⁺: what a comparison changes of it, in the order in which it is told
@@ -177,58 +148,25 @@ def same_attack(study) -> str | None:
     return next((name for name, own in runs.items() if own == wanted), None)
 
 
-def _questions(own: dict) -> list[tuple[str, dict, dict]]:
-    """In words, what the other run has instead, and what may differ besides, in words."""
+def _questions(own: dict) -> list[tuple[dict, set]]:
+    """What the other run of a comparison has instead, and what may differ besides."""
     found, climbed = [], "train_objective"
-    if own["label"]:
-        smoothed = {"smoothing": own["label"], "label": 0.0, "logits": 0}
-        words = f"label and logit, not smoothing (δ = {own['label']:g})"
-        found.append((words, smoothed, {climbed: INGREDIENTS[climbed]}))
-    if own["logits"] > 1:
-        words = f"M = {own['logits']}, not 1"
-        words += CLIMBED_TOO if own[climbed] != WITHOUT[climbed] else ""
-        found.append((words, {"logits": 1}, {"transforms": "other images"}))
+    if own["label"]:  # or would smoothing do?
+        found.append(({"smoothing": own["label"], "label": 0.0, "logits": 0}, {climbed}))
+    if own["logits"] > 1:  # or would one do?
+        found.append(({"logits": 1}, {"transforms"}))
     if own[climbed] != WITHOUT[climbed]:
-        found.append((INGREDIENTS[climbed], {climbed: WITHOUT[climbed]}, {}))
+        found.append(({climbed: WITHOUT[climbed]}, set()))
     return found
-
-
-def _words(own: dict, lacking: list[str]) -> str:
-    """The ingredients in words, with what tells one dose from another."""
-    words = []
-    for key in sorted(
-        lacking, key=lambda k: list(INGREDIENTS).index(k) if k in INGREDIENTS else 99
-    ):
-        title = INGREDIENTS.get(key, f"{key.replace('_', ' ')} = {own[key]}")
-        if key == "logits" and own[key] > 1:
-            title = f"{own[key]} extra logits"
-        if key in ("label", "smoothing"):
-            title += f" (δ = {own[key]:g})"
-        # The attack that climbs Eq. 4 does so with the run's own label, so it differs as well.
-        climbs = own["train_objective"] != WITHOUT["train_objective"]
-        if key == "label" and climbs and "train_objective" not in lacking:
-            title += CLIMBED_TOO
-        words.append(title)
-    words.sort(key=lambda title: title.endswith(CLIMBED_TOO))  # it has a comma of its own
-    return " and ".join([", ".join(words[:-1]), *words[-1:]] if len(words) > 1 else words)
 
 
 def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     """`MEASURES` of every run with 95 % intervals over images.
 
-    Parameters
-    ----------
-    tables : DataFrame
-        Of one seed, with columns benchmark and method, as `read_audit` returns it.
-    n_resamples : int
-
-    Returns
-    -------
-    DataFrame
-        run, benchmark, statistic, value, low, high.
+    From the table of `advbook.studies.tables.read_audit` to run, benchmark, statistic, value, low
+    and high.
     """
-    tables, parts = tables.copy(deep=False), []
-    tables.attrs = {}
+    parts = []
     for (benchmark, run), table in tables.groupby(["benchmark", "method"], sort=False):
         found = metrics.summarise(table, n_resamples=n_resamples)
         parts.append(found.assign(benchmark=benchmark, run=run))
@@ -238,26 +176,18 @@ def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
 def differences(tables: pd.DataFrame, pairs: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     """`MEASURES` of each run less its control's, paired on the same images.
 
-    Parameters
-    ----------
-    tables, n_resamples
-        As for `run_summary`.
-    pairs : DataFrame
-        As of `comparisons`.
-
-    Returns
-    -------
-    DataFrame
-        The columns of ``pairs``, benchmark, statistic, value, low, high.
+    From the same table, and pairs as of `comparisons`, to run, control, benchmark, statistic,
+    value, low and high.
     """
-    tables = tables.copy(deep=False)
-    tables.attrs = {}  # pandas copies them, facts and all, at every step
-    by_run = dict(list(tables.groupby(["benchmark", "method"], sort=False)))
+    shared = {
+        benchmark: metrics.together(dict(list(rows.groupby("method", sort=False))))
+        for benchmark, rows in tables.groupby("benchmark", sort=False)
+    }
     parts = []
     for pair in pairs.to_dict("records"):
-        for benchmark in dict.fromkeys(benchmark for benchmark, _ in MEASURES):
-            run, other = (by_run[benchmark, pair[end]] for end in ("run", "control"))
-            found = metrics.summarise(run, paired_with=other, n_resamples=n_resamples)
+        for benchmark in ("clean", "pgd40"):
+            figure = shared[benchmark].of([pair["run"]], [pair["control"]])
+            found = metrics.summarise(figure, n_resamples=n_resamples)
             parts.append(found.assign(benchmark=benchmark, **pair))
     return _measured(parts, list(pairs.columns))
 

@@ -18,6 +18,7 @@ from advlib.data import annotations
 KEYS = ["benchmark", "method", "seed"]
 LABELS = {"real": "drop", "real_counted": "error"}  # ReaL's benchmarks: what no label means
 Tables = Mapping[tuple[str, str, int], pd.DataFrame]
+Shared = Mapping[str, metrics.SharedImages]  # by benchmark: what `together` makes of the tables
 
 
 def with_real(study, tables: Tables) -> dict:
@@ -46,14 +47,31 @@ def is_annotated(study, tables: Tables) -> bool:
     return is_validation(study.dataset, next(iter(tables.values())).file_name)
 
 
-def errors(study, tables: Tables) -> pd.DataFrame:
+def together(tables: Tables) -> dict:
+    """By benchmark, the images that the tables of all networks share; each named (method, seed)."""
+    by_benchmark = {}
+    for (benchmark, *network), table in tables.items():
+        by_benchmark.setdefault(benchmark, {})[tuple(network)] = table
+    return {benchmark: metrics.together(found) for benchmark, found in by_benchmark.items()}
+
+
+def sides(study, after: str, before: str = "") -> list[list]:
+    """The networks of two methods, of one alone without ``before``, as `together` names them."""
+    return [[(m, seed) for seed in study.seeds if m] for m in (after, before)]
+
+
+def errors(study, shared: Shared) -> pd.DataFrame:
     """Mean errors of all networks, the mCE among them."""
-    rows = [(*key, *_mean(study, key[0], table)) for key, table in tables.items()]
+    rows = []
+    for benchmark, images in shared.items():
+        for network in images.names:
+            found = metrics.bootstrap(images.of([network]), "error", n_resamples=study.n_resamples)
+            rows.append((benchmark, *network, *found))
     rows = pd.DataFrame(rows, columns=[*KEYS, "value", "low", "high"])
     return rows.assign(group="all", statistic="error")
 
 
-def differences(study, tables: Tables) -> pd.DataFrame:
+def differences(study, shared: Shared) -> pd.DataFrame:
     """Paired differences of mean errors, the mean over the seeds: of these networks, other images.
 
     Returns
@@ -62,31 +80,22 @@ def differences(study, tables: Tables) -> pd.DataFrame:
         benchmark, before, after, value, low, high, n_images.
     """
     rows = []
-    for benchmark in dict.fromkeys(benchmark for benchmark, *_ in tables):
+    for benchmark, images in shared.items():
         for before, after in study.pairs:
-            first, second = (
-                [tables[benchmark, method, seed] for seed in study.seeds]
-                for method in (before, after)
-            )
-            found = metrics.bootstrap(second, "error", first, n_resamples=study.n_resamples)
-            n_images = first[0].file_name.nunique()
-            rows.append((benchmark, before, after, *found, n_images))
+            figure = images.of(*sides(study, after, before))
+            found = metrics.bootstrap(figure, "error", n_resamples=study.n_resamples)
+            rows.append((benchmark, before, after, *found, len(figure.images)))
     columns = ["benchmark", "before", "after", "value", "low", "high", "n_images"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _mean(study, benchmark: str, table: pd.DataFrame):
-    if benchmark == "corruptions":
-        return metrics.corruption_summary(table, n_resamples=study.n_resamples)
-    return metrics.bootstrap(table, "error", n_resamples=study.n_resamples)
-
-
-def classes(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
+def classes(study, tables: Tables, shared: Shared, class_names: list[str]) -> pd.DataFrame:
     """Statistics of the class errors, and the error of each class, of all networks."""
     parts = []
-    for key, table in tables.items():
-        found = metrics.summarise(table, n_resamples=study.n_resamples)
-        parts.append(_keyed(found, key, group="all classes"))
+    for benchmark, *network in tables:
+        figure = shared[benchmark].of([tuple(network)])
+        found = metrics.summarise(figure, n_resamples=study.n_resamples)
+        parts.append(_keyed(found, (benchmark, *network), group="all classes"))
     for key, table in tables.items():
         corrupted = key[0] == "corruptions"
         found = corruption_class_error(table) if corrupted else metrics.class_error(table)
@@ -136,20 +145,23 @@ def confusions(tables: Tables, class_names: list[str]) -> pd.DataFrame:
     return found.assign(**{k: found[v].map(class_names.__getitem__) for k, v in names.items()})
 
 
-def corruptions(study, tables: Tables) -> pd.DataFrame:
+def corruptions(study, tables: Tables, shared: Shared) -> pd.DataFrame:
     """Errors by corruption and severity, and their mean, the mCE, with its interval."""
-    parts = []
+    parts, how = [], {"n_resamples": study.n_resamples}
     for key, table in tables.items():
         if key[0] != "corruptions":
             continue
         cells = metrics.error(table, ["corruption", "severity"]).astype({"corruption": str})
+        if len(cells) != 5 * len(metrics.CORRUPTIONS):
+            metrics.mean_corruption_error(table)  # raises an error that names what is missing
         condition = cells.corruption + " " + cells.severity.astype(str)
         cells = cells.assign(statistic="error", value=cells.error, condition=condition)
-        references = {"mean_corruption_error": None}
+        found = metrics.bootstrap(shared["corruptions"].of([key[1:]]), "error", **how)
+        means = {"mean_corruption_error": found}
         if study.dataset == "imagenet":
-            references["alexnet_normalised_mce"] = metrics.ALEXNET_CORRUPTION_ERROR
-        for statistic, reference in references.items():
-            found = metrics.corruption_summary(table, reference, n_resamples=study.n_resamples)
+            found = metrics.corruption_summary(table, metrics.ALEXNET_CORRUPTION_ERROR, **how)
+            means["alexnet_normalised_mce"] = found
+        for statistic, found in means.items():
             found = pd.DataFrame([found]).assign(statistic=statistic)
             parts.append(_keyed(found, key, condition="mean over 75 conditions"))
         parts.append(_keyed(cells, key))
@@ -198,7 +210,7 @@ def factors(tables: Tables, annotated: pd.DataFrame, kind: str) -> pd.DataFrame:
     return rows.assign(group=rows.factor, condition=kind, low=np.nan, high=np.nan)
 
 
-def factor_ratios(study, tables: Tables, annotated: pd.DataFrame) -> pd.DataFrame:
+def factor_ratios(study, shared: Shared, annotated: pd.DataFrame) -> pd.DataFrame:
     """Error ratios over all seeds, with intervals over images, and their paired differences.
 
     Returns
@@ -207,14 +219,9 @@ def factor_ratios(study, tables: Tables, annotated: pd.DataFrame) -> pd.DataFram
         before (empty for the ratio itself), method, factor, value, low, high, n_images.
     """
     parts = []
-    by_method = {m: [tables["clean", m, s] for s in study.seeds] for m in study.methods}
     for before, after in [*(("", method) for method in study.methods), *study.pairs]:
-        found = metrics.factor_summary(
-            by_method[after],
-            annotated,
-            paired_with=by_method[before] if before else None,
-            n_resamples=study.n_resamples,
-        )
+        figure = shared["clean"].of(*sides(study, after, before))
+        found = metrics.factor_summary(figure, annotated, n_resamples=study.n_resamples)
         parts.append(found.assign(before=before, method=after))
     columns = {"error_ratio": "value", "ratio_low": "low", "ratio_high": "high"}
     rows = pd.concat(parts).drop(columns=["error", "low", "high"]).rename(columns=columns)
@@ -261,3 +268,32 @@ def hard_classes(rows: pd.DataFrame) -> pd.DataFrame:
             found = metrics.class_rank_correlation(part, compared)
             parts.append(found.assign(**{other: name}, seed=seed, compared=f"{compared}s"))
     return pd.concat(parts, ignore_index=True)
+
+
+def top_confusions(table: pd.DataFrame) -> pd.DataFrame:
+    """What each class is taken for, and what is taken for it: the largest shares of any method.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Prediction tables with columns benchmark and method.
+
+    Returns
+    -------
+    DataFrame
+        Columns benchmark, direction ("out": its images are taken for other; "in": images of other
+        are taken for it), label, other, place (0 to 5, the same for all methods), and
+        one column a method with the share of the images of the true class.
+    """
+    pairs = metrics.confusion(table, ["benchmark", "method"])
+    pairs = pairs[pairs.label != pairs.predicted_class]
+    keys, methods = ["benchmark", "label", "predicted_class"], list(table.method.unique())
+    wide = pairs.pivot(index=keys, columns="method", values="share")
+    wide = wide.reindex(columns=methods).fillna(0.0).reset_index()
+    out = wide.rename(columns={"predicted_class": "other"})
+    into = wide.rename(columns={"predicted_class": "label", "label": "other"})
+    both = pd.concat([out.assign(direction="out"), into.assign(direction="in")], ignore_index=True)
+    both["largest"], own = both[methods].max(axis=1), ["benchmark", "direction", "label"]
+    both = both.sort_values([*own, "largest", "other"], ascending=[True] * 3 + [False, True])
+    both["place"] = both.groupby(own).cumcount()
+    return both[both.place < 6][[*own, "other", "place", *methods]].reset_index(drop=True)

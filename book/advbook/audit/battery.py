@@ -5,23 +5,17 @@ torch.
 """
 
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from advbook.studies.checks import check_choice
-from advbook.studies.evaluate import RUN_FACTS
-from advbook.studies.identity import digest
-from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
-from advbook.studies.runs import load_run, read_run
-from advbook.studies.schema import Study
 from advlib.attacks.autoattack import COMPONENTS, autoattack, check_threat
 from advlib.attacks.pgd import (
     attack_mode,
@@ -31,10 +25,9 @@ from advlib.attacks.pgd import (
     start_noise,
 )
 from advlib.attacks.worst_case import evaluate_attack
-from advlib.data.batches import evaluation_batches, stream_seed
+from advlib.data.batches import evaluation_batches, item_names, stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import autocast, default_device
-from advlib.predictions import write_predictions
 from advlib.threat import ThreatModel
 
 STEPS = (1, 2, 5, 10, 20, 40, 100)
@@ -54,20 +47,9 @@ def battery_conditions(
 ) -> dict[str, ThreatModel]:
     """The PGD attacks of the battery by name.
 
-    Parameters
-    ----------
-    threat : ThreatModel
-        The one whose error is to be trusted.
-    num_classes : int
-        K: the DLR needs three logits.
-    largest : float
-        The ε at which every image is within reach of every other.
-
-    Returns
-    -------
-    dict
-        "clean" and "pgd40", the base of all; ``eps_<ε>``, ``steps_<n>``, ``loss_<name>``,
-        ``restarts_5``, ``fgsm``; and "noise", 100 random starts without steps.
+    These are "clean" and "pgd40", the base of all; ``eps_<ε>`` up to `largest`, at which every
+    image is within reach of every other; ``steps_<n>``, ``loss_<name>`` (the DLR needs three
+    logits), ``restarts_5``, ``fgsm``; and "noise", 100 random starts without steps.
     """
     base = replace(threat, steps=40, n_restarts=1)
     radii = [threat.eps / 4, threat.eps / 2, 2 * threat.eps]
@@ -97,10 +79,7 @@ def battery(
     *,
     num_classes: int,
     sources: Mapping[str, nn.Module] | None = None,
-    source_hashes: Mapping[str, str] | None = None,
     batch_size: int = 128,
-    device=None,
-    seed: int = 0,
     strength: str = "standard",
     folder: Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -118,95 +97,73 @@ def battery(
         K.
     sources : dict of str to nn.Module, optional
         Other networks: what PGD makes on them is tried on this one.
-    source_hashes : dict of str to str, optional
-        Of the sources' checkpoints: part of the names under which `folder` keeps what was made on
-        them. Needed with both.
     batch_size : int
         Images attacked at once; fixed, so that numbers repeat to the last digit.
-    device : optional
-        None: CUDA, MPS or the CPU, by availability.
-    seed : int
-        Of all random draws.
     strength : {"standard", "quick"}
         Of AutoAttack (`STRENGTHS`).
     folder : Path, optional
-        Each finished condition is kept there, so that a killed run goes on. Its name must hold
-        what decides them all: the network, the images, the threat model, the seed, the batch size.
-        AutoAttack's settings are in the name of its file, and the library that FAB is from.
+        Each finished condition is kept there, so that a killed run goes on. Its name must hold what
+        decides them all.
     progress : callable, optional
         Called with the name of each finished condition.
 
     Returns
     -------
-    table : DataFrame
+    (DataFrame, dict)
         A prediction table with ``attack`` and ``linf``: the conditions of `battery_conditions`,
-        ``transfer_<source>``, and AutoAttack's components as far as they apply
-        (`advlib.attacks.autoattack.autoattack`), each with the worst case so far.
-    facts : dict
-        conditions (name to threat model), strength and autoattack (its settings, components and
-        implementation, without which it was torchattacks'), logits_change
-        and predictions_change (over five passes), outputs ("logits" or "probabilities"),
-        zero_gradients (by loss and place, the names of the images that are right there and have
-        no finite gradient other than zero).
+        ``transfer_<source>``, and AutoAttack's components as far as they apply, each with the worst
+        case so far. And facts: conditions (name to threat model), strength and autoattack (its
+        settings), logits_change and predictions_change (over five passes), outputs ("logits" or
+        "probabilities"), zero_gradients (by loss and place, the names of the images that are right
+        there and have no finite gradient other than zero).
 
     Raises
     ------
-    ValueError
-        For a threat model or a strength that the battery is not made for.
-    RuntimeError
-        If an attack leaves the ball.
+    ValueError, RuntimeError
+        For a threat model that the battery is not made for, and if an attack leaves the ball.
     """
-    check_choice("strength", strength, tuple(STRENGTHS))
     check_threat(threat)
-    device = torch.device(device or default_device())
+    device = default_device()
     model = model.to(device, memory_format=torch.channels_last)
     x, _, _ = next(evaluation_batches(images, batch_size=2, device=device))
     model = _differentiable(model, x)
     largest = 1.0 if threat.norm == "Linf" else math.sqrt(x[0].numel())
     conditions = battery_conditions(threat, num_classes, largest)
     known = {"num_classes": num_classes, "device": device, "batch_size": batch_size}
-    tables = {}
-
-    def condition(name: str, make: Callable[..., pd.DataFrame], *arguments, key="", **options):
-        make = functools.partial(make, *arguments, **options)
-        tables[name] = _condition(folder, name + key, make, getattr(images, "file_names", None))
-        if progress:
-            progress(name)
-
+    makes = {}
     for name, attack in conditions.items():
         # Noise is drawn apart: its first draw would be the start of PGD.
-        draws = stream_seed(seed, "noise") if name == "noise" else seed
-        settings = {"seed": draws, "dtype": "float32"}
-        condition(name, evaluate_attack, model, images, attack, **settings, **known)
+        draws = stream_seed(0, "noise") if name == "noise" else 0
+        settings = {"seed": draws, "dtype": "float32", **known}
+        makes[name] = functools.partial(evaluate_attack, model, images, attack, **settings)
     for source, network in (sources or {}).items():
-        what = (model, network, images, conditions["pgd40"], tables["clean"])
-        key = f"-{source_hashes[source]}" if folder else ""
-        condition(f"transfer_{source}", _transfer, *what, key=key, seed=seed, **known)
-    version = importlib.metadata.version("torchattacks")  # of FAB
-    key = digest(STRENGTHS[strength] | {"torchattacks": version, "implementation": "advlib"})
+        what = (model, network, images, conditions["pgd40"])
+        makes[f"transfer_{source}"] = functools.partial(_transfer, *what, **known)
+    tables, names = {}, getattr(images, "file_names", None)
+    for name, make in makes.items():
+        tables[name] = kept(folder / f"{name}.parquet", make, names) if folder else make()
+        if progress:
+            progress(name)
     components = [name for name in COMPONENTS if name != "apgd_t" or num_classes > 3]
     found = autoattack(
         model,
         images,
         threat,
         components=components,
-        seed=seed,
         dtype="float32",
-        state=folder and folder / f"autoattack-{key}.parquet",
+        state=folder and folder / "autoattack.parquet",
         **STRENGTHS[strength],
         **known,
     )
-    found = _component_tables(found, tables["clean"], components)
-    for name in found:
-        tables[name] = found[name]
-        if progress:
-            progress(name)
+    if progress:
+        progress("autoattack")
+    tables |= _component_tables(found, tables["clean"], components)
     settings = STRENGTHS[strength] | {"components": components, "implementation": "advlib"}
     facts = {
         "conditions": {name: attack.to_dict() for name, attack in conditions.items()},
         "strength": strength,
         "autoattack": settings,
-        **_facts(model, images, conditions["pgd40"], tables["clean"], seed=seed, **known),
+        **_facts(model, images, conditions["pgd40"], **known),
     }
     table = pd.concat([t.assign(attack=name) for name, t in tables.items()], ignore_index=True)
     return table.drop(columns="steps_used"), facts
@@ -222,71 +179,6 @@ def _component_tables(found, clean, components) -> dict[str, pd.DataFrame]:
         broken = found.broken_by.isin(["clean", *components[: i + 1]])
         tables[name] = found[columns].where(broken, clean[columns]).astype(clean[columns].dtypes)
     return tables
-
-
-def battery_predictions(
-    study: Study, method: str, seed: int, *, device=None, strength: str = "standard"
-) -> Path:
-    """The battery for one trained network of a study, on a stratified subset of its images.
-
-    Parameters
-    ----------
-    study : Study
-    method : str
-        One of the study's methods; all others are sources of transferred attacks.
-    seed : int
-        Of the trained networks. The draws of the attacks do not depend on it.
-    device, strength
-        As in `battery`.
-
-    Returns
-    -------
-    Path
-        Of the prediction table; its facts hold those of `battery` under the same names.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a network has not been trained yet.
-    ValueError, RuntimeError
-        As in `battery`.
-    """
-    path = study.runs / "audit" / "battery" / f"{method}-seed{seed}.parquet"
-    device = torch.device(device or default_device())
-    model, run = load_run(study, method, seed)
-    others = [name for name in study.methods if name != method]
-    hashes = {name: read_run(study, name, seed)["checkpoint_hash"] for name in others}
-    whole = images_of(study, study.evaluation_split)
-    images = audit_set(whole, study.battery_images)
-    threat = study.threat("pgd40")
-    facts = {key: run[key] for key in RUN_FACTS}
-    facts |= {"data": whole.fingerprint, "data_title": whole.title, "subset": study.battery_images}
-    facts |= {"split": study.evaluation_split, "threat": threat.to_dict(), "attack_seed": 0}
-    batch_size = study.eval_batch_size or 128
-    facts |= {"device": str(device), "dtype": "float32", "batch_size": batch_size}
-    print(f"{len(images)} of {len(whole):,} images, {strength} strength; transfer from {others}")
-    table, found = battery(
-        model,
-        images,
-        threat,
-        num_classes=images.num_classes,
-        sources={name: load_run(study, name, seed)[0] for name in others},
-        source_hashes=hashes,
-        batch_size=batch_size,
-        device=device,
-        strength=strength,
-        folder=study.runs / "parts" / digest(facts),
-        progress=functools.partial(print, "finished:"),
-    )
-    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
-    return write_predictions(table, path, **sizes, **facts | found)
-
-
-def _condition(folder, name, make, names=None) -> pd.DataFrame:
-    """A condition's table of the images of these names, from an earlier run if it was kept."""
-    if folder is None:
-        return make()
-    return kept(folder / f"{name}.parquet", make, names)
 
 
 class _ZeroGradient(nn.Module):
@@ -306,31 +198,30 @@ def _differentiable(model, x) -> nn.Module:
         return model if model(x.requires_grad_(True)).requires_grad else _ZeroGradient(model)
 
 
-def _transfer(
-    model, source, images, threat, clean, *, num_classes, batch_size, device, seed
-) -> pd.DataFrame:
+def _transfer(model, source, images, threat, *, num_classes, batch_size, device) -> pd.DataFrame:
     """What PGD's last iterates, made on another network, do to this one."""
     source = source.to(device, memory_format=torch.channels_last)
-    generator = torch.Generator(device).manual_seed(stream_seed(seed, "transfer"))
+    generator = torch.Generator(device).manual_seed(stream_seed(0, "transfer"))
     outcomes = []
     for x, y, _ in evaluation_batches(images, batch_size=batch_size, device=device):
         with autocast(device, torch.float32):
             x_adv = pgd_attack(source, x, y, threat, num_classes=num_classes, generator=generator)
         predicted, probability = classify(model, x_adv, num_classes, batch_size)
-        outcomes.append((predicted, probability, (x_adv - x).abs().flatten(1).amax(1)))
+        outcomes.append((y, predicted, probability, (x_adv - x).abs().flatten(1).amax(1)))
     values = [torch.cat(part).cpu().numpy() for part in zip(*outcomes, strict=True)]
-    columns = ("predicted_class", "predicted_probability", "linf")
-    return clean[["file_name", "label"]].assign(**dict(zip(columns, values, strict=True)))
+    columns = ("label", "predicted_class", "predicted_probability", "linf")
+    names = item_names(images, range(len(images)))
+    return pd.DataFrame({"file_name": names} | dict(zip(columns, values, strict=True)))
 
 
-def _facts(model, images, threat, clean, *, num_classes, batch_size, device, seed) -> dict:
+def _facts(model, images, threat, *, num_classes, batch_size, device) -> dict:
     """What can be seen without an attack: gradients, chance, and the kind of output."""
-    generator = torch.Generator(device).manual_seed(stream_seed(seed, "gradients"))
+    generator = torch.Generator(device).manual_seed(stream_seed(0, "gradients"))
     losses = [loss for loss in ("cross_entropy", "dlr") if loss != "dlr" or num_classes > 2]
     zero = {f"{loss}, {place}": [] for loss in losses for place in ("image", "start")}
     change, differ, probabilities = 0.0, 0, True
     for x, y, index in evaluation_batches(images, batch_size=batch_size, device=device):
-        names = clean.file_name.iloc[index.numpy()].to_numpy()
+        names = np.array(item_names(images, index.tolist()))
         noise = start_noise(x.shape, threat, generator, device)
         places = {"image": x, "start": (x + threat.eps * noise).clamp(0, 1)}
         with attack_mode(model, "eval"), autocast(device, torch.float32):

@@ -1,153 +1,32 @@
 """The ambiguity ledger: each switch of the threat model that the paper leaves open, run one by one.
 
-The switches are data. `ledger_predictions` runs them for one trained network; all other functions
-take tables and need no torch.
+The switches are data (`advbook.studies.switches`). Here is what is made of their predictions, which
+`advbook.studies.tables.read_audit` reads as one table of one seed.
 """
 
-import functools
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from advbook.studies import tables
-from advbook.studies.identity import digest
-from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.places import ROOT
 from advbook.studies.schema import Study
-from advbook.studies.switches import LEDGER, ledger_threats, same_attacks
+from advbook.studies.switches import LEDGER
 from advlib import metrics
 
 CLEAN = "clean"
 """The condition of the images that are not attacked, beside the switches in every table."""
 
-GAPS = {
-    "masking": ("all_logits", "last_all_logits"),
-    "label": ("predicted", "last_predicted"),
-}
-"""The weaker attacks behind the masking gap and the label gap: by any iterate, by the last one."""
-
-
-def ledger_predictions(study: Study, method: str, seed: int, *, device=None) -> Path:
-    """Predictions of one trained network under every switch of the ledger.
-
-    A switch that is no other attack for this network is not run. Each finished one is kept, so that
-    an interrupted call goes on.
-
-    Parameters
-    ----------
-    study : Study
-        Its ``ledger_images`` of the evaluated images are attacked.
-    method : str
-        A method or an ablation of the study (fewer switches).
-    seed : int
-        Of the trained network.
-    device : optional
-        None: CUDA, MPS or the CPU, by availability.
-
-    Returns
-    -------
-    Path
-        Of the prediction table, with ``attack`` (the name of the switch, or "clean") and ``linf``.
-        Its facts hold every threat model, and in ``same`` what was not run again.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the network has not been trained yet.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from advbook.studies.evaluate import RUN_FACTS
-    from advbook.studies.parts import kept
-    from advbook.studies.runs import load_run
-    from advlib.attacks.worst_case import default_batch_size, evaluate_attack
-    from advlib.networks.device import default_device, resolve_dtype
-    from advlib.predictions import predict, write_predictions
-
-    device = torch.device(device or default_device())
-    model, run = load_run(study, method, seed)
-    whole = images_of(study, study.evaluation_split)
-    images = audit_set(whole, study.ledger_images)
-    with torch.no_grad():
-        n_logits = model.eval()(images[0][0][None]).shape[1]
-    threats = ledger_threats(study, method)
-    same = same_attacks(threats) if n_logits == whole.num_classes else {}
-    facts = {key: run[key] for key in RUN_FACTS}
-    facts |= {"data": whole.fingerprint, "data_title": whole.title, "device": str(device)}
-    facts |= {"split": study.evaluation_split, "attack_seed": 0}
-    facts |= {"dtype": str(resolve_dtype(study.dtype, device))}
-    batch_size = study.eval_batch_size or default_batch_size(images, device)
-    facts |= {"batch_size": batch_size}
-    sizes = {"num_classes": whole.num_classes, "n_images": len(images)}
-    common = {"num_classes": whole.num_classes, "device": device, "workers": study.workers}
-
-    def clean(progress):
-        found = predict({0: model}, images, batch_size=batch_size, progress=progress, **common)
-        return found[0].assign(linf=0.0)
-
-    def attacked(progress, threat):
-        how = {"batch_size": batch_size, "dtype": study.dtype, "progress": progress}
-        return evaluate_attack(model, images, threat, **how, **common)
-
-    makes = {CLEAN: (None, clean)}
-    for name, threat in threats.items():
-        if name not in same:
-            makes[name] = threat.to_dict(), functools.partial(attacked, threat=threat)
-    parts = []
-    with tqdm(total=len(images) * len(makes), unit=" images", mininterval=2) as bar:
-        for name, (threat, make) in makes.items():
-            decided = facts | sizes | {"ledger": threat}
-            if threat and threat["model_mode"] == "train":  # judged by the batch it sits in
-                decided |= {"batches": "mixed"}
-            part = study.runs / "parts" / digest(decided) / "ledger.parquet"
-            bar.set_postfix_str(name)
-            rows = kept(part, functools.partial(make, bar.update), images.file_names)
-            parts.append(rows.assign(attack=name))
-    table = pd.concat(parts).drop(columns="steps_used")
-    # No chapter reads these probabilities; rounded, the tables stay small.
-    table = table.round({"predicted_probability": 2, "linf": 4})
-    table = table.astype({"file_name": "category", "attack": "category"})
-    path = study.runs / "audit" / "ledger" / f"{method}-seed{seed}.parquet"
-    facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images}
-    facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
-    facts |= {"same": same, "n_logits": n_logits}
-    return write_predictions(table, path, **sizes, **facts)
-
-
-def read_ledger(study: Study, source: str) -> pd.DataFrame:
-    """The ledger's prediction tables as one, if they were made under today's switches.
-
-    Parameters
-    ----------
-    study : Study
-    source : {"fresh", "committed"}
-
-    Returns
-    -------
-    DataFrame
-        As `read_audit` of the tables; ``attrs["same"]``: by method, what was not run again.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `advbook.studies.tables.read_audit`, and if a switch was run under another threat model.
-    """
-    table = tables.read_audit(study, source, "ledger")
-    table.attrs["same"] = {f["method"]: f["same"] for f in table.attrs["facts"].values()}
-    return table
+GAPS = (  # what it is called, which iterate counts, the attack, and the weaker one
+    ("masking", "any", "default", "all_logits"),
+    ("masking", "last", "last", "last_all_logits"),
+    ("label", "any", "default", "predicted"),
+    ("label", "last", "last", "last_predicted"),
+)
 
 
 def switch_errors(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     """Error under each switch and its paired difference from the default, with 95 % intervals.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Rows of `read_ledger`, of one seed.
-    n_resamples : int
 
     Returns
     -------
@@ -157,12 +36,12 @@ def switch_errors(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataF
     """
     rows = []
     for method, part in _resampled(table).groupby("method", sort=False, observed=True):
-        by_attack = dict(list(part.groupby("attack", observed=True)))
-        for attack in [name for name in (CLEAN, *LEDGER) if name in by_attack]:
-            one, change = by_attack[attack], (np.nan,) * 3
+        images = metrics.together(dict(list(part.groupby("attack", observed=True))))
+        for attack in [name for name in (CLEAN, *LEDGER) if name in images.names]:
+            change = (np.nan,) * 3
             if attack != CLEAN:
-                change = _error(one, n_resamples, by_attack["default"])
-            rows.append((method, attack, *_error(one, n_resamples), *change))
+                change = _error(images.of([attack], ["default"]), n_resamples)
+            rows.append((method, attack, *_error(images.of([attack]), n_resamples), *change))
     columns = ["method", "attack", "value", "low", "high"]
     return pd.DataFrame(rows, columns=[*columns, "change", "change_low", "change_high"])
 
@@ -174,12 +53,6 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     logits; the label gap the error when the attack leaves the true label less that when it leaves
     the predicted one. Above zero, the weaker attack makes a model look more robust.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Rows of `read_ledger`, of one seed.
-    n_resamples : int
-
     Returns
     -------
     DataFrame
@@ -189,13 +62,10 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     rows = []
     for method, part in _resampled(table).groupby("method", sort=False, observed=True):
         by_attack = dict(list(part.groupby("attack", observed=True)))
-        for gap, weaker in GAPS.items():
-            for success, strong, weak in zip(
-                ("any", "last"), ("default", "last"), weaker, strict=True
-            ):
-                if strong in by_attack and weak in by_attack:
-                    found = _error(by_attack[strong], n_resamples, by_attack[weak])
-                    rows.append((method, gap, success, *found))
+        for gap, success, strong, weak in GAPS:
+            if strong in by_attack and weak in by_attack:
+                change = _error(by_attack[strong], n_resamples, by_attack[weak])
+                rows.append((method, gap, success, *change))
     return pd.DataFrame(rows, columns=["method", "gap", "success", "value", "low", "high"])
 
 
@@ -213,17 +83,11 @@ def result_rows(errors: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_changes(
-    table: pd.DataFrame, before: str, after: str, *, n_resamples: int = 10_000
+    table: pd.DataFrame, same: Mapping, before: str, after: str, *, n_resamples: int
 ) -> pd.DataFrame:
-    """How much one network errs more than another under each switch, paired, with 95 % intervals.
+    """How much one method errs more than another under each switch, paired, with 95 % intervals.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Rows of `read_ledger`, of one seed; ``attrs["same"]`` says which switches were not run.
-    before, after : str
-        Methods.
-    n_resamples : int
+    ``same`` holds by method the switches that were not run, and which one each of them repeats.
 
     Returns
     -------
@@ -231,7 +95,7 @@ def pair_changes(
         attack, value, low, high: the error of ``after`` less that of ``before``.
     """
     tables = dict(list(_resampled(table).groupby(["method", "attack"], observed=True)))
-    same, rows = table.attrs["same"], []
+    rows = []
     for attack in LEDGER:
         ends = [tables[m, same.get(m, {}).get(attack, attack)] for m in (after, before)]
         rows.append((attack, *_error(ends[0], n_resamples, ends[1])))
@@ -245,8 +109,6 @@ def one_image_a_class(table: pd.DataFrame) -> bool:
 
 def _resampled(table: pd.DataFrame) -> pd.DataFrame:
     """The table as it is resampled: within classes or, with one image a class, across them."""
-    table = table.copy(deep=False)
-    table.attrs = {}  # pandas copies them, facts and all, at every step
     if not one_image_a_class(table):
         return table
     return table.assign(correct=metrics.correct(table), label=0)  # one class holds all images
@@ -259,25 +121,19 @@ def _error(table, n_resamples, paired_with=None):
 # --- which readings come closest to the paper's pattern? ----------------------------------------
 
 CELLS = tuple((b, m) for b in ("clean", "attacked") for m in ("std", "adv", "adv_plus"))
-"""The six mean errors that are compared with the paper's: benchmark and method."""
+"""The six mean errors that are compared with the paper's, by benchmark and method."""
 
 
-def published_pattern(path: Path | None = None) -> dict[tuple[str, str], float]:
-    """The paper's mean errors (Table 1; fractions) in the order of `CELLS`.
-
-    Parameters
-    ----------
-    path : Path, optional
-        None: ``results/paper/published.csv``.
-    """
-    paper = pd.read_csv(path or ROOT / "results" / "paper" / "published.csv")
+def published_pattern() -> dict[tuple[str, str], float]:
+    """The paper's mean errors (Table 1; fractions) in the order of `CELLS`."""
+    paper = pd.read_csv(ROOT / "results" / "paper" / "published.csv")
     paper = paper[(paper.group == "all") & (paper.statistic == "error")]
     value = paper.set_index(["benchmark", "method"]).value
     return {(b, m): float(value[{"attacked": "pgd40"}.get(b, b), m]) for b, m in CELLS}
 
 
 def distance(errors: Mapping, pattern: Mapping) -> dict[str, float | bool]:
-    """How far six mean errors lie from a pattern of them.
+    """How far six mean errors (fractions by `CELLS`) lie from a pattern of them, in points.
 
     Fixed before any result was seen: the root mean square, over the six cells, of the differences
     in percentage points. Each cell counts the same, since nothing says that one matters more; no
@@ -285,16 +141,6 @@ def distance(errors: Mapping, pattern: Mapping) -> dict[str, float | bool]:
     that misses by far is not made up for by five that fit. Beside it, reported apart: the same over
     the three attacked cells and over the three clean ones, and whether the attacked errors keep the
     order Std > Adv > Adv⁺, which is the paper's claim.
-
-    Parameters
-    ----------
-    errors, pattern : mapping
-        Fractions by `CELLS`.
-
-    Returns
-    -------
-    dict
-        distance, attacked, clean (percentage points), ordered.
     """
     miss = {cell: 100 * (errors[cell] - pattern[cell]) for cell in CELLS}
 
@@ -322,24 +168,18 @@ def trained_pairs(study: Study) -> dict[str, tuple[str, str]]:
     for adv, plus in (("adv", "adv_plus"), ("adv_mix", "adv_plus_mix")):
         if {adv, plus} <= set(study.methods):
             found[f"{names[plus]} beside {names[adv]}"] = adv, plus
+    ignored = ("title", *_OF_LABEL_AUGMENTATION)
     recipes = {
-        name: (
-            changes["method"],
-            {
-                key: value
-                for key, value in changes.items()
-                if key not in ("method", "title", *_OF_LABEL_AUGMENTATION)
-            },
-        )
+        name: {key: value for key, value in changes.items() if key not in ignored}
         for name, changes in study.ablations.items()
     }
-    for name, (base, changes) in recipes.items():
-        if base not in ("adv_plus", "adv_plus_mix"):
+    for name, recipe in recipes.items():
+        if recipe["method"] not in ("adv_plus", "adv_plus_mix"):
             continue
-        plain = base.replace("_plus", "")
-        equal = [other for other, recipe in recipes.items() if recipe == (plain, changes)]
-        partner = equal[0] if changes and equal else plain
-        if partner in study.methods or partner in study.ablations:
+        plain = recipe["method"].replace("_plus", "")
+        equal = [other for other in recipes if recipes[other] == recipe | {"method": plain}]
+        partner = equal[0] if len(recipe) > 1 and equal else plain
+        if partner in names:
             found[f"{names[name]} beside {names[partner]}"] = partner, name
     return found
 
@@ -347,16 +187,8 @@ def trained_pairs(study: Study) -> dict[str, tuple[str, str]]:
 def combinations(errors: pd.DataFrame, same: Mapping, pairs: Mapping, pattern: Mapping):
     """Every combination of trained networks and a switch, nearest to the pattern first.
 
-    Parameters
-    ----------
-    errors : DataFrame
-        Of `switch_errors`.
-    same : mapping
-        By method, the switches that were not run because they are the same attack as another.
-    pairs : mapping
-        Of `trained_pairs`.
-    pattern : mapping
-        Of `published_pattern`.
+    ``errors`` are those of `switch_errors`, ``same`` as in `pair_changes`, pairs and pattern those
+    of `trained_pairs` and `published_pattern`.
 
     Returns
     -------

@@ -14,6 +14,8 @@ HOMES = {"advlib": ROOT, "advbook": ROOT / "book", "pipeline": ROOT}
 def code_of(*sources: Path | str) -> list[str]:
     """Paths from the project's root, sorted, of all own modules that the sources import.
 
+    A style sheet beside a module is a part of it.
+
     Parameters
     ----------
     *sources : path
@@ -27,7 +29,8 @@ def code_of(*sources: Path | str) -> list[str]:
         if path is not None and path not in found:
             found.add(path)
             todo += _imports(path)
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    styles = [path.with_suffix(".css") for path in found]
+    return sorted(str(path.relative_to(ROOT)) for path in found.union(filter(Path.is_file, styles)))
 
 
 def _named(source: Path | str) -> Iterable[str]:

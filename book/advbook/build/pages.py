@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbook.build.place import GENERATED, expand_toc, place_notebook
+from advbook.build.place import GENERATED, place_notebook, write_toc
 from advbook.commands import plainly
-from advbook.studies.identity import HOW
-from advbook.studies.places import ROOT, STUDIES, find_study, given_name, shown_path, tables_folder
-from advbook.studies.results import titled
-from advbook.studies.schema import Study, load_study
-from advbook.studies.tables import (
+from advbook.studies.current import (
     SAMPLES,
     audit_paths,
     audit_tables,
@@ -22,6 +18,10 @@ from advbook.studies.tables import (
     study_tables,
     table_paths,
 )
+from advbook.studies.identity import HOW
+from advbook.studies.places import ROOT, STUDIES, find_study, given_name, shown_path, tables_folder
+from advbook.studies.results import titled
+from advbook.studies.schema import Study, load_study
 from advbook.text import as_code, as_typed, note_html, one_line
 
 DEFAULT = "fashion_mnist_quick"
@@ -40,7 +40,8 @@ def from_root(path: Path) -> str:
 def parts_of(study: Study) -> tuple[str, ...]:
     """The parts that a study's tables come in: each is made, published and shown whole."""
     samples = ("samples",) if "gallery" not in study.unavailable else ()
-    return ("study", *samples, *study.audits)
+    drawn = ("autoattack",) if study.audits else ()
+    return ("study", *samples, *study.audits, *drawn)
 
 
 def paths_of(study: Study, folder: Path, part: str) -> list[Path]:
@@ -49,9 +50,9 @@ def paths_of(study: Study, folder: Path, part: str) -> list[Path]:
         return list(table_paths(study, folder))
     if part == "samples":
         return [folder / "data.json", folder / SAMPLES]
-    paths = [folder / "data.json", *audit_paths(study, folder, part)]
+    paths = {folder / "data.json": None, **audit_paths(study, folder, part)}
     if part == "ablations" and len(study.seeds) > 1:  # the spread over seeds is the methods' own
-        paths = dict.fromkeys([*paths, *table_paths(study, folder)])
+        paths |= table_paths(study, folder)
     return list(paths)
 
 
@@ -84,13 +85,11 @@ def left_out() -> list[str]:
         study = load_study(file)
         folder = study.published
         for part in parts_of(study):
-            if part == "study":
-                paths = [path for path, key in table_paths(study, folder).items() if key]
-            elif part == "samples":
-                paths = [folder / SAMPLES]
-            else:  # an ablation's tables stand among the methods' own, but for its training log
-                paths = audit_paths(study, folder, part)
-                paths = [p for p, key in paths.items() if part != "ablations" or not key]
+            tables = table_paths(study, folder)
+            if part == "study":  # a folder may hold weights and their logs alone
+                paths = {path for path, key in tables.items() if key}
+            else:  # an ablation's tables stand among the methods' own
+                paths = {*paths_of(study, folder, part)} - {*tables, folder / "data.json"}
             if any(path.is_file() for path in paths) and (why := _outdated(study, folder, part)):
                 reasons.append(f"Not in the book, {study.title}, {part}: {why}.")
     return reasons
@@ -173,7 +172,7 @@ def place_study(
     logs: Sequence[Path | str] = (),
     generated: Path | str = GENERATED,
 ) -> Path:
-    """Place the page with all tables of a study, from one source.
+    """Place the page with all tables of a study: ``studies/<source>/<study>.ipynb``.
 
     Parameters
     ----------
@@ -185,25 +184,23 @@ def place_study(
         The tables that it reads, which the page offers for download where they are not too large.
     logs
         Notebooks as they ran: the page offers them as one archive.
-    generated
-        The page goes to ``studies/<source>/<study>.ipynb`` in this folder.
     """
     study = titled(load_study(file), source)
     name, path = given_name(study, file), Path(executed)
     target = Path(generated) / "studies" / source / f"{study.study}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    own = "" if source == "committed" else ", your run"
+    command = as_code(f"make book STUDY={name}")
+    own = f"A run on the machine that built this book ({command})."
+    came = f"Tables that came with the project. {command} makes tables of your own."
     note = f"\n\n````{{raw}} html\n{note_html(study.note)}\n````" if study.note else ""
-    downloads = [_archive(logs, target.with_suffix(".zip"))] if logs else []
     return place_notebook(
         path,
         target,
         study_id=f"{source}-{study.study}",
-        study_title=study.title + own,
+        study_title=study.title + (", your run" if source == "fresh" else ""),
         words={"first_seed": str(study.seeds[0])},
-        source=_source_text(study, name, source) + note,
+        source=(own if source == "fresh" else came) + note,
         tables=sorted((path.parent / "results").glob("*.csv")),
-        links=downloads,
+        links=[_archive(logs, target.with_suffix(".zip"))] if logs else [],
         read=tables,
         made_by=_made_by(study, file, name),
         files=_files(study, source, map(Path, tables)),
@@ -212,17 +209,11 @@ def place_study(
 
 def _archive(logs: Sequence[Path | str], path: Path) -> str:
     """One archive of executed notebooks beside the page, the same for the same; its link."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for log in sorted(map(Path, logs)):
             archive.writestr(zipfile.ZipInfo(log.name), log.read_bytes(), zipfile.ZIP_DEFLATED)
     return f"{{download}}`the notebooks of this run, as they ran <{path.name}>`"
-
-
-def _source_text(study: Study, name: str, source: str) -> str:
-    command = as_code(f"make book STUDY={name}")
-    if source == "fresh":
-        return f"A run on the machine that built this book ({command})."
-    return f"Tables that came with the project. {command} makes tables of your own."
 
 
 def _made_by(study: Study, file: str, name: str) -> str:
@@ -255,34 +246,23 @@ def _files(study: Study, source: str, tables: Iterable[Path]) -> str:
             "## The predictions behind these tables\n",
             "Each Parquet file has one row per image and condition. Its metadata name the network, "
             "the images, the threat model and the versions. Training logs are CSV.\n",
-            ":::{admonition} Show the files",
-            ":class: dropdown run-yourself\n",
-            "| folder | tables |",
-            "|---|---|",
+            ":::{admonition} Show the files\n:class: dropdown run-yourself\n",
+            "| folder | tables |\n|---|---|",
             *rows,
             ":::",
         ]
     )
 
 
-def write_toc(entries: Sequence[str]) -> None:
-    """The table of contents with these studies' pages, "<source>/<study>"; others are removed."""
-    for path in GENERATED.glob("studies/*/*.*"):
-        if f"{path.parent.name}/{path.stem}" not in entries:
-            path.unlink()
-    expand_toc(studies=entries)
-
-
 def report(start: float, folders: list[Path], environment: str) -> None:
     """Say where the book is and how long each step took."""
-    files = [p for folder in folders for p in folder.glob("**/benchmarks/*.tsv")]
-    files = sorted((p for p in files if p.stat().st_mtime > start), key=lambda p: p.stat().st_mtime)
     installed = ROOT / environment / "install-seconds"
     if installed.is_file() and installed.stat().st_mtime > start - 600:
         print(f"{float(installed.read_text()):8.0f} s  install")
-    for path in dict.fromkeys(files):
-        seconds = pd.read_csv(path, sep="\t").s.sum()
-        print(f"{seconds:8.0f} s  {path.stem}")
+    files = {path: path.stat().st_mtime for f in folders for path in f.glob("**/benchmarks/*.tsv")}
+    for path in sorted(files, key=files.get):
+        if files[path] > start:
+            print(f"{pd.read_table(path).s.sum():8.0f} s  {path.stem}")
     print(f"The book: {ROOT / '_build/html/index.html'}")
 
 

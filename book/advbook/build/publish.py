@@ -7,9 +7,7 @@ from pathlib import Path
 
 from advbook.build.pages import LARGE, check_ids, from_root, is_current
 from advbook.commands import plainly
-from advbook.studies.places import STUDIES, find_study
-from advbook.studies.schema import Study, load_study
-from advbook.studies.tables import (
+from advbook.studies.current import (
     SAMPLES,
     audit_paths,
     audit_tables,
@@ -17,6 +15,8 @@ from advbook.studies.tables import (
     study_tables,
     table_paths,
 )
+from advbook.studies.places import STUDIES, find_study
+from advbook.studies.schema import Study, load_study
 
 NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to be published
 
@@ -32,7 +32,8 @@ def publish(name: str) -> None:
     own = STUDIES / f"{study.study}.yaml"
     if own.is_file():
         check_ids((study, from_root(find_study(name))), (load_study(own), from_root(own)))
-    paths, missing, parts = [], [], ["study", *study.audits]
+    paths, missing = [], []
+    parts = ["study", *study.audits, *(["autoattack"] if study.audits else [])]
     if study.dataset in NOT_OURS:
         print(f"{SAMPLES} stays here: images of {study.dataset} may not be free to be published")
     elif not study.predictions:

@@ -24,16 +24,14 @@ from pathlib import Path
 
 import scipy.stats  # noqa: F401 (here, since it fails to import once torch is mocked)
 import vl_convert
+from bs4 import BeautifulSoup
 from docutils import nodes
 from docutils.writers._html_base import HTMLTranslator
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
 from sphinx.ext.autodoc.mock import _make_subclass, _MockObject
 from sphinx.search import IndexBuilder
 from sphinx.transforms import SphinxTransform
-from sphinx.util import logging
 
-logger = logging.getLogger(__name__)
 STATIC = Path(__file__).resolve().parents[2] / "_static"
 sys.path.insert(0, str(STATIC.parent.parent))
 import advlib  # noqa: E402 (its version; it need not be installed)
@@ -71,20 +69,10 @@ def write_scripts(app: Sphinx) -> None:
     out = Path(app.outdir) / "_static"
     out.mkdir(parents=True, exist_ok=True)
     (out / "vega.js").write_text(VEGA % vl_convert.javascript_bundle(), encoding="utf-8")
-    shutil.copyfile(_mathjax(), out / "tex-svg.js")
+    mathjax = metadata.files("sphinx-mathjax-offline")
+    shutil.copyfile(next(f.locate() for f in mathjax if f.name == "tex-svg.js"), out / "tex-svg.js")
     for path in STATIC.iterdir():
         shutil.copyfile(path, out / path.name)
-
-
-def _mathjax() -> Path:
-    """MathJax's one-file build, from the package sphinx-mathjax-offline."""
-    try:
-        files = metadata.files("sphinx-mathjax-offline") or []
-        return next(Path(f.locate()) for f in files if f.name == "tex-svg.js")
-    except (metadata.PackageNotFoundError, StopIteration):
-        raise ExtensionError(
-            "MathJax is missing: pip install sphinx-mathjax-offline (it is in requirements.txt)."
-        ) from None
 
 
 def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -96,89 +84,57 @@ def load_vega(app: Sphinx, pagename: str, templatename: str, context: dict, doct
     if doctree is None:
         return
     raw = "".join(node.astext() for node in doctree.findall(nodes.raw))
-    if "vegaEmbed" not in raw:
-        return
-    asked = dict(re.findall(r'maybeLoadScript\("(vega(?:-lite|-embed)?)", "([\d.]+)"\)', raw))
-    bundled = {
-        "vega": vl_convert.get_vega_version(),
-        "vega-lite": vl_convert.get_vegalite_versions()[-1],
-        "vega-embed": vl_convert.get_vega_embed_version(),
-    }
-    for library, version in asked.items():
-        if version.split(".")[0] != bundled[library].split(".")[0]:
-            logger.warning(
-                f"a chart asks for {library} {version}, vl-convert brings {bundled[library]}: "
-                "run its notebook with the altair of requirements.txt",
-                location=pagename,
-            )
-    versions = {f"{library.replace('-', '')}_version": v for library, v in asked.items()}
-    app.add_js_file("vega.js", priority=400)
-    app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=400)
+    if "vegaEmbed" in raw:
+        asked = re.findall(r'maybeLoadScript\("(vega(?:-lite|-embed)?)", "([\d.]+)"\)', raw)
+        versions = {f"{library.replace('-', '')}_version": version for library, version in asked}
+        app.add_js_file("vega.js", priority=400)
+        app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=400)
 
 
 def mend_markup(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """Make a page's text say to a screen reader what it shows to the eye.
 
-    A table stands in a box that scrolls by keyboard, whether it needs to or not: how wide a table
-    is depends on its numbers. Columns of words are marked as such. A negative number gets a minus
-    sign for the hyphen that pandas writes. Header cells get a ``scope``; an empty one, which heads
-    nothing, becomes a plain cell. The list of references, a list of ``doc-biblioentry`` (a role
-    that ARIA dropped), becomes one of items.
+    A negative number gets a minus sign for the hyphen that pandas writes. The list of references, a
+    list of ``doc-biblioentry`` (a role that ARIA dropped), becomes one of items.
     """
     if "body" not in context:
         return
-
-    def headed(part):
-        scope = "col" if part[1] == "thead" else "row"
-        cells = re.sub(
-            r"<th(?P<attributes>(?: [^>]*)?)>(?:<p></p>|&nbsp;|\s)*</th>",
-            r"<td\g<attributes>></td>",
-            part[0],
-        )
-        cells = re.sub(r"<th(?=[ >])(?![^>]*\bscope=)", f'<th scope="{scope}"', cells)
-        return re.sub(r'scope="col"(?=[^>]* colspan="(?!1"))', 'scope="colgroup"', cells)
-
-    numbers = itertools.count(1)
-
-    def boxed(table):
-        name = f"Table {next(numbers)} on this page"  # regions have names of their own
-        box = f'<div class="table-box" tabindex="0" role="region" aria-label="{name}">'
-        return f"{box}{mark_words(table)}</div>"
-
-    body = re.sub(r"<table\b.*?</table>", boxed, context["body"], flags=re.DOTALL)
     number = r"(<td\b[^>]*>)-(?=[\d.,]+(?:[\s<%]|&nbsp;|e-?\d))"
-    body = re.sub(number, "\\1\N{MINUS SIGN}", body)
+    body = re.sub(number, "\\1\N{MINUS SIGN}", context["body"])
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')
-    context["body"] = re.sub(r"<(thead|tbody)\b.*?</\1>", headed, body, flags=re.DOTALL)
+    numbers = itertools.count(1)
+    context["body"] = re.sub(
+        r"<table\b.*?</table>", lambda found: mend_table(found[0], next(numbers)), body, flags=re.S
+    )
 
 
-def mark_words(table: re.Match) -> str:
-    """The table; cells of a column that holds a word, two letters or more, get ``data-words``.
+def mend_table(html: str, number: int) -> str:
+    """A table in a box that scrolls by keyboard, whether it needs to or not.
 
-    pandas does not tell columns of words from columns of numbers, and the style sheet cannot.
+    Header cells get a ``scope``; an empty one, which heads nothing, becomes a plain cell. The cells
+    of a column that holds a word, two letters or more, get ``data-words``: pandas does not tell
+    columns of words from columns of numbers, and the style sheet cannot.
     """
-    row_of = re.compile(r"<tr\b.*?</tr>", re.DOTALL)
-    cell = re.compile(r"(<t[hd]\b)([^>]*>)(.*?)(?=</t[hd]>)", re.DOTALL)
-    body = table[0].partition("<tbody")[2]
-    rows = [cell.findall(row) for row in row_of.findall(body)]
-    if not rows or "rowspan" in body:
-        return table[0]
-    words = {
-        i
-        for row in rows
-        for i, (*_, inner) in enumerate(row)
-        if re.search(r"[^\W\d_]{2}", html.unescape(re.sub(r"<[^>]*>", "", inner)))
-    }
-
-    def marked(row):
-        if len(cell.findall(row[0])) != len(rows[0]):  # a header of several columns
-            return row[0]
-        places = itertools.count()
-        return cell.sub(
-            lambda c: c[1] + ' data-words=""' * (next(places) in words) + c[2] + c[3], row[0]
-        )
-
-    return row_of.sub(marked, table[0])
+    soup = BeautifulSoup(html, "html.parser")
+    for cell in soup.select("thead th, tbody th"):
+        if not cell.get_text(strip=True):
+            cell.name = "td"
+        elif "scope" not in cell.attrs:
+            cell["scope"] = "row" if cell.find_parent("tbody") else "col"
+        if cell.get("scope") == "col" and int(cell.get("colspan", 1)) > 1:
+            cell["scope"] = "colgroup"
+    rows = [row.find_all(["th", "td"]) for row in soup.find_all("tr")]
+    body = [row.find_all(["th", "td"]) for row in soup.select("tbody tr")]
+    if body and not soup.select("tbody [rowspan]"):
+        word = re.compile(r"[^\W\d_]{2}")
+        words = {i for row in body for i, cell in enumerate(row) if word.search(cell.get_text())}
+        for row in rows:
+            if len(row) == len(body[0]):  # no header of several columns
+                for i in words:
+                    row[i]["data-words"] = ""
+    name = f"Table {number} on this page"  # regions have names of their own
+    box = f'<div class="table-box" tabindex="0" role="region" aria-label="{name}">'
+    return f"{box}{soup}</div>"
 
 
 @functools.cache

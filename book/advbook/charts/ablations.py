@@ -9,23 +9,20 @@ from advbook.charts.base import (
     METHOD_COLOURS,
     OTHER_COLOURS,
     dots,
-    facet,
     line_at,
-    side_by_side,
+    panels,
     tips,
     told_apart,
 )
 
-KINDS = {  # what a run adds to Adv: colour, and a diamond where it learns the extra label
-    "Std": (METHOD_COLOURS["std"], "square"),
-    "Adv": (METHOD_COLOURS["adv"], "circle"),
-    "logit or smoothing": (OTHER_COLOURS[2], "circle"),
-    "label": (METHOD_COLOURS["adv_plus"], "diamond"),
-    "clean images": (METHOD_COLOURS["adv_mix"], "circle"),
-    "clean images, label": (METHOD_COLOURS["adv_plus_mix"], "diamond"),
-    "other attacks": (OTHER_COLOURS[0], "circle"),
-    "other attacks, label": (OTHER_COLOURS[1], "diamond"),
+KINDS = {  # what a run is, or adds to Adv; whether it learns the extra label, its shape says
+    "Std": METHOD_COLOURS["std"],
+    "Adv": METHOD_COLOURS["adv"],
+    "logit or smoothing": OTHER_COLOURS[2],
+    "clean images": METHOD_COLOURS["adv_mix"],
+    "other attacks": OTHER_COLOURS[0],
 }
+LABEL = {False: "without the extra label", True: "with it"}
 
 
 def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> alt.FacetChart:
@@ -34,8 +31,8 @@ def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> a
     Parameters
     ----------
     table : DataFrame
-        One row per run: ``title`` (of the study), ``name``, ``kind`` (of `KINDS`), and the two
-        figures, in per cent or points.
+        One row per run: ``title`` (of the study), ``name``, ``kind`` (of `KINDS`), ``label``
+        (whether it learns the extra label), and the two figures, in per cent or points.
     x, y : str
         Columns, whose names are the titles of the axes.
     joined : (str, str)
@@ -43,19 +40,21 @@ def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> a
         above its mark, the second to the left.
     """
     known = [kind for kind in KINDS if kind in set(table.kind)]
-    colours, shapes = zip(*[KINDS[kind] for kind in known], strict=True)
-    apart = told_apart("kind", None, known, list(colours), list(shapes), columns=2)
+    colour = told_apart("kind", None, known, [KINDS[kind] for kind in known], columns=2)["color"]
+    shape = told_apart("label", None, list(LABEL.values()), shapes=["circle", "diamond"])["shape"]
+    shape = shape.legend(orient="bottom", symbolFillColor="black", symbolStrokeWidth=0)
     titles = table.title.unique().tolist()
-    base = alt.Chart(
-        table.round({x: 2, y: 2})
-    ).encode(  # as the pointer and a screen reader say them
-        alt.X(x, type="quantitative", scale=alt.Scale(zero=False)).axis(tickCount=5),
-        alt.Y(y, type="quantitative", scale=alt.Scale(zero=False)).axis(tickCount=5),
+    # Rounded, as the pointer and a screen reader say them.
+    base = alt.Chart(table.assign(label=table.label.map(LABEL)).round({x: 2, y: 2})).encode(
+        alt.X(x, type="quantitative", scale=alt.Scale(zero=False, padding=14)).axis(tickCount=5),
+        alt.Y(y, type="quantitative", scale=alt.Scale(zero=False, padding=14)).axis(tickCount=5),
     )
     ends = alt.FieldOneOfPredicate(field="name", oneOf=list(joined))
     line = base.transform_filter(ends).mark_line(color=LINE, strokeDash=[4, 4])
     points = base.mark_point(filled=True, size=80, opacity=0.9).encode(
-        **apart, tooltip=[*tips(title="Study", name="Run"), *tips(".2f", **{x: x, y: y})]
+        color=colour,
+        shape=shape,
+        tooltip=[*tips(title="Study", name="Run"), *tips(".2f", **{x: x, y: y})],
     )
     first, second = (
         base.encode(text="name:N").transform_filter(alt.datum.name == n) for n in joined
@@ -64,9 +63,7 @@ def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> a
     names += second.mark_text(fontSize=11, color="black", align="right", dx=-8)
     columns = min(len(titles), 3)
     chart = (line + points + names).properties(width=640 // columns - 45, height=230)
-    chart = chart.facet(facet("title", titles), columns=1)
-    chart = chart.resolve_axis(x="independent", y="independent")
-    return side_by_side(chart.resolve_scale(x="independent", y="independent"), columns)
+    return panels(chart, "title", titles, columns, own="xy")
 
 
 def forest(table: pd.DataFrame, groups: list[list[str]], measures: list[str]) -> alt.VConcatChart:

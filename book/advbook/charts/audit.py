@@ -8,10 +8,11 @@ from advbook.charts.base import (
     INTERVAL,
     LINE,
     OTHER_COLOURS,
+    dots,
     errors_on,
     facet,
-    heat,
-    ink_on_heat,
+    line_at,
+    method_colour,
     method_order,
     panels,
     pick,
@@ -76,9 +77,9 @@ def switches(table: pd.DataFrame) -> alt.FacetChart:
     Parameters
     ----------
     table : DataFrame
-        Columns title (of the study), name (of the network), switch, value, low, high (fractions).
-        Where value is missing, the attack is the one without the switch, and the cell has "=". The
-        switches stand in the order of the rows.
+        Columns title (of the study), name (of the network), part, switch, value, low, high
+        (fractions). Where value is missing, the attack is the one without the switch, and the cell
+        has "=". The switches stand in the order of the rows, a gap between the parts.
     """
     names = method_order(table.name)
     order = table.switch.drop_duplicates().tolist()
@@ -94,10 +95,19 @@ def switches(table: pd.DataFrame) -> alt.FacetChart:
     ends = "format(100 * datum.low, '.1f') + ' to ' + format(100 * datum.high, '.1f')"
     base = base.transform_calculate(interval=f"isValid(datum.low) ? {ends} : 'none'")
     measured = base.transform_filter("isValid(datum.value)")
-    cells = measured.mark_rect().encode(color=heat("value", orient="top", gradientLength=200))
-    cells += measured.mark_text(fontSize=11).encode(text="error", color=ink_on_heat("value"))
+    color = alt.Color("value:Q", title="Error", scale=alt.Scale(scheme="viridis", domain=[0, 1]))
+    cells = measured.mark_rect().encode(
+        color=color.legend(format=".0%", orient="top", gradientLength=200)
+    )
+    # A contrast of 4.5 or more on each colour.
+    ink = alt.condition("datum.value > 0.43", alt.value("#000"), alt.value("#fff"))
+    cells += measured.mark_text(fontSize=11).encode(text="error", color=ink)
     same = base.transform_filter("!isValid(datum.value)")
     cells += same.mark_text(fontSize=11, color="black").encode(text="error")
+    first = alt.FieldOneOfPredicate("switch", table.drop_duplicates("part").switch.tolist()[1:])
+    above = {"x": alt.value(0), "x2": alt.value("width"), "tooltip": alt.value(None)}
+    above["y"] = alt.Y("switch:N", sort=order, bandPosition=0)
+    cells += base.transform_filter(first).mark_rule(color="white", strokeWidth=5).encode(**above)
     chart = cells.properties(width=alt.Step(46), height=alt.Step(19))
     return chart.facet(
         facet("lines", lines.unique().tolist(), labelExpr="split(datum.label, '\\n')")
@@ -148,3 +158,40 @@ def added_by_attack(table: pd.DataFrame) -> alt.FacetChart:
     total = total.transform_filter("datum.last")
     chart = (bars + text + total).properties(width=alt.Step(145), height=300)
     return panels(chart, "title", titles)
+
+
+def error_against(
+    table: pd.DataFrame, x: str, title: str, marked: float | None = None
+) -> alt.LayerChart:
+    """Each method's error against ε or the number of steps, with its interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns method, value, low, high (fractions), and the one that `x` names.
+    x, title : str
+        The column of the horizontal axis (logarithmic; 0 has a place of its own), and its title.
+    marked : float, optional
+        Where to draw a dashed line.
+    """
+    picked, opacity = pick()
+    positive = table.loc[table[x] > 0, x].min()
+    near_zero = alt.Scale(type="symlog", constant=positive)
+    scale = near_zero if (table[x] == 0).any() else alt.Scale(type="log")
+    values = sorted(table[x].unique().tolist())
+    # Numbers as they are: a format would round 0.025 to two digits.
+    axis = alt.Axis(values=values, labelExpr="datum.value", labelAngle=-45)
+    base = alt.Chart(table).encode(
+        x=alt.X(f"{x}:Q", title=title, scale=scale, axis=axis),
+        color=method_colour(table.method.unique(), symbol="stroke"),
+        opacity=opacity,
+        tooltip=tips(method="Method")
+        + tips("~g", **{x: title})
+        + tips(".1%", value="Error", **INTERVAL),
+    )
+    at = errors_on(alt.Y, "value", scale=alt.Scale(domain=[0, 1]))
+    shape = alt.Shape("method:N", sort=method_order(table.method), legend=None)
+    chart = dots(base, at, 45, stroke=1, shape=shape) + base.mark_line(strokeWidth=2).encode(at)
+    if marked is not None:
+        chart = line_at(table, marked, **DASHED) + chart
+    return chart.properties(width="container", height=280).add_params(picked)

@@ -126,9 +126,8 @@ def where_we_stand(table: pd.DataFrame, names: dict[str, str]) -> alt.LayerChart
     known = tips(model="Network", architecture="Architecture", kind="Trained on")
     known += tips(".2~f", millions="Parameters (million)")
     known += tips(".1%", clean="Clean accuracy", robust="Under AutoAttack")
-    kinds = told_apart(
-        "kind", None, list(KINDS), list(KINDS.values()), ["diamond", "circle", "square"]
-    )
+    shapes = ["diamond", "circle", "square"]
+    kinds = told_apart("kind", None, list(KINDS), list(KINDS.values()), shapes, columns=2)
     marks = base.mark_point(filled=True, size=55, opacity=0.8).encode(tooltip=known, **kinds)
     text = base.mark_text(align="left", dx=8, fontSize=11).encode(text="name:N")
     return (marks + text).properties(width="container", height=300)

@@ -47,7 +47,6 @@ IDS = {recipe.title: name for name, recipe in RECIPES.items()}
 OTHER_COLOURS = ["#8e63ce", "#a0662a", "#808080", "#c3a9e8", "#d9b183", "#bdbdbd"]
 # Of models beyond those, and again from the start: no more colours can be told apart.
 MORE_COLOURS = ["#EE4466", "#882266", "#446644", "#4400EE"]
-CLEAR = ["black", "#999999"]  # beyond chance in the page's own ink, within it in grey
 LINE = "#888888"  # of zero, of a reference, of all classes behind the one that is shown
 ERROR_AXIS = {"format": ".0%", "tickMinStep": 0.01}  # so that no two ticks round to one
 # Labels of an axis in points, of fractions.
@@ -132,25 +131,6 @@ def told_apart(
     return {"color": color, "shape": shape}
 
 
-def beyond_chance(low: str = "low", high: str = "high") -> dict:
-    """The colour of a change: ink where its interval leaves out zero, else grey."""
-    clear = f"datum.{low} > 0 || datum.{high} < 0"
-    return alt.condition(clear, *map(alt.value, CLEAR))
-
-
-def heat(field: str, title: str = "Error", **legend) -> alt.Color:
-    """The colour of a fraction from 0 to 1."""
-    scale = alt.Scale(scheme="viridis", domain=[0, 1])
-    return alt.Color(
-        f"{field}:Q", title=title, scale=scale, legend=alt.Legend(format=".0%", **legend)
-    )
-
-
-def ink_on_heat(field: str) -> dict:
-    """The colour of a text on a cell coloured by `heat`: a contrast of 4.5 or more on each."""
-    return alt.condition(f"datum.{field} > 0.43", alt.value("#000"), alt.value("#fff"))
-
-
 def change_heat(base: alt.Chart, field: str, said: str, limit: float) -> alt.LayerChart:
     """Cells coloured by a change of error, a fraction up to `limit`, with the text `said`."""
     scale = alt.Scale(scheme="purpleorange", domain=[-limit, limit], domainMid=0)
@@ -214,16 +194,9 @@ def names_above(half: float) -> alt.Axis:
 
 
 def dots(
-    base: alt.Chart,
-    at: alt.X | alt.Y,
-    size: int = 45,
-    *,
-    low: str = "low",
-    high: str = "high",
-    stroke: float = 2,
-    **channels,
+    base: alt.Chart, at: alt.X | alt.Y, size: int = 45, *, stroke: float = 2, **channels
 ) -> alt.LayerChart:
-    """A dot for each row, and its interval as a line.
+    """A dot for each row, and a line from column low to column high where these are not missing.
 
     Parameters
     ----------
@@ -231,15 +204,12 @@ def dots(
         With all channels but that of the value.
     at : X or Y
         Where the value stands.
-    low, high : str
-        Columns with the ends of the interval; no line where they are missing.
     **channels
         Of the dots alone, such as shape.
     """
-    ends = at.copy()
-    ends["shorthand"] = f"{low}:Q"
-    along = type(at).__name__.lower()
-    lines = base.mark_rule(strokeWidth=stroke).encode(**{along: ends, f"{along}2": f"{high}:Q"})
+    ends, along = at.copy(), type(at).__name__.lower()
+    ends["shorthand"] = "low:Q"
+    lines = base.mark_rule(strokeWidth=stroke).encode(**{along: ends, f"{along}2": "high:Q"})
     return lines + base.mark_point(filled=True, size=size, opacity=1).encode(at, **channels)
 
 
@@ -267,36 +237,13 @@ def pick(field: str = "method", rest: float = 0.1) -> tuple[alt.Parameter, dict]
     return picked, alt.condition(picked, alt.value(1), alt.value(rest))
 
 
-def drop_down(field: str, options: list[str], first: str | None = None) -> alt.Parameter:
-    """Choose one value of a column below the chart: to begin with `first`, if it is there."""
+def drop_down(field: str, options: list[str]) -> alt.Parameter:
+    """Choose one value of a column below the chart: the first, to begin with."""
     return alt.selection_point(
         fields=[field],
         bind=alt.binding_select(options=options, name=f"{field.capitalize()} "),
-        value=[{field: first if first in options else options[0]}],
+        value=[{field: options[0]}],
     )
-
-
-def findable(base: alt.Chart, size: int, name: str, labelled: str = "true") -> alt.LayerChart:
-    """A dot for each class, and a box below the chart in which a reader finds one by name.
-
-    Parameters
-    ----------
-    base : Chart
-        Of a table with a column class_name.
-    size : int
-        Of a dot, in square px.
-    name : str
-        Of the box's parameter, another one for each chart of a page.
-    labelled : str
-        Which of the found dots have a label (Vega): those of all methods would cover each other.
-    """
-    box = alt.binding(input="search", placeholder="class name", name="Find ")
-    found = f"{name} && indexof(lower(datum.class_name), lower({name})) >= 0"
-    rings = base.mark_point(size=160, strokeWidth=2.5, filled=False).transform_filter(found)
-    labels = base.mark_text(dy=-14, fontSize=11).encode(text="class_name:N")
-    labels = labels.transform_filter(f"{found} && {labelled}")
-    layers = base.mark_circle(size=size) + rings + labels
-    return layers.add_params(alt.param(name=name, value="", bind=box))
 
 
 def facet(field: str, order: list[str], **header) -> alt.Facet:
@@ -331,14 +278,10 @@ def side_by_side(chart: alt.Chart, columns: int = 2) -> alt.Chart:
     """
     wide = "containerSize()[0] >= 680"
     signal = {"name": "wide", "init": wide, "on": [{"events": "window:resize", "update": wide}]}
-    # Of the compiled chart.
-    patch = [
+    number = {"signal": f"wide ? {columns} : 1"}
+    patch = [  # of the compiled chart
         {"op": "add", "path": "/signals/0", "value": signal},
-        {
-            "op": "replace",
-            "path": "/layout/columns",
-            "value": {"signal": f"wide ? {columns} : 1"},
-        },
+        {"op": "replace", "path": "/layout/columns", "value": number},
     ]
     return chart.properties(
         autosize=alt.AutoSizeParams(type="pad", resize=True),

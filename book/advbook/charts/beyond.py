@@ -27,8 +27,9 @@ def corruption_changes(
         One row per change, study (title) and corruption: change, study, corruption, value
         (fraction), said (what the cell says, in points).
     corruptions, studies : list of str
-        The rows and the columns in their order.
+        The rows and the columns in their order; a study without corruptions has no column.
     """
+    studies = [title for title in studies if title in set(table.study)]
     limit = float(table.value.abs().max())
     # Long titles are broken before a bracket and after a comma.
     lines = "split(replace(replace(datum.label, /, /g, ',\\n'), ' (', '\\n('), '\\n')"

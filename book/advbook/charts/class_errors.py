@@ -16,6 +16,7 @@ from advbook.charts.base import (
     method_order,
     panels,
     pick,
+    spoken,
     tips,
 )
 
@@ -49,17 +50,14 @@ def class_arrows(table: pd.DataFrame, title: str) -> alt.Chart:
     for _, part in table.groupby("title"):
         for i, at, left in _apart(part):
             table.loc[i, ["label_at", "label_left"]] = at, left
-    table["said"] = [  # to those who cannot see it: not where its mark points
-        f"Class: {row.class_name}; Method: {row.method}; Clean error: {row.clean:.1%}; "
-        f"{title}: {row.attacked:.1%}"
-        for row in table.itertuples()
-    ]
-    base = alt.Chart(table).encode(
+    # A screen reader does not say where a mark points.
+    said = "Class: {class_name}; Method: {method}; Clean error: {clean:.1%}; "
+    base = alt.Chart(spoken(table, f"{said}{title}: {{attacked:.1%}}")).encode(
         x=errors_on(alt.X, "clean", "Clean error (%)", alt.Scale(domain=[0, 1]), tickCount=5),
         y=errors_on(alt.Y, "attacked", f"{title} (%)", alt.Scale(domain=[0, 1]), tickCount=5),
         tooltip=tips(class_name="Class", method="Method")
         + tips(".1%", clean="Clean error", attacked=title),
-        description="said:N",
+        description="description:N",
     )
     size = 70 if table.groupby("title").class_name.nunique().max() <= NAMED else 20
     ways = base.transform_filter("isValid(datum.clean_before)").mark_rule(

@@ -4,7 +4,6 @@ The chart holds one short row a class, its figures in lists; Vega unpacks the ro
 is shown. So 1,000 classes fit into a page.
 """
 
-import json
 from collections.abc import Sequence
 
 import altair as alt
@@ -23,68 +22,14 @@ from advbook.charts.base import (
     side_by_side,
     tips,
 )
-from advlib import metrics
 
-TOP = 6  # confusions shown of a class, under each benchmark
 SCALE = 10_000  # fractions are packed as whole numbers of this
-# Letters that a search takes for plain ones, in the names and in what is typed.
-ACCENTS = {
-    "a": "àáâãäåā",
-    "c": "çćč",
-    "e": "èéêëēę",
-    "i": "ìíîïī",
-    "n": "ñń",
-    "o": "òóôõöøō",
-    "s": "śš",
-    "u": "ùúûüū",
-    "y": "ýÿ",
-    "z": "źżž",
-}
 
 WIDTH = 200  # of a panel: with the names at its axis, it fits a telephone
 AXIS = alt.Axis(**ERROR_AXIS, tickCount=4)
 HUNDREDTHS = "format(100 * datum.value, '.3~g')"
 LABELS = alt.Axis(labelLimit=125)
 LEGEND = alt.Legend(title=None, orient="top", columns=2, labelLimit=125)
-
-
-def top_confusions(table: pd.DataFrame, by: Sequence[str], top: int = TOP) -> pd.DataFrame:
-    """What each class is taken for, and what is taken for it: the largest shares of any method.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Prediction tables with columns method and ``by``.
-    by : sequence of str
-        What tells benchmarks apart; one list of classes serves all methods of each.
-    top : int
-        Classes listed.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``by``, direction ("out": its images are taken for other; "in": images of other
-        are taken for it), label, other, place (from 0), and one column a method with the share of
-        the images of the true class.
-    """
-    by = list(by)
-    pairs = metrics.confusion(table, [*by, "method"])
-    pairs = pairs[pairs.label != pairs.predicted_class]
-    keys, methods = [*by, "label", "predicted_class"], list(table.method.unique())
-    wide = pairs.pivot(index=keys, columns="method", values="share")
-    wide = wide.reindex(columns=methods).fillna(0.0).reset_index()
-    names = {"out": ["label", "other"], "in": ["other", "label"]}
-    parts = [
-        wide.rename(columns=dict(zip(["label", "predicted_class"], pair, strict=True))).assign(
-            direction=direction
-        )
-        for direction, pair in names.items()
-    ]
-    both = pd.concat(parts, ignore_index=True).assign(largest=lambda t: t[methods].max(axis=1))
-    own = [*by, "direction", "label"]
-    both = both.sort_values([*own, "largest", "other"], ascending=[True] * len(own) + [False, True])
-    both["place"] = both.groupby(own).cumcount()
-    return both[both.place < top][[*own, "other", "place", *methods]].reset_index(drop=True)
 
 
 def class_explorer(
@@ -105,7 +50,7 @@ def class_explorer(
         Columns benchmark, method, seed, label, n_images, error, low, high (fractions). The first
         seed has marks and intervals, the others marks alone.
     confusions : DataFrame
-        Of `top_confusions`, by benchmark.
+        Of `advbook.audit.analysis.top_confusions`.
     corruptions : DataFrame
         Columns method, corruption, label, error; no row if nothing was corrupted.
     ranking : Series
@@ -115,14 +60,12 @@ def class_explorer(
     title, unit : str
         What `ranking` is, and the title of its axis.
     """
-    names = distinct(class_names)
-    methods = method_order(errors.method)
+    names, methods = distinct(class_names), method_order(errors.method)
     benchmarks = list(errors.benchmark.unique())
     confused = list(confusions.benchmark.unique()) or benchmarks[:1]
-    corrupted = list(corruptions.corruption.unique())
     rows = _pack(errors, confusions, corruptions, ranking, names, methods, confused)
-
-    first = names[ranking.idxmax()]
+    lists = {"names": names, "methods": methods, "benchmarks": benchmarks, "conditions": confused}
+    lists["corruptions"] = [name.replace("_", " ") for name in corruptions.corruption.unique()]
     pick = alt.selection_point(
         name="pick",
         fields=["class_name"],
@@ -131,12 +74,9 @@ def class_explorer(
         toggle=False,
         clear=False,
         bind=alt.binding(input="search", placeholder="part of its name", name="Class "),
-        value=[{"class_name": first}],
+        value=[{"class_name": names[ranking.idxmax()]}],
     )
-    folded = "pick.class_name ? lower(pick.class_name[0]) : ''"
-    for plain, accented in ACCENTS.items():
-        folded = f"replace({folded}, regexp('[{accented}]', 'g'), '{plain}')"
-    whole, begins = r"indexof(name_list, '\n' + query + '\n')", r"indexof(name_list, '\n' + query)"
+    whole = r"indexof(name_list, '\n' + query + '\n')"
     params = [
         pick,
         alt.param(
@@ -144,15 +84,11 @@ def class_explorer(
             value=confused[0],
             bind=alt.binding_select(options=confused, name="Confusions under "),
         ),
-        alt.param(name="names", value=names),
-        alt.param(name="name_list", value="\n".join(["", *map(_fold, names), ""])),
-        alt.param(name="methods", value=methods),
-        alt.param(name="query", expr=f"trim({folded})"),
-        # The whole name, else its beginning, else a part of it: where it is in the list of names.
-        alt.param(
-            name="found",
-            expr=f"{whole} >= 0 ? {whole} : {begins} >= 0 ? {begins} : indexof(name_list, query)",
-        ),
+        alt.param(name="name_list", value="\n".join(["", *map(str.lower, names), ""])),
+        *(alt.param(name=name, value=value) for name, value in lists.items()),
+        alt.param(name="query", expr="pick.class_name ? trim(lower(pick.class_name[0])) : ''"),
+        # The whole name, else a part of it: where it is in the list of names.
+        alt.param(name="found", expr=f"{whole} >= 0 ? {whole} : indexof(name_list, query)"),
         alt.param(
             name="shown",
             expr=f"query == '' ? {int(ranking.idxmax())} : found < 0 ? -1"
@@ -162,26 +98,19 @@ def class_explorer(
     ]
     heading = "shown < 0 ? 'No class has “' + query + '” in its name' : names[shown]"
     left = [_ranking(rows, params, title, unit), _errors(rows, methods, benchmarks)]
-    right = [_confusions(rows, methods, confused, direction) for direction in ("out", "in")]
-    if corrupted:
-        right.append(_corruptions(rows, methods, corrupted))
-    columns = [
-        alt.vconcat(*part, spacing=24).resolve_scale(color="independent") for part in (left, right)
-    ]
+    right = [_confusions(rows, methods, direction) for direction in ("out", "in")]
+    if len(corruptions):
+        right.append(_corruptions(rows, methods))
+    columns = [alt.vconcat(*part, spacing=24) for part in (left, right)]
+    columns = [column.resolve_scale(color="independent") for column in columns]
     above = alt.Title(alt.expr(heading), anchor="start", fontSize=17)
     return side_by_side(alt.concat(*columns, columns=1, spacing=24, title=above))
-
-
-def _fold(name: str) -> str:
-    """The name as a search sees it: small letters without accents."""
-    plain = {ord(c): letter for letter, accented in ACCENTS.items() for c in accented}
-    return " ".join(name.lower().translate(plain).split())
 
 
 def distinct(class_names: Sequence[str]) -> list[str]:
     """The names, with the class's number where several classes have one (ImageNet's "crane")."""
     names = [" ".join(name.split()) for name in class_names]  # as a search sees their spaces
-    twice = pd.Series([_fold(name) for name in names]).duplicated(keep=False)
+    twice = pd.Series([name.lower() for name in names]).duplicated(keep=False)
     return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(names)]
 
 
@@ -207,16 +136,11 @@ def _pack(errors, confusions, corruptions, ranking, names, methods, confused) ->
     packed |= {column: _whole(wide(column), 1) for column in ("first", "last")}
     others = [_whole(wide("error", seed)) for seed in seeds[1:]]
     packed["seeds"] = [list(rows) for rows in zip(*others, strict=True)] or [[]] * len(labels)
-    for direction in ("out", "in"):
-        part = confusions[confusions.direction == direction]
-        lists = {
-            key: [
-                [other, *shares]
-                for other, shares in zip(rows.other, _whole(rows[methods]), strict=True)
-            ]
-            for key, rows in part.groupby(["benchmark", "label"], sort=False)
-        }
-        packed[direction] = [[lists.get((b, label), []) for b in confused] for label in labels]
+    shares = zip(confusions.other, _whole(confusions[methods]), strict=True)
+    entries = confusions.assign(entry=[[other, *share] for other, share in shares])
+    entries = entries.groupby(["direction", "benchmark", "label"], sort=False).entry.agg(list)
+    for way in ("out", "in"):
+        packed[way] = [[entries.get((way, b, label), []) for b in confused] for label in labels]
     if len(corruptions):
         order = pd.MultiIndex.from_product([corruptions.corruption.unique(), methods])
         own = corruptions.pivot(index="label", columns=["corruption", "method"], values="error")
@@ -231,21 +155,16 @@ def _pack(errors, confusions, corruptions, ranking, names, methods, confused) ->
     )
 
 
-def _list(values: list[str]) -> str:
-    """As an expression of Vega."""
-    return json.dumps(values, ensure_ascii=False)
-
-
 def _heading(text: str) -> alt.Title:
     """Above a panel, and as far left in all of them, however long the names at its axis are."""
     return alt.Title(text, anchor="start", frame="group", dx=-90, fontSize=13, fontWeight="normal")
 
 
-def _cells(columns: dict[str, int], outer: str, values: list[str]) -> list[dict]:
+def _cells(columns: dict[str, int], outer: str, values: str) -> list[dict]:
     """Transforms that unpack lists, each divided by a number: one row an outer value and method.
 
-    `outer` names the column that the outer values make. Where the first column has no value, there
-    is no row.
+    `outer` is the column of the outer values, and `values` the parameter that holds them. Where the
+    first column has no value, there is no row.
     """
     first = next(iter(columns))
     return [
@@ -258,13 +177,11 @@ def _cells(columns: dict[str, int], outer: str, values: list[str]) -> list[dict]
             for c, by in columns.items()
         ),
         {"calculate": "methods[datum.cell % length(methods)]", "as": "method"},
-        {"calculate": f"{_list(values)}[floor(datum.cell / length(methods))]", "as": outer},
+        {"calculate": f"{values}[floor(datum.cell / length(methods))]", "as": outer},
     ]
 
 
-def _ranking(
-    rows: pd.DataFrame, params: list[alt.Parameter], title: str, unit: str
-) -> alt.LayerChart:
+def _ranking(rows: pd.DataFrame, params: list, title: str, unit: str) -> alt.LayerChart:
     """Every class in order; the shown one ringed, others that the search also finds coloured."""
     few = len(rows) <= 20
     x = (
@@ -331,17 +248,15 @@ def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> al
         layers.properties(width=width, height=alt.Step(18))
         .facet(facet("benchmark", benchmarks, labelAnchor="start"), columns=1, spacing=8)
         .properties(
-            transform=_cells(columns, "benchmark", benchmarks),
+            transform=_cells(columns, "benchmark", "benchmarks"),
             title=_heading(f"Its error, and its rank of {len(rows):,}"),
         )
     )
 
 
-def _confusions(
-    rows: pd.DataFrame, methods: list[str], confused: list[str], direction: str
-) -> alt.Chart:
+def _confusions(rows: pd.DataFrame, methods: list[str], direction: str) -> alt.Chart:
     """What the shown class is taken for ("out") or what is taken for it ("in"), largest first."""
-    entries = f"datum['{direction}'][indexof({_list(confused)}, confused)]"
+    entries = f"datum['{direction}'][indexof(conditions, confused)]"
     transforms = [
         {"filter": "datum.label == shown"},
         {"calculate": entries, "as": "entry"},
@@ -365,10 +280,10 @@ def _confusions(
     ).properties(width=WIDTH, height=alt.Step(6), title=_heading(title))
 
 
-def _corruptions(rows: pd.DataFrame, methods: list[str], corrupted: list[str]) -> alt.Chart:
+def _corruptions(rows: pd.DataFrame, methods: list[str]) -> alt.Chart:
     """Error of the shown class under each corruption, mean over the severities."""
     shown = {"filter": "datum.label == shown"}
-    cells = _cells({"corruption": SCALE}, "name", [c.replace("_", " ") for c in corrupted])
+    cells = _cells({"corruption": SCALE}, "name", "corruptions")
     base = alt.Chart(rows, transform=[shown, *cells]).mark_circle(size=45, opacity=0.9)
     return base.encode(
         x=alt.X("corruption:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS),

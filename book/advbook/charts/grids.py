@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,39 +13,8 @@ from advbook.studies.tables import per_cent
 MORE, LESS = OTHER_COLOURS[1], OTHER_COLOURS[0]  # brown and purple
 STRONGEST = 62  # per cent of a colour: the page's ink is read on it, in the light and in the dark
 
-# The page's own style sheet comes first, hence the repeated class.
-STYLE = """<style>
-.choice { display: flex; flex-wrap: wrap; gap: 0.4rem; }
-.choice > input { position: absolute; opacity: 0; pointer-events: none; }
-.choice > label {
-  margin: 0; padding: 0.15rem 0.6rem; border: 1px solid currentColor; border-radius: 1rem;
-  font-size: 0.85rem; cursor: pointer;
-}
-.choice > input:checked + label { background: #0072b2; border-color: #0072b2; color: #fff; }
-.choice > input:focus-visible + label { outline: 3px solid #e69f00; outline-offset: 1px; }
-.choice > div { display: none; order: 1; width: 100%; }
-.choice > input:checked + label + div { display: block; }
-.beside { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
-.heat.heat.heat.heat.heat caption {
-  caption-side: top; padding: 0 0 0.3rem; text-align: left; font-weight: 600;
-}
-.heat.heat.heat.heat.heat :is(th, td) {
-  min-width: 1.9rem; padding: 0.15rem 0.3rem; text-align: center; font-weight: 400;
-}
-.heat.heat.heat.heat.heat tr > :first-child { text-align: left; white-space: nowrap; }
-.heat.heat.heat.heat.heat thead tr { border: 0; }
-.heat.heat.heat.heat.heat tbody tr { background: none; }
-.heat.heat.heat.heat.heat .first {
-  border-left: 0.5rem solid transparent; background-clip: padding-box;
-}
-.heat.heat.heat.heat.heat .upright {
-  padding: 0.3rem 0.15rem; text-align: left; writing-mode: vertical-rl; transform: rotate(180deg);
-}
-@media (max-width: 600px) {
-  .heat.heat.heat.heat.heat { font-size: 0.75rem; }
-  .heat.heat.heat.heat.heat :is(th, td) { min-width: 1.3rem; padding: 0.15rem; }
-}
-</style>"""
+# Its selectors repeat a class: the page's own style sheet comes first.
+STYLE = f"<style>\n{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 
 
 def choice(name: str, title: str, options: Sequence[tuple[str, str, str]]) -> str:

@@ -13,13 +13,14 @@ from advbook.charts.base import (
     panels,
     spoken,
     tips,
+    told_apart,
 )
 from advbook.claims.public_models import Trend
 from advbook.studies.tables import per_cent
 
 KINDS = {
     "other networks": OTHER_COLOURS[5],
-    "fewer images, stopped early": OTHER_COLOURS[0],
+    "trained on less": OTHER_COLOURS[0],
     "trained on noise": OTHER_COLOURS[1],
     "adversarial": METHOD_COLOURS["adv"],
     "Std": METHOD_COLOURS["std"],
@@ -50,36 +51,26 @@ def against_accuracy(
     as_error : bool
         The figures are accuracies, and their errors are shown; else they are ratios.
     """
-    sign = (lambda v: 1 - v) if as_error else (lambda v: v)
-    dots, bands = [], []
-    for figure, trend in figures.items():
-        named = {"factor": figure.replace("_", " ")}
-        found = table[["model", "kind", "name"]].assign(
-            x=1 - table[accuracy], y=sign(table[figure]), **named
-        )
-        dots.append(found.dropna())
-        grid = np.linspace(1 - dots[-1].x.max(), 1 - dots[-1].x.min(), 40)
-        ends = {name: sign(trend.at(grid, s)) for name, s in (("low", -1.96), ("high", 1.96))}
-        bands.append(pd.DataFrame({"x": 1 - grid, "y": sign(trend.at(grid)), **ends, **named}))
-    shown, band = pd.concat(dots), pd.concat(bands)
+    clean, parts, bands = 1 - table[accuracy], [], []
+    for column, trend in figures.items():
+        factor = column.replace("_", " ")
+        part = table[["model", "kind", "name"]].assign(x=clean, y=table[column], factor=factor)
+        parts.append(part.dropna())
+        grid = np.linspace(1 - parts[-1].x.max(), 1 - parts[-1].x.min(), 40)
+        ends = {"low": trend.at(grid, -1.96), "high": trend.at(grid, 1.96)}
+        bands.append(pd.DataFrame({"x": 1 - grid, "y": trend.at(grid), **ends, "factor": factor}))
+    shown, band = pd.concat(parts), pd.concat(bands)
+    if as_error:
+        shown["y"], band[["y", "low", "high"]] = 1 - shown.y, 1 - band[["y", "low", "high"]]
     zero = alt.Scale(zero=False)
     x = errors_on(alt.X, "x", "Clean error (%)", zero)
     y = errors_on(alt.Y, "y", f"{title} (%)", zero)
     if not as_error:
         y = alt.Y("y:Q", title=title, axis=alt.Axis(format=".1f"), scale=zero)
     known = [kind for kind in KINDS if kind in set(shown.kind)]
-    colour = alt.Color(
-        "kind:N",
-        title=None,
-        sort=known,
-        scale=alt.Scale(domain=known, range=[KINDS[kind] for kind in known]),
-        legend=alt.Legend(orient="top", columns=3, labelLimit=280),
-    )
-    tips = [
-        alt.Tooltip("model:N", title="Network"),
-        alt.Tooltip("x:Q", title="Clean error", format=".1%"),
-        alt.Tooltip("y:Q", title=title, format=".1%" if as_error else ".2f"),
-    ]
+    colour = told_apart("kind", None, known, [KINDS[kind] for kind in known], columns=2)["color"]
+    said = tips(model="Network") + tips(".1%", x="Clean error")
+    said += tips(".1%" if as_error else ".2f", y=title)
     area = alt.Chart(band).mark_area(color=OTHER_COLOURS[5], opacity=0.25)
     line = alt.Chart(band).mark_line(color=OTHER_COLOURS[2], strokeWidth=1.5)
     points = alt.Chart(shown).mark_circle(size=45, opacity=0.85)
@@ -87,7 +78,7 @@ def against_accuracy(
     layers = [
         area.encode(x, y="low:Q", y2="high:Q"),
         line.encode(x, y),
-        points.encode(x, y, colour, tooltip=tips),
+        points.encode(x, y, colour, tooltip=said),
         text.encode(x, y, text="name:N"),
     ]
     if len(figures) > 1:
@@ -107,27 +98,13 @@ def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
     order : list of str
         The figures, from above.
     """
+    x = alt.X("distance:Q", title="Distance from the trend (spreads)")
     y = alt.Y("figure:N", sort=order, title=None)
-    x = alt.X("distance:Q", title="Distance from the trend (spreads of other networks)")
-    chance = pd.DataFrame({"low": [-1.96], "high": [1.96]})
-    area = (
-        alt.Chart(chance)
-        .mark_rect(color=OTHER_COLOURS[5], opacity=0.25)
-        .encode(x=alt.X("low:Q"), x2="high:Q")
-    )
-    dots = (
-        alt.Chart(table)
-        .mark_circle(size=60, opacity=0.9, color=KINDS["adversarial"])
-        .encode(
-            x,
-            y,
-            tooltip=[
-                alt.Tooltip("name:N", title="Network"),
-                alt.Tooltip("figure:N", title="Figure"),
-                alt.Tooltip("distance:Q", title="Distance", format="+.2f"),
-            ],
-        )
-    )
+    area = alt.Chart(pd.DataFrame({"low": [-1.96], "high": [1.96]}))
+    area = area.mark_rect(color=OTHER_COLOURS[5], opacity=0.25).encode(x="low:Q", x2="high:Q")
+    dots = alt.Chart(table).mark_circle(size=60, opacity=0.9, color=KINDS["adversarial"])
+    said = tips(name="Network", figure="Figure") + tips("+.2f", distance="Distance")
+    dots = dots.encode(x, y, tooltip=said)
     return (area + dots).properties(width="container", height=22 * len(order))
 
 

@@ -11,7 +11,7 @@ from advlib import metrics
 from advlib.data.annotations import imagenet_x
 
 ROBUST = ("adversarial", "adversarial, with noise", "noise")
-"""Trainings that the trend is not drawn from: it is what these are compared with."""
+"""Trainings that the trend is not drawn from, since it is what these are compared with."""
 WEAK = ("fewer images", "stopped early")  # as inaccurate as robust networks, for another reason
 
 
@@ -48,12 +48,7 @@ def read_networks(folder: Path) -> pd.DataFrame:
 def own_network(clean: pd.DataFrame, corruptions: pd.DataFrame | None = None) -> dict[str, float]:
     """The columns of `read_networks` for predictions on ImageNet's validation images.
 
-    Parameters
-    ----------
-    clean : DataFrame
-        Prediction table of all 50,000 images.
-    corruptions : DataFrame, optional
-        That of ImageNet-C.
+    ``clean`` is the prediction table of all 50,000 images, ``corruptions`` that of ImageNet-C.
     """
     annotations = imagenet_x()
     annotated = clean[clean.file_name.isin(annotations.file_name)]
@@ -74,22 +69,13 @@ def own_network(clean: pd.DataFrame, corruptions: pd.DataFrame | None = None) ->
 class Trend:
     """How a figure follows accuracy over networks: a quadratic, both on the scale of the figure.
 
-    Attributes
-    ----------
-    coefficients : tuple of float
-    left_out : DataFrame
-        Of each network, the logit of its accuracy ``x`` and its ``distance`` from the trend of the
-        other families, on that scale.
-    scale : {"accuracy", "ratio"}
-        What the figure is: logits or logarithms are taken of it, logits of the accuracy.
-    n_networks, n_families : int
+    ``left_out`` has of each network the logit of its accuracy ``x`` and its ``distance`` from the
+    trend of the other families, on that scale: logits of an "accuracy", logarithms of a "ratio".
     """
 
     coefficients: tuple[float, ...]
     left_out: pd.DataFrame
     scale: str
-    n_networks: int
-    n_families: int
 
     def spread(self, accuracy):
         """How far a network of an unseen family lies from the trend, near this accuracy.
@@ -114,21 +100,11 @@ class Trend:
 
 
 def trend(table: pd.DataFrame, accuracy: str, figure: str, scale: str, degree: int = 2) -> Trend:
-    """Fit a `Trend` by least squares.
+    """Fit a `Trend` of one column of `read_networks` on another, by least squares.
 
-    Parameters
-    ----------
-    table : DataFrame
-        The networks to fit, of `read_networks`; those without the figure are left out.
-    accuracy, figure : str
-        Columns.
-    scale : {"accuracy", "ratio"}
-    degree : int
-
-    Notes
-    -----
-    Networks of one family resemble each other. So the spread is that of networks whose whole family
-    was left out of the fit: what an unseen family may do without being robust.
+    Networks without the figure are left out. Those of one family resemble each other, so the spread
+    is that of networks whose whole family was left out of the fit: what an unseen family may do
+    without being robust.
     """
     known = table[["family", accuracy, figure]].dropna()
     x, y = logit(known[accuracy]), SCALES[scale][0](known[figure])
@@ -142,7 +118,7 @@ def trend(table: pd.DataFrame, accuracy: str, figure: str, scale: str, degree: i
         distance = y[own] - np.polyval(fitted(~own), x[own])
         left.append(pd.DataFrame({"x": x[own], "distance": distance}))
     whole = tuple(fitted(known.family != ""))
-    return Trend(whole, pd.concat(left), scale, len(known), len(left))
+    return Trend(whole, pd.concat(left), scale)
 
 
 def resampled(table: pd.DataFrame, accuracy: str, figure: str, scale: str, at, n: int = 1000):
@@ -152,9 +128,8 @@ def resampled(table: pd.DataFrame, accuracy: str, figure: str, scale: str, at, n
     generator, inverse = np.random.default_rng(0), SCALES[scale][1]
     curves = []
     for _ in range(n):
-        drawn = pd.concat(
-            [families[i] for i in generator.integers(len(families), size=len(families))]
-        )
+        chosen = generator.integers(len(families), size=len(families))
+        drawn = pd.concat([families[i] for i in chosen])
         fit = np.polyfit(logit(drawn[accuracy]), SCALES[scale][0](drawn[figure]), 2)
         curves.append(inverse(np.polyval(fit, logit(np.asarray(at)))))
     return np.array(curves)

@@ -12,7 +12,7 @@ from advbook.studies.views import group_of
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
 from advlib.importing import check_label_order, read_predictions, without_clean
-from advlib.metrics import CORRECT_COLUMNS, correct, counted, mean_corruption_error
+from advlib.metrics import correct, counted, mean_corruption_error
 from advlib.predictions import COLUMNS, write_predictions
 
 
@@ -21,22 +21,15 @@ def bring(study) -> None:
 
     Rows with a corruption are the benchmark "corruptions", rows with an attack the benchmark of
     that name, all others the clean one. Corruptions beyond the 15 of mCE are left out, which is
-    printed, as is the place of each file.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-        With `predictions`. ``dataset: imagenet`` joins the validation labels by file name; with
-        ``dataset: none`` the files have a column ``label``.
+    printed, as is the place of each file. ``dataset: imagenet`` joins the validation labels by file
+    name; with ``dataset: none`` the files have a column ``label``.
 
     Raises
     ------
-    FileNotFoundError
-        If a file is not there.
-    ValueError
-        If a file breaks the contract (`advlib.importing.read_predictions`), looks as if its
-        classes were in another order, is about other images than the first file, or holds other
-        benchmarks than the study names.
+    FileNotFoundError, ValueError
+        If a file is not there, breaks the contract (`advlib.importing.read_predictions`), looks as
+        if its classes were in another order, is about other images than the first file, or holds
+        other benchmarks than the study names.
     """
     tables = {}
     for name, given in study.predictions.items():
@@ -85,15 +78,10 @@ def bring(study) -> None:
 
 def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each benchmark, with the columns that belong to it."""
-    if "method" in table:
-        raise ValueError("it has a column method: give each model a file of its own")
-    if "seed" in table and len(seeds := table.seed.unique()) > 1:
-        raise ValueError(
-            f"it holds several seeds, {', '.join(map(str, seeds))}: give each network a file of "
-            "its own"
-        )
+    if "method" in table or ("seed" in table and table.seed.nunique() > 1):
+        raise ValueError("it holds several methods or seeds: give each network a file of its own")
     kept = list(COLUMNS)
-    if set(CORRECT_COLUMNS) & set(table):
+    if "correct" in table:
         table, kept = table.assign(correct=correct(table)), [*kept, "correct"]
     nothing = pd.Series(None, index=table.index, dtype=object)
     columns = (table.get(column, nothing) for column in ("corruption", "attack"))
@@ -117,14 +105,10 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             print(f"Left out, since they are none of the 15 of mCE: {', '.join(map(str, further))}")
         given = rows.get("severity", nothing[rows.index]).astype(object)
         severity = pd.to_numeric(given, errors="coerce")
-        if len(odd := given[~(severity % 1 == 0)]):
+        if len(odd := given[~severity.isin(range(1, 6))]):
             raise ValueError(
                 "the column severity holds a whole number, 1 to 5, wherever corruption is set, got "
-                f"{odd.iloc[0]!r}: write there which of the five severities the image has"
-            )
-        if (severity == 0).any():
-            raise ValueError(
-                "severity goes from 1 to 5; 0 is the clean image: leave corruption empty there"
+                f"{odd.iloc[0]!r}; of a clean image leave corruption empty"
             )
         rows = rows.assign(severity=severity.astype(int))
         parts["corruptions"] = rows[[*kept, "corruption", "severity"]]

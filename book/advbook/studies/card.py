@@ -8,12 +8,7 @@ from advbook.text import as_code, as_typed
 
 
 def recipe_card(study) -> dict[str, str]:
-    """What was trained on which data and how it was evaluated: setting -> value, both Markdown.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    """
+    """What was trained on which data and how it was evaluated: setting -> value, both Markdown."""
     rows = {"Data": f"`{study.dataset}`, {_images(study)}"}
     if study.predictions:
         rows["Predictions"] = ", ".join(as_code(Path(p).name) for p in study.predictions.values())

@@ -3,15 +3,13 @@
 import difflib
 import re
 import reprlib
-import types
-import typing
 
 from pydantic import ValidationError
 
 from advbook.text import one_line
 
 COLUMNS = "label other benchmark direction place largest method seed class_name statistic".split()
-"""Columns of tables that have one more for each method: no network has one of these names."""
+"""Columns of tables that have one more for each method. No network has one of these names."""
 
 
 def check_choice(name: str, value, allowed: tuple) -> None:
@@ -37,45 +35,18 @@ def may_name(name: str) -> bool:
 def check_distinct(what: str, names) -> None:
     """Refuse an empty name, and two that read alike: pages and charts tell things apart by name."""
     shown = [one_line(name) for name in names]
-    if "" in shown:
-        raise ValueError(f"{what}: number {shown.index('') + 1} of {len(shown)} is empty; name it")
     for i, name in enumerate(shown):
-        if name in shown[:i]:
+        if not name or name in shown[:i]:
             raise ValueError(
-                f"{what}: numbers {shown.index(name) + 1} and {i + 1} are both {name!r}; charts "
-                "would show them as one, so add what tells them apart"
+                f"{what}: number {i + 1} of {len(shown)}, {name!r}, is empty or there already; "
+                "pages tell them apart by name"
             )
 
 
-def in_words(error: ValidationError, values: dict, kinds: dict) -> str:
-    """The first of pydantic's errors as a sentence with the key, what is expected, and the value.
-
-    Parameters
-    ----------
-    error : pydantic.ValidationError
-    values, kinds : dict
-        The values that were given, and the type of each key.
-    """
+def in_words(error: ValidationError) -> str:
+    """The first of pydantic's errors as a sentence: the key, what is expected, and the value."""
     first = error.errors(include_url=False)[0]
-    said, got = first.get("ctx", {}), first["input"]
-    match first["type"]:
-        case "value_error":
-            return str(said["error"])
-        case "literal_error":
-            expected = "one of " + ", ".join(re.findall("'([^']*)'", said["expected"]))
-        case "greater_than":
-            expected = "positive"
-        case "greater_than_equal":
-            expected = f"at least {said['ge']:g}"
-        case "less_than":
-            expected = f"in [0, {said['lt']:g})"
-        case "less_than_equal":
-            expected, got = f"at most {said['le']:,.9g}", float(got)
-        case _:
-            kind, got = kinds[first["loc"][0]], values[first["loc"][0]]
-            united = typing.get_origin(kind) in (typing.Union, types.UnionType)
-            either = typing.get_args(kind) if united else (kind,)
-            named = [str(one) if typing.get_args(one) else one.__name__ for one in either]
-            expected = " or ".join(named).replace("NoneType", "null")
-    got = f"{got:g}" if isinstance(got, float) else reprlib.repr(got)
-    return f"{first['loc'][0]} is {expected}, got {got}"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{first['loc'][0]} is {expected}, got {reprlib.repr(first['input'])}"

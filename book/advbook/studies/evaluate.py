@@ -19,30 +19,22 @@ from advbook.studies.parts import check_parts, keep_part, kept, kept_rows, missi
 from advbook.studies.runs import load_run
 from advbook.studies.schema import Study
 from advlib import distributed
+from advlib.attacks.strong import evaluate_strong
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
-from advlib.importing import check_label_order
+from advlib.importing import check_label_order, read_predictions
 from advlib.networks.device import default_device, resolve_dtype
 from advlib.parquet import read_table
-from advlib.predictions import predict, write_predictions
+from advlib.predictions import predict, read_facts, write_predictions
 
 ATTACK_PART = 2048  # images of a part that is kept once attacked
-RUN_FACTS = ("study", "method", "seed", "checkpoint_hash", "settings")
 
 
-def clean_predictions(
-    study: Study, *, ablations: bool = False, device=None
-) -> dict[tuple[str, int], Path]:
+def clean_predictions(study: Study, *, ablations: bool = False) -> dict[tuple[str, int], Path]:
     """Predictions of all trained networks for the evaluated images, in one pass and in float32.
 
-    Parameters
-    ----------
-    study : Study
-        Where it wants several ``devices`` and this process works alone, so many are started.
-    ablations : bool
-        The networks of the study's ablations instead of its methods'.
-    device : optional
-        None: CUDA, MPS or the CPU, by availability.
+    Where the study wants several ``devices`` and this process works alone, so many are started.
+    With ``ablations``, of the networks of its ablations instead of its methods'.
 
     Returns
     -------
@@ -58,15 +50,14 @@ def clean_predictions(
     RuntimeError
         With the message of the process that failed first, if it is one of several.
     """
-    paths = _paths(study, "clean", ablations)
+    paths = _paths(study, "clean", study.ablation_runs if ablations else study.method_runs)
     if launch.to_launch(study):
         which = ["--ablations"] if ablations else []
         launch.launch(study, "evaluate", "--benchmark", "clean", *which)
         return paths
     images, models, runs = _images_and_networks(study, paths)
     batch_size = study.eval_batch_size or 128
-    facts = _image_facts(study, images) | {"threat": None, "dtype": "float32"}
-    facts |= {"batch_size": batch_size}
+    facts = image_facts(study, images, threat=None, dtype="float32", batch_size=batch_size)
     decided = facts | _hashes(runs) | {"benchmark": "clean"}
 
     def judge(progress, positions):
@@ -75,7 +66,6 @@ def clean_predictions(
             images,
             num_classes=images.num_classes,
             batch_size=batch_size,
-            device=device,
             workers=study.workers,
             indices=positions,
             progress=progress,
@@ -84,25 +74,24 @@ def clean_predictions(
 
     rows = _in_parts(study, decided, images.file_names, 16 * batch_size, judge)
     if distributed.rank() == 0:
-        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
         for (method, seed), path in paths.items():
             table = rows[(rows.method == method) & (rows.seed == seed)]
             table = table.drop(columns=["method", "seed"]).reset_index(drop=True)
             if method in study.checkpoints or not study.pretrain_epochs:
                 check_label_order(table)
-            write_predictions(table, path, **_run_facts(runs[method, seed]), **facts, **sizes)
+            _write(table, path, images, run_facts(runs[method, seed]) | facts)
     distributed.barrier()
     return paths
 
 
-def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int], Path]:
+def corruption_predictions(study: Study) -> dict[tuple[str, int], Path]:
     """Predictions of all trained networks for the corrupted images; each is read or made once.
 
     Several processes take other conditions. Probabilities are rounded to four decimals, which is
-    far below what they are used for and keeps the tables small. Parameters, returns and errors as
-    in `clean_predictions`, and `advlib.data.sets.DataError` of `advlib.data.corruptions.prepare`.
+    far below what they are used for and keeps the tables small. Returns and errors as in
+    `clean_predictions`, and `advlib.data.sets.DataError` of `advlib.data.corruptions.prepare`.
     """
-    paths = _paths(study, "corruptions")
+    paths = _paths(study, "corruptions", study.method_runs)
     if launch.to_launch(study):
         launch.launch(study, "evaluate", "--benchmark", "corruptions")
         return paths
@@ -110,9 +99,9 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
     images, published = corruption_set(study, clean)
     with distributed.in_turns():
         recipe = prepare(images, published=published)
-    facts = _image_facts(study, clean) | {"threat": None, "dtype": "float32"}
     batch_size = study.eval_batch_size or 128
-    facts |= {"corruptions": study.corruptions, "recipe": recipe, "batch_size": batch_size}
+    facts = image_facts(study, clean, threat=None, dtype="float32", batch_size=batch_size)
+    facts |= {"corruptions": study.corruptions, "recipe": recipe}
     decided = facts | _hashes(runs) | {"images": images.fingerprint}
     folder = study.runs / "parts" / digest(decided)
 
@@ -122,7 +111,6 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
             corrupted(images, corruption, severity, published=published),
             num_classes=images.num_classes,
             batch_size=batch_size,
-            device=device,
             workers=study.workers,
         )
         tables = [table.assign(method=m, seed=s) for (m, s), table in tables.items()]
@@ -138,32 +126,21 @@ def corruption_predictions(study: Study, *, device=None) -> dict[tuple[str, int]
         kept(parts[key], functools.partial(judge, *key))
     distributed.barrier()
     if distributed.rank() == 0:
-        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
         for (method, seed), path in paths.items():
             tables = map(read_table, parts.values())
             table = pd.concat([t[(t.method == method) & (t.seed == seed)] for t in tables])
             table = table.drop(columns=["method", "seed"]).round({"predicted_probability": 4})
             table = table.astype({"corruption": "category", "file_name": "category"})
-            write_predictions(table, path, **_run_facts(runs[method, seed]), **facts, **sizes)
+            _write(table, path, images, run_facts(runs[method, seed]) | facts)
     distributed.barrier()
     return paths
 
 
-def attack_predictions(study: Study, method: str, seed: int, attack: str, *, device=None) -> Path:
+def attack_predictions(study: Study, method: str, seed: int, attack: str) -> Path:
     """Predictions of one trained network under attack: each image's worst case.
 
-    Parameters
-    ----------
-    study : Study
-        As in `clean_predictions`.
-    method : str
-    seed : int
-        Of the trained network. Starts are drawn from (0, file name, restart), so they do not depend
-        on the process that takes the image.
-    attack : str
-        A key of `advlib.threat.PROTOCOLS`, at the study's own ε.
-    device : optional
-        As in `clean_predictions`.
+    The attack is one of `advlib.threat.PROTOCOLS`, at the study's own ε. Starts are drawn from (0,
+    file name, restart), so they do not depend on the process that takes the image.
 
     Returns
     -------
@@ -175,29 +152,23 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
     FileNotFoundError, RuntimeError
         As in `clean_predictions`.
     """
-    path = study.runs / "predictions" / attack / f"{method}-seed{seed}.parquet"
+    (path,) = _paths(study, attack, [(method, seed)]).values()
     if launch.to_launch(study):
         arguments = ("--benchmark", attack, "--method", method, "--seed", str(seed))
         launch.launch(study, "evaluate", *arguments)
         return path
-    device = device or default_device()
     images, models, runs = _images_and_networks(study, [(method, seed)])
-    model, run = models[method, seed], runs[method, seed]
     threat = study.threat(attack)
-    facts = _run_facts(run)
-    facts |= {"attack": attack, "threat": threat.to_dict(), "attack_seed": 0}
-    facts |= _image_facts(study, images) | {"dtype": str(resolve_dtype(study.dtype, device))}
-    batch_size = study.eval_batch_size or default_batch_size(images, device)
-    facts |= {"batch_size": batch_size}
+    facts = run_facts(runs[method, seed]) | {"attack": attack, "threat": threat.to_dict()}
+    facts |= {"attack_seed": 0} | image_facts(study, images, **numbers(study, images))
 
     def judge(progress, positions):
         return evaluate_attack(
-            model,
+            models[method, seed],
             images,
             threat,
             num_classes=images.num_classes,
-            batch_size=batch_size,
-            device=device,
+            batch_size=facts["batch_size"],
             dtype=study.dtype,
             workers=study.workers,
             indices=torch.tensor(positions),
@@ -206,10 +177,61 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str, *, dev
 
     table = _in_parts(study, facts, images.file_names, ATTACK_PART, judge)
     if distributed.rank() == 0:
-        sizes = {"num_classes": images.num_classes, "n_images": len(images)}
-        write_predictions(table.assign(attack=attack), path, **sizes, **facts)
+        _write(table.assign(attack=attack), path, images, facts)
     distributed.barrier()
     return path
+
+
+def strong_predictions(study: Study, method: str, seed: int) -> Path:
+    """AutoAttack on a draw of the images that PGD-40 leaves standing, of one trained network.
+
+    So many are drawn that the draw adds at most the study's ``autoattack_width`` to the interval of
+    the error. PGD-40's table is read where there is one of this network, a published one too.
+
+    Returns
+    -------
+    Path
+        Of the prediction table, with ``broken_by`` and ``drawn``, for `advlib.metrics.two_phase`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the network has not been trained yet.
+    ValueError
+        If this is one of several processes.
+    """
+    if distributed.world_size() > 1:
+        raise ValueError("AutoAttack on a draw works in one process: start it without torchrun")
+    path = study.runs / "audit" / "autoattack" / f"{method}-seed{seed}.parquet"
+    images, models, runs = _images_and_networks(study, [(method, seed)])
+    threat, width = study.threat("pgd40"), study.autoattack_width
+    facts = run_facts(runs[method, seed]) | image_facts(study, images, **numbers(study, images))
+    facts |= {"threat": threat.to_dict(), "attack_seed": 0, "subset": None, "width": width}
+    table = evaluate_strong(
+        models[method, seed],
+        images,
+        threat,
+        num_classes=images.num_classes,
+        sample={"error": width},
+        cheap=_under_pgd40(study, method, seed, facts).drop(columns="attack"),
+        state=study.runs / "parts" / digest(facts),
+        batch_size=facts["batch_size"],
+        dtype=study.dtype,
+        workers=study.workers,
+    ).table
+    return _write(table, path, images, facts)
+
+
+def _under_pgd40(study, method, seed, facts) -> pd.DataFrame:
+    """The predictions of this network under PGD-40, from a table if there is one."""
+    decided = {key: facts[key] for key in ("checkpoint_hash", "data", "split", "threat")}
+    for folder in (study.runs, study.published):
+        path = folder / "predictions" / "pgd40" / f"{method}-seed{seed}.parquet"
+        if path.is_file():
+            known = read_facts(path)
+            if all(known.get(key) == value for key, value in decided.items()):
+                return read_predictions(path)
+    return read_predictions(attack_predictions(study, method, seed, "pgd40"))
 
 
 def _in_parts(
@@ -234,9 +256,8 @@ def _in_parts(
     return read_parts(folder) if rank == 0 else None
 
 
-def _paths(study, benchmark, ablations=False) -> dict[tuple[str, int], Path]:
+def _paths(study, benchmark: str, runs) -> dict[tuple[str, int], Path]:
     folder = study.runs / "predictions" / benchmark
-    runs = study.ablation_runs if ablations else study.method_runs
     return {(m, s): folder / f"{m}-seed{s}.parquet" for m, s in runs}
 
 
@@ -249,14 +270,28 @@ def _images_and_networks(study, keys) -> tuple:
     return images, models, {key: run for key, (_, run) in found.items()}
 
 
-def _image_facts(study, images) -> dict:
+def image_facts(study, images, **more) -> dict:
+    """What a table says of its images and of how it was computed."""
     facts = {"data": images.fingerprint, "data_title": images.title}
-    return facts | {"split": study.evaluation_split, "device": str(default_device())}
+    return facts | {"split": study.evaluation_split, "device": str(default_device())} | more
 
 
-def _run_facts(run: dict) -> dict:
-    return {key: run[key] for key in RUN_FACTS}
+def run_facts(run: dict) -> dict:
+    """What a table says of its network."""
+    return {k: run[k] for k in ("study", "method", "seed", "checkpoint_hash", "settings")}
+
+
+def numbers(study, images) -> dict:
+    """In which numbers, and how many images at once, an attack is computed."""
+    device = default_device()
+    size = study.eval_batch_size or default_batch_size(images, device)
+    return {"dtype": str(resolve_dtype(study.dtype, device)), "batch_size": size}
 
 
 def _hashes(runs: dict) -> dict:
     return {f"{m}-{s}": run["checkpoint_hash"] for (m, s), run in runs.items()}
+
+
+def _write(table: pd.DataFrame, path: Path, images, facts: dict) -> Path:
+    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+    return write_predictions(table, path, **sizes, **facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advbook.studies.places import named_file
 from advlib.files import file_hash, read_json
-from advlib.recipes import RECIPES, Training
+from advlib.recipes import Recipe, Training, with_options
 from advlib.threat import identity
 
 RECIPE_FIELDS = frozenset({"adversarial", "mix", "extra_logits", "label_augmentation"})
@@ -19,20 +19,21 @@ NETWORK_FIELDS = ("dataset", "model", "weights", "image_size", "resize", "interp
 NETWORK_FIELDS += ("mean", "std")
 TRAINING_FIELDS = ("augment", "dtype", "batch_size", "momentum", "weight_decay", "lr_final_factor")
 STUDY_FIELDS = frozenset({*DATA_FIELDS, *NETWORK_FIELDS, *TRAINING_FIELDS})
+TRAINING_FIELDS += ("ema",)
 """Fields by which results are always recognised; see `advlib.threat.identity`.
 
-A new field of `Recipe` needs nothing. A new one of `Study` that decides images or weights is named
-in `DATA_FIELDS` or `TRAINING_FIELDS`. Nothing is added here.
+A new field of `Recipe` needs nothing. A new one of `Study` that decides images or weights is added
+to `DATA_FIELDS` or `TRAINING_FIELDS` after this line. Nothing is added here.
 """
 
 ABLATED = (
     *("delta", "replace_head", "train_objective", "train_label_source", "transforms"),
-    *("train_steps", "train_step_size", "epochs", "lr", "weight_decay"),
+    *("train_steps", "train_step_size", "epochs", "lr", "weight_decay", "ema", "options"),
 )
 """Keys that an ablation may change; all others stay, so that it can be compared with its study."""
 
 HOW = ("devices", "accumulate")
-"""Keys about how a study is computed: they decide neither its name nor which run goes on."""
+"""Keys about how a study is computed. They decide neither its name nor which run goes on."""
 
 
 def recipe_of(study, name: str) -> tuple:
@@ -40,10 +41,30 @@ def recipe_of(study, name: str) -> tuple:
     if name not in study.ablations:
         return study, name
     changes = {k: v for k, v in study.ablations[name].items() if k in ABLATED}
+    base = study.ablations[name]["method"]
+    if "options" in changes:  # an ablation says them of its own method
+        own = study.options.get(base, {}) | changes["options"]
+        changes["options"] = study.options | {base: own}
     if "transforms" in changes:
         changes["num_transforms"] = max(1, len(changes["transforms"]))
     changed = dataclasses.replace(study, ablations={}, **changes)
-    return changed, study.ablations[name]["method"]
+    return changed, base
+
+
+def recipe_for(study, method: str) -> Recipe:
+    """The recipe of a method with the study's options; that of the start is `pretrain_method`'s."""
+    named = study.pretrain_method if method == "pretrained" else method
+    recipe = with_options(study.recipes[named], **study.options.get(named, {}))
+    return dataclasses.replace(recipe, title=study.recipes[method].title)
+
+
+def networks_before(study, method: str) -> list[str]:
+    """The methods whose networks a run needs: the one it starts from, the one it consults."""
+    if method in study.checkpoints:
+        return []
+    helper = recipe_for(*recipe_of(study, method)).helper
+    first = ["pretrained"] if method != "pretrained" and study.pretrain_epochs else []
+    return first + ([helper] if helper else [])
 
 
 def training_of(study, method: str) -> Training:
@@ -67,35 +88,32 @@ def _said(study, keys) -> dict:
     return {key: said[key] for key in keys if key in said}
 
 
-def training_settings(study, method: str, seed: int, data: str, start) -> dict:
+def training_settings(study, method: str, seed: int, data: str, start, consulted=None) -> dict:
     """All that decides the weights of one run; its hash names the run's folder.
 
-    Parameters
-    ----------
-    method : str
-        A key of `RECIPES`, of `checkpoints` or of `ablations`.
-    seed : int
-    data : str
-        Fingerprint of the training images.
-    start : str, dict or None
-        Hash of the checkpoint or of the weights file that the run starts from, or is; with what
-        those weights want of the images, where that is known.
+    ``data`` is the fingerprint of the training images, ``start`` the hash of the checkpoint or of
+    the weights file that the run starts from, or is; with what those weights want of the images,
+    where that is known. ``consulted`` is the hash of the network that the method consults.
     """
     if method in study.ablations:
         changed, base = recipe_of(study, method)
-        return training_settings(changed, base, seed, data, start)
+        return training_settings(changed, base, seed, data, start, consulted)
     settings = {"method": method, "seed": seed, "data": data, "start": start}
     network = _said(study, NETWORK_FIELDS)
     if method in study.checkpoints:
         del network["weights"]
         return network | settings
     settings |= network | _said(study, TRAINING_FIELDS)
-    recipe = RECIPES[method]
+    settings |= {"consulted": consulted} if consulted else {}
+    recipe = recipe_for(study, method)
     clean = method == "pretrained"
     settings["epochs"] = study.pretrain_epochs if clean else study.epochs
     settings["lr"] = study.pretrain_lr if clean else study.lr
     settings |= _said(study, ("pretrain_schedule",)) if clean else {}
-    settings |= {k: v for k, v in identity(recipe, RECIPE_FIELDS).items() if k != "title"}
+    said = identity(recipe, RECIPE_FIELDS)
+    settings |= {k: v for k, v in said.items() if k not in ("title", "forwards")}
+    if ".py:" in recipe.objective:  # another text of the file is another method
+        settings["objective_file"] = file_hash(named_file(recipe.objective.rpartition(":")[0]))
     if recipe.adversarial:
         threats = [threat.to_dict() for threat in study.train_threats]
         settings["threat"] = threats if len(threats) > 1 else threats[0]
@@ -122,7 +140,7 @@ def changed_since(study, method: str, settings: dict, folder: Path) -> list[str]
     What it starts from is one of them: a file of weights as it is now, or the pretrained network
     whose facts lie in `folder`, that of the run.
     """
-    start = {key: settings.get(key) for key in ("seed", "data", "start")}
+    start = {key: settings.get(key) for key in ("seed", "data", "start", "consulted")}
     now = json.loads(json.dumps(training_settings(study, method, **start)))
     changed = [k for k in now.keys() | settings.keys() if now.get(k) != settings.get(k)]
     start = settings.get("start")  # by `advbook.studies.runs`
@@ -134,6 +152,11 @@ def changed_since(study, method: str, settings: dict, folder: Path) -> list[str]
     elif given := study.checkpoints.get(method, study.weights):
         with contextlib.suppress(FileNotFoundError):  # the run has a copy; or it is no file
             changed += [given] if file_hash(named_file(given)) != start else []
+    helper = "" if method in study.checkpoints else recipe_for(*recipe_of(study, method)).helper
+    its = folder / "train" / f"{helper}-seed{settings.get('seed')}.json"
+    if helper and its.is_file():
+        now = read_json(its).get("checkpoint_hash")
+        changed += [f"network of {helper}"] if now != settings.get("consulted") else []
     return sorted(changed)
 
 

@@ -19,19 +19,14 @@ def images_of(study, split: str):
         data_dir=data_root(study),
         n_images={"train": study.train_images, "test": study.test_images}.get(split),
         holdout_images=study.holdout_images,
-        image_size=prepared["image_size"],
-        resize=prepared["resize"],
-        interpolation=prepared["interpolation"],
+        **{key: prepared[key] for key in ("image_size", "resize", "interpolation")},
     )
 
 
 def audit_set(images, n_images: int | None):
     """Up to `n_images` of the images, as many of each class, at least one; None: all.
 
-    Raises
-    ------
-    ValueError
-        If a class has fewer images than that, which would make the subset much smaller.
+    Raises ValueError if a class has fewer images than that.
     """
     from advlib.data.sets import stratified_subset
 
@@ -58,21 +53,10 @@ def corruption_set(study, images) -> tuple:
 def study_preprocessing(study) -> dict:
     """How images are prepared: the values of the study, else those that its weights want.
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-
-    Returns
-    -------
-    dict
-        As `preprocessing`; None is left to the data set. Digits, Fashion-MNIST and CIFAR-10 keep
-        their size, whatever the weights. With an ``image_size`` of its own the study's ``resize``
-        keeps the weights' ratio of the two.
-
-    Raises
-    ------
-    ValueError
-        As `preprocessing`, and for weights that want their images squashed or padded.
+    As `advlib.networks.build.preprocessing` returns them; None is left to the data set. Small data
+    sets keep their size, whatever the weights. With an ``image_size`` of its own the study's
+    ``resize`` keeps the weights' ratio of the two. Raises ValueError for weights that want their
+    images squashed or padded.
     """
     from advlib.networks.build import preprocessing
 

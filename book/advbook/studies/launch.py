@@ -23,26 +23,12 @@ def to_launch(study: Study) -> bool:
 
 
 def launch(study: Study, *arguments: str, module: str = "advbook") -> None:
-    """Run a module on ``study.devices`` processes, as torchrun does.
+    """Run a module on ``study.devices`` processes, as torchrun does; what they print appears here.
 
-    What they print appears here as it comes.
-
-    Parameters
-    ----------
-    study : Study
-        As it is here, with the values that replace its file's.
-    *arguments : str
-        Of the module, before ``--study FILE``.
-    module : str
-        Run as ``python -m module``; its main function is wrapped in
-        `torch.distributed.elastic.multiprocessing.errors.record`.
-
-    Raises
-    ------
-    RuntimeError
-        With the message of the process that failed first.
-    ValueError
-        If this machine has fewer GPUs than that.
+    The module gets these arguments and ``--study FILE``, the study as it is here; its main function
+    is wrapped in `torch.distributed.elastic.multiprocessing.errors.record`. Raises RuntimeError
+    with the message of the process that failed first, and ValueError if this machine has fewer GPUs
+    than that.
     """
     distributed.check_devices(study.devices)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

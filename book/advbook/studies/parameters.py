@@ -31,12 +31,7 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
     -------
     (Study or None, SimpleNamespace)
         The study (its file, with the values injected beside it; None for a notebook about none),
-        and the own parameters.
-
-    Raises
-    ------
-    ValueError
-        For an unknown name or a value that cannot be meant.
+        and the own parameters. ValueError for an unknown name or a value that cannot be meant.
     """
     namespace = _assigned_parameters(namespace)
     if isinstance(namespace.get("study"), Study):  # the check runs again, the parameters have not

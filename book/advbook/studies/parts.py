@@ -13,19 +13,11 @@ from advlib.parquet import read_table, write_parquet
 
 
 def missing_parts(folder: Path, n_images: int, part: int, processes: int = 1) -> list[range]:
-    """The positions whose rows no earlier run kept, in parts.
+    """The positions of `n_images` whose rows no earlier run kept, in parts of `part` at most.
 
-    Parameters
-    ----------
-    folder : Path
-        Of the parts; its name must hold everything that decides them.
-    n_images : int
-        Of the data set.
-    part : int
-        Images per part, at most.
-    processes : int
-        Parts are of such a size that each may take as many images: the first, and every
-        `processes`-th after it; the second, and so on.
+    The folder's name must hold everything that decides the rows. Parts are of such a size that each
+    of several processes may take as many images: the first part, and every `processes`-th after
+    it; the second, and so on.
     """
     gaps, end = [], 0
     for positions, _ in [*_parts(folder), (range(n_images, n_images), None)]:

@@ -28,13 +28,7 @@ def _located(given: str | Path) -> Path | None:
 def find_study(name: str | Path) -> Path:
     """The file of a study given by its id or by the path of its file.
 
-    Raises
-    ------
-    FileNotFoundError
-        Listing the studies there are.
-    ValueError
-        For what is neither, and for a path at which two files lie, one from the project's root and
-        one from the working directory.
+    Raises FileNotFoundError, listing the studies there are, and ValueError for what is neither.
     """
     if not isinstance(name, str | Path) or not str(name):
         raise ValueError(f"study is an id or the path of a study file, got {name!r}")
@@ -51,12 +45,7 @@ def find_study(name: str | Path) -> Path:
 def named_file(given: str) -> Path:
     """A file that the study names, from the project's root or from the working directory.
 
-    Raises
-    ------
-    FileNotFoundError
-        If it is at neither place.
-    ValueError
-        If another file is at each of them.
+    Raises FileNotFoundError if it is at neither place, ValueError if another file is at each.
     """
     if path := _located(given):
         return path
@@ -79,28 +68,14 @@ def data_root(study) -> Path | None:
 
 
 def runs_folder(study_id: str) -> Path:
-    """Where a study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``.
-
-    Raises
-    ------
-    NotADirectoryError
-        If that is a file.
-    """
-    folder = ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder}, where runs are kept, is no folder: name one in ADVLIB_RUNS, or unset it"
-        )
-    return folder / study_id
+    """Where a study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
+    return ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser() / study_id
 
 
 def tables_folder(study, source: str) -> Path:
     """The folder that pages read: all "fresh" tables or all "committed" ones.
 
-    Raises
-    ------
-    FileNotFoundError
-        If that folder is not there.
+    Raises FileNotFoundError, with the command that makes them, if it is not there.
     """
     check_choice("source", source, ("fresh", "committed"))
     folder = study.runs if source == "fresh" else study.published
@@ -117,7 +92,7 @@ def tables_folder(study, source: str) -> Path:
 def shown_path(path: Path | str) -> str:
     """A path as pages give it: from the project's folder, or the name alone of what lies elsewhere.
 
-    Whose home that is belongs on no page.
+    So no page tells whose home that is.
     """
     whole = (ROOT / Path(path).expanduser()).resolve()
     return one_line(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole.name)

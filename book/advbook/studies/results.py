@@ -12,6 +12,8 @@ from advbook.studies.places import ROOT
 from advbook.studies.schema import Study, load_study
 from advbook.studies.tables import read_data
 
+NAMES = dict.fromkeys(("group", "class_name", "predicted_name"), str)
+
 
 def titled(study: Study, source: str | None) -> Study:
     """The study under the title that pages show: it says where the images are a copy.
@@ -77,7 +79,8 @@ def results(shown: Mapping[str, Shown], name: str) -> pd.DataFrame:
     for key, (study, _, title, folder) in shown.items():
         if not (path := folder / f"{name}.csv").is_file():
             continue
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a class may be called NA
+        # A class may be called 7, or NA.
+        table = pd.read_csv(path, dtype=NAMES, keep_default_na=False, na_values=[""])
         table.insert(0, "entry", key)
         table.insert(1, "title", title)
         if "method" in table:

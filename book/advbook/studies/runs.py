@@ -13,6 +13,7 @@ from advbook.studies import launch
 from advbook.studies.identity import (
     changed_since,
     digest,
+    recipe_for,
     recipe_of,
     training_of,
     training_settings,
@@ -29,7 +30,7 @@ from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
 from advlib.networks.build import build_model, preprocessing, weights_name
 from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
-from advlib.recipes import RECIPES
+from advlib.offsets import tune_offsets
 from advlib.train import LOG_COLUMNS, batch_share, fit
 
 
@@ -37,9 +38,8 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     """Train one method of a study, or find the finished run, and write its tables.
 
     Where the study wants several ``devices`` and this process works alone, it starts so many and
-    waits for them. Of processes that work together the first one writes.
-
-    A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken as it is.
+    waits for them. A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken
+    as it is.
 
     Parameters
     ----------
@@ -54,26 +54,21 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     -------
     dict
         The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
-        and its hash, data fingerprint, number of images; and how it was computed at last (number of
-        processes, pieces of a batch, device, dtype).
+        hash, data fingerprint, number of images, and how it was computed at last.
 
     Raises
     ------
-    FileNotFoundError
-        If the pretrained network that the method starts from has not been trained yet, or a
-        weights file is missing.
-    ValueError
-        If weights do not fit the network or the data, or a batch does not divide.
-    RuntimeError
-        With the message of the process that failed first, if it is one of several.
+    FileNotFoundError, ValueError, RuntimeError
+        If the network that it starts from has not been trained yet, or a weights file is missing;
+        if weights do not fit the network or the data, or a batch does not divide; with the message
+        of the process that failed first, if it is one of several.
     """
-    start = None
-    brought = method in study.checkpoints
+    brought, start = method in study.checkpoints, None
     taken = brought or (method == "pretrained" and not study.pretrain_epochs)
+    changed, base = recipe_of(study, method)
     if not taken:
         alone = launch.to_launch(study)
-        processes = study.devices if alone else distributed.world_size()
-        batch_share(training_of(study, recipe_of(study, method)[1]), processes)
+        batch_share(training_of(study, base), study.devices if alone else distributed.world_size())
         if alone:
             arguments = ("--method", method, "--seed", str(seed))
             launch.launch(study, "train", *arguments)
@@ -83,10 +78,22 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
         _check_current(study, "pretrained", start, study.runs, train_set.fingerprint)
-    settings = training_settings(
-        study, method, seed, train_set.fingerprint, _origin(study, method, start)
-    )
     changed, base = recipe_of(study, method)
+    recipe = None if brought else recipe_for(changed, base)
+    if recipe and ".py:" in recipe.objective:
+        path, _, member = recipe.objective.rpartition(":")
+        recipe = dataclasses.replace(recipe, objective=f"{named_file(path)}:{member}")
+    helper, facts = None, {}
+    if recipe and recipe.helper:
+        helper, facts = load_run(study, recipe.helper, seed)
+    settings = training_settings(
+        study,
+        method,
+        seed,
+        train_set.fingerprint,
+        _origin(study, method, start),
+        facts.get("checkpoint_hash"),
+    )
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     with distributed.in_turns():
         if brought:
@@ -95,10 +102,14 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         else:
             model = initial_model(changed, base, seed, train_set.num_classes, start)
     first = distributed.rank() == 0
-    if first and (study.weights or brought):
-        if (given := study.checkpoints.get(method, study.weights)).endswith(WEIGHT_FILES):
+    if first and (given := study.checkpoints.get(method, study.weights)):
+        if given.endswith(WEIGHT_FILES):
             print(f"Weights: {where_found(given)}")
         print(_preparation(train_set, model))
+    if recipe and recipe.post_hoc:
+        taken, model = True, helper
+        if first:
+            _post_hoc(changed, recipe, model, seed, device)
     if taken:
         if first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,9 +122,11 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             model,
             train_set,
             training_of(changed, base),
-            RECIPES[base],
+            recipe,
             seed=seed,
             folder=folder,
+            validation=images_of(study, "holdout") if recipe.validation else None,
+            helper=helper,
             settings=settings,
             device=device,
         )
@@ -121,6 +134,14 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         _write_run(study, method, seed, folder, train_set, settings, log)
     distributed.barrier()
     return read_run(study, method, seed)
+
+
+def _post_hoc(study, recipe, model, seed, device) -> None:
+    """Change a trained network without training, by validation images."""
+    validation, threat = images_of(study, "holdout"), study.train_threat
+    classes, strength = validation.num_classes, recipe.options["strength"]
+    how = {"num_classes": classes, "strength": strength, "seed": seed, "device": device}
+    print(f"Offsets of the logits: {tune_offsets(model, validation, threat, **how).tolist()}")
 
 
 def _set_aside_changed(study, method, seed, folder) -> None:
@@ -134,18 +155,10 @@ def _set_aside_changed(study, method, seed, folder) -> None:
 
 
 def _write_run(study, method, seed, folder, train_set, settings, log) -> None:
-    run = {
-        "study": study.study,
-        "method": method,
-        "seed": seed,
-        "folder": folder.name,
-        "checkpoint_hash": file_hash(folder / CHECKPOINT),
-        "data": train_set.fingerprint,
-        "n_images": len(train_set),
-        "num_classes": train_set.num_classes,
-        "settings": settings,
-        "how": read_checkpoint(folder / CHECKPOINT)[0]["how"],
-    }
+    run = {"study": study.study, "method": method, "seed": seed, "folder": folder.name}
+    run |= {"checkpoint_hash": file_hash(folder / CHECKPOINT), "data": train_set.fingerprint}
+    run |= {"n_images": len(train_set), "num_classes": train_set.num_classes}
+    run |= {"settings": settings, "how": read_checkpoint(folder / CHECKPOINT)[0]["how"]}
     table = log.assign(study=study.study, method=method, seed=seed)
     with replacing(study.runs / "train" / f"{method}-seed{seed}.csv") as path:
         table[["study", "method", "seed", *LOG_COLUMNS]].to_csv(path, index=False)
@@ -176,9 +189,8 @@ def _normalisation(study) -> dict:
     values = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
     if len(values["mean"]) != info.channels:
         raise ValueError(
-            f"{study.model} normalises {len(values['mean'])} channels, the images of "
-            f"{info.title} have {info.channels}: choose mean and std of so many, or a network "
-            "without published weights"
+            f"{study.model} normalises {len(values['mean'])} channels, the images of {info.title} "
+            f"have {info.channels}: give mean and std of so many, or take no published weights"
         )
     return values
 
@@ -199,7 +211,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     if start is not None:
         load_weights(model, _checkpoint(study, start))
     _check_normalisation(study, model)
-    if RECIPES[method].extra_logits:
+    if recipe_for(study, method).extra_logits:
         generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
         widen_head(model, study.num_transforms, replace=study.replace_head, generator=generator)
     return model
@@ -208,10 +220,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
 def brought_model(study, path: Path, num_classes: int) -> nn.Module:
     """A user's own trained network: K outputs, or K+M with the M of the study, classes first.
 
-    Raises
-    ------
-    ValueError
-        For another number of outputs, or weights that do not fit the study's network.
+    Raises ValueError for another number, or weights that do not fit the study's network.
     """
     model = build_model(study.model, num_classes=num_classes, **_normalisation(study))
     state = read_weights(path, model)
@@ -223,8 +232,7 @@ def brought_model(study, path: Path, num_classes: int) -> nn.Module:
     elif outputs not in (None, num_classes):
         raise ValueError(
             f"the network in {path} has {outputs} outputs: expected {num_classes}, the classes of "
-            f"the data, or {num_classes + extra} with the study's num_transforms = {extra} after "
-            "them"
+            f"the data, or {num_classes + extra} with num_transforms = {extra} after them"
         )
     load_weights(model, path, state)
     _check_normalisation(study, model)
@@ -237,19 +245,16 @@ def _check_normalisation(study, model) -> None:
         own, held = getattr(study, key), getattr(model.normalize, key).flatten().tolist()
         if own is not None and not np.allclose(own, held):
             raise ValueError(
-                f"{key} is {own} in the study, but {held} in the weights, which hold their own "
-                "normalisation: leave mean and std out of the study file"
+                f"{key} is {own} in the study, but {held} in the weights, which hold their own: "
+                "leave mean and std out of the study file"
             )
 
 
 def _preparation(images, model) -> str:
     """What happens to an image before the network's first layer, in a line."""
+    size = f"{images.image_size if images.pixels is None else images.pixels.shape[-1]} px"
     if images.pixels is None:
-        size = (
-            f"short side {images.resize} px ({images.interpolation}), centre {images.image_size} px"
-        )
-    else:
-        size = f"{images.pixels.shape[-1]} px"
+        size = f"short side {images.resize} px ({images.interpolation}), centre {size}"
     mean, std = (
         ", ".join(f"{v:.4g}" for v in values.flatten().tolist())
         for values in (model.normalize.mean, model.normalize.std)
@@ -260,22 +265,13 @@ def _preparation(images, model) -> str:
 def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tuple[nn.Module, dict]:
     """The trained network of one method and the facts of its run.
 
-    Parameters
-    ----------
-    study : Study
-    method : str
-    seed : int
-    source : {"fresh", "committed"}
-        A network of this machine's run, or the published one.
+    ``source`` is "fresh" for a network of this machine's run, "committed" for the published one.
 
     Raises
     ------
-    FileNotFoundError
-        If it has not been trained yet, or is not published; the message gives the command.
-    RuntimeError
-        If the checkpoint is not the one the facts were written for; the message says what to do.
-    ValueError
-        If it was trained with other settings than the study's.
+    FileNotFoundError, RuntimeError, ValueError
+        If it has not been trained yet or is not published; if the checkpoint is not the one that
+        the facts were written for; if it was trained with other settings than the study's.
     """
     run = read_run(study, method, seed, source)
     _check_current(study, method, run, tables_folder(study, source))

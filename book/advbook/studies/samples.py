@@ -23,9 +23,9 @@ import pandas as pd
 import pyarrow as pa
 from scipy.special import stdtrit
 
+from advbook.studies.current import SAMPLES, samples_table
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
-from advbook.studies.tables import SAMPLES, read_data, samples_table
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import environment
 
@@ -33,29 +33,18 @@ COLUMNS = ["method", "seed", "file_name", "label", "image", "perturbation", "sca
 COLUMNS += ["predicted_class", "predicted_probability"]
 COLUMNS += ["adversarial_class", "adversarial_probability"]
 ATTACK = "pgd40_last"  # the last iterate of one start: each image is attacked to the end
+NETWORK = ("checkpoint_hash", "settings")  # the facts of each network
 COARSE = 8  # px: waves as long as this or longer are coarse
 LARGE_SIDE = 64  # px; of larger images there are fewer
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def make_samples(study, *, device=None) -> Path:
-    """Attack a few of the study's images on every method's network, and keep what was found.
+def make_samples(study) -> Path:
+    """Attack a few of the study's images on every method's network of the first seed.
 
-    The attack is the study's PGD-40 in float32, from the start that
-    `evaluate_attack` draws for the image; its last iterate is kept, whether or not
-    it is misclassified.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-        Its networks are trained; the first seed's are taken.
-    device : optional
-        None: CUDA, MPS or the CPU, by availability.
-
-    Returns
-    -------
-    Path
-        ``runs/<study>/samples.parquet``; the same networks on the same machine give the same bytes.
+    The attack is the study's PGD-40 in float32, from the start that `evaluate_attack` draws for the
+    image. Its last iterate is kept, whether or not it is misclassified. Returns the path of
+    ``runs/<study>/samples.parquet``; the same networks on the same machine give the same bytes.
 
     Raises
     ------
@@ -69,7 +58,7 @@ def make_samples(study, *, device=None) -> Path:
     from advlib.data.batches import stream_seed
     from advlib.networks.device import autocast, default_device
 
-    device = torch.device(device or default_device())
+    device = default_device()
     seed, threat = study.seeds[0], study.threat(ATTACK)
     found = {method: load_run(study, method, seed) for method in study.methods}
     images = images_of(study, study.evaluation_split)
@@ -108,10 +97,7 @@ def make_samples(study, *, device=None) -> Path:
         "data_title": images.title,
         "split": study.evaluation_split,
         "n_images": len(names),
-        "networks": {
-            method: {key: run[key] for key in ("checkpoint_hash", "settings")}
-            for method, (_, run) in found.items()
-        },
+        "networks": {m: {k: run[k] for k in NETWORK} for m, (_, run) in found.items()},
         "device": str(device),
         "dtype": "float32",
         "versions": environment()["versions"],
@@ -122,56 +108,20 @@ def make_samples(study, *, device=None) -> Path:
 
 
 def read_samples(study, source: str) -> pd.DataFrame:
-    """The samples table of a study.
+    """The samples table of a study, "fresh" or "committed", with the columns above.
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    source : {"fresh", "committed"}
-        Of the reader's own run, or of the repository.
-
-    Returns
-    -------
-    DataFrame
-        ``attrs["facts"]`` holds the table's facts, ``attrs["class_names"]`` the classes' names.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `samples_table`; also where a column is missing, an image lacks a method, a
-        class is out of range, or what should be a PNG is none.
+    Raises FileNotFoundError or ValueError as `advbook.studies.current.samples_table`.
     """
-    folder = tables_folder(study, source)
-    path, facts = samples_table(study, folder)
-    class_names = read_data(folder)["class_names"]
-    table = read_table(path)
-    if missing := [column for column in COLUMNS if column not in table]:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}: make it again")
-    each = table.groupby("method").file_name.agg(["size", "nunique"])
-    if set(each.index) != set(study.methods) or (each != facts["n_images"]).any(axis=None):
-        raise ValueError(f"{path} has not every image once for each method: make it again")
-    for column in ("label", "predicted_class", "adversarial_class"):
-        if not table[column].between(0, len(class_names) - 1).all():
-            raise ValueError(f"{path}: {column} is in [0, {len(class_names)}): make it again")
-    for column in ("image", "perturbation"):
-        if not all(png.startswith(PNG_SIGNATURE) for png in table[column]):
-            raise ValueError(f"{path}: {column} holds PNG images: make it again")
-    table.attrs = {"facts": facts, "class_names": class_names}
-    return table[COLUMNS]
+    path, _ = samples_table(study, tables_folder(study, source))
+    return read_table(path)[COLUMNS]
 
 
 def sample_positions(file_names, labels, side: int) -> list[int]:
     """Positions of the images that are shown, class by class: decided by their names alone.
 
     Three of each class, at most 30 in all, or 12 if their `side` is above `LARGE_SIDE` px; where
-    there are more classes than that, one image of each of so many classes.
-
-    Parameters
-    ----------
-    file_names : sequence of str, length N
-        Ranked by a hash, so that neither order nor looks nor any network has a say.
-    labels : int array (N,)
-    side : int
+    there are more classes than that, one image of each of so many classes. A hash of the file name
+    ranks them, so that neither order nor looks nor any network has a say.
     """
     from advlib.data.batches import stream_seed
 
@@ -247,15 +197,7 @@ def _coarse(shape: tuple) -> np.ndarray:
 def mean_over_images(shares: pd.DataFrame) -> pd.DataFrame:
     """Each method's mean share with its 95 % interval over images, by Student's t.
 
-    Parameters
-    ----------
-    shares : DataFrame
-        Columns method, share: a row an image.
-
-    Returns
-    -------
-    DataFrame
-        Columns method, value, low, high; no interval for one image.
+    From one row per image, with columns method and share, to method, value, low and high.
     """
     found = shares.groupby("method", sort=False).share.agg(["mean", "sem", "count"])
     half = stdtrit(found["count"] - 1, 0.975) * found["sem"]

@@ -2,7 +2,7 @@
 
 import shlex
 
-from advlib.recipes import RECIPES
+from advlib.recipes import RECIPES, Recipe
 
 BROUGHT = "brought"
 """What the id of predictions begins with that are brought without an id of their own."""
@@ -20,13 +20,20 @@ class Views:
     @property
     def names(self) -> dict[str, str]:
         """What pages call each method: its book name, or the name that its owner gave it."""
-        return {m: RECIPES[m].title if m in RECIPES else m for m in self.methods}
+        known = self.recipes
+        return {m: known[m].title if m in known else m for m in self.methods}
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """All recipes that the study may train: those of the library and its own."""
+        return RECIPES | {name: Recipe(**said) for name, said in self.own_methods.items()}
 
     @property
     def ablation_names(self) -> dict[str, str]:
         """What pages call each ablation."""
+        known = self.recipes
         return {
-            name: changes.get("title", RECIPES[name].title if name in RECIPES else name)
+            name: str(changes.get("title", known[name].title if name in known else name))
             for name, changes in self.ablations.items()
         }
 
@@ -104,19 +111,10 @@ class Views:
         return reasons
 
 
-def require(study, chapter: str) -> None:
-    """Refuse a chapter that is run by hand and that the study's data do not allow."""
-    if reason := study.unavailable.get(chapter):
-        raise ValueError(f"the chapter {chapter} is not for {study.study}: {reason}")
-
-
 def group_of(study, class_names: list[str]) -> dict[int, str]:
     """Each class's group by its number; empty if the study names no groups.
 
-    Raises
-    ------
-    ValueError
-        If `groups` names a class that there is not, or leaves one out.
+    Raises ValueError if `groups` names a class that there is not, or leaves one out.
     """
     named = {name: group for group, names in study.groups.items() for name in names}
     unknown = [name for name in named if name not in class_names]

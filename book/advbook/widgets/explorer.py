@@ -1,10 +1,11 @@
 """The explorer in JupyterLab: one image, several networks, an attack that is watched as it runs."""
 
 import dataclasses
+import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from html import escape
 
@@ -14,27 +15,21 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advbook.charts.explorer import (
-    BENCHMARKS,
-    CLEAN,
-    class_panel,
-    pictures,
-    probability_chart,
-)
+from advbook.charts.explorer import CLEAN, pictures, probability_chart
 from advbook.studies.checks import check_choice
-from advbook.studies.places import STUDIES, tables_folder
+from advbook.studies.places import tables_folder
 from advbook.studies.runs import load_run
 from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import Study, load_study
-from advbook.studies.tables import read_data, read_tables
-from advlib import metrics
+from advbook.studies.tables import read_data
 from advlib.attacks.pgd import attack_mode, pgd_iterates
 from advlib.data.batches import stream_seed
 from advlib.labels import class_logits
 from advlib.networks.device import default_device
 from advlib.threat import ThreatModel
 
-ATTACK = ("eps", "steps", "automatic", "step_size", "random_start", "start")  # one column
+LOOK = {"style": {"description_width": "80px"}, "layout": {"width": "285px"}}
+FIELDS = ("eps", "steps", "random_start", "label_source", "attack_logits", "loss")  # of a threat
 
 
 def attack_steps(
@@ -56,10 +51,8 @@ def attack_steps(
     label : int
         The true class.
     threat : ThreatModel
-    num_classes : int
-        K.
-    seed : int
-        Of the random start.
+    num_classes, seed : int
+        K, and the seed of the random start.
 
     Yields
     ------
@@ -92,27 +85,6 @@ def attack_steps(
     iterates = pgd_iterates(model, x, y, threat, num_classes=num_classes, generator=generator)
     for step, x_adv in enumerate(iterates):
         yield {"step": step, **seen(x_adv)}, x_adv
-
-
-def class_errors(study: Study, source: str) -> pd.DataFrame:
-    """Clean and PGD-40 error of every class and method, first seed.
-
-    Returns
-    -------
-    DataFrame
-        Columns method (its name), benchmark (in words), label, class_name, error (fraction) and
-        rank among the classes; 1 has the lowest error.
-    """
-    wanted = [name for name in BENCHMARKS if name in study.benchmarks]
-    parts = []
-    for (benchmark, method, seed), table, _ in read_tables(study, source, wanted):
-        if seed == study.seeds[0]:
-            errors = metrics.class_error(table).reset_index(drop=True)
-            errors["rank"] = errors.error.rank(method="min").astype(int)
-            parts.append(errors.assign(method=study.names[method], benchmark=BENCHMARKS[benchmark]))
-    names = read_data(tables_folder(study, source))["class_names"]
-    whole = pd.concat(parts, ignore_index=True)
-    return whole.assign(class_name=[names[label] for label in whole.label])
 
 
 class Background:
@@ -163,8 +135,8 @@ class Explorer(widgets.VBox):
         An id, or a study that was read.
     source : {"committed", "fresh"}
         The published networks and images, or those of the reader's own run.
-    methods : list of str, optional
-        Those compared at first; None: Std, Adv and Adv⁺.
+    methods : sequence of str
+        Those compared at first.
     image : str
         The file name of the first image; empty: the study's first one.
     delay : float
@@ -173,12 +145,10 @@ class Explorer(widgets.VBox):
     Attributes
     ----------
     controls : dict of str to widget
-        What the reader moves: study, source, label, number, eps, steps, …; and methods, a box with
-        a check box each.
+        What the reader moves: image, methods, eps, …
     steps : DataFrame
         What is drawn: rows of `attack_steps` with a column method; empty at first.
     background : Background
-        ``background.wait()`` waits for the attack.
 
     Raises
     ------
@@ -190,60 +160,48 @@ class Explorer(widgets.VBox):
         self,
         study: Study | str = "fashion_mnist_quick",
         source: str = "committed",
-        methods: list[str] | None = None,
+        methods: Sequence[str] = ("std", "adv", "adv_plus"),
         image: str = "",
         delay: float = 0.3,
     ):
         self.background = Background(self._failed)  # first: a failed widget is closed, too
-        study = study if isinstance(study, Study) else load_study(study)
-        for name in methods or []:
-            check_choice("methods", name, tuple(study.methods))
-        self.studies = {path.stem: None for path in sorted(STUDIES.glob("*.yaml"))}
-        self.studies[study.study] = study
-        read_samples(study, source)  # its error ends the cell; a later study's is shown
-        self.preferred, self.delay = methods or ["std", "adv", "adv_plus"], delay
-        self.networks, self.errors, self.marked = {}, {}, None
-        self.samples, self.filling = None, False
-        self.steps = pd.DataFrame()
-        self.controls = _controls(list(self.studies), study.study, source)
+        self.study = study if isinstance(study, Study) else load_study(study)
+        for name in methods:
+            check_choice("methods", name, tuple(self.study.methods))
+        self.samples, self.delay = read_samples(self.study, source), delay
+        self.names = read_data(tables_folder(self.study, source))["class_names"]
+        each = zip(self.samples.file_name, self.samples.label, strict=True)
+        images = {file_name: f"{self.names[label]}, {file_name}" for file_name, label in each}
+        image = image or next(iter(images))
+        check_choice("image", image, tuple(images))
+        seed, self.steps = self.study.seeds[0], pd.DataFrame()
+        self.network = functools.cache(lambda name: load_run(self.study, name, seed, source))
         self.status = widgets.HTML()
         self.pictures = widgets.HTML(layout={"max_width": "100%", "overflow": "auto"})
         self.progress = widgets.IntProgress(description="Attack")
         self.cancel = widgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.cancel.on_click(lambda _: self.background.cancel())
         alt.JupyterChart.enable_offline()
-        self.probabilities, self.classes = (
+        self.probabilities = alt.JupyterChart(
+            None,
+            embed_options={"renderer": "svg", "actions": False},
             # As high as the chart, so that the page stands still while it is redrawn.
-            alt.JupyterChart(
-                None,
-                embed_options={"renderer": "svg", "actions": False},
-                layout={"min_height": f"{height}px", "overflow": "visible"},
-            )
-            for height in (350, 200)
+            layout={"min_height": "350px", "overflow": "visible"},
         )
-        c, wrap = self.controls, {"flex_flow": "row wrap", "overflow": "visible"}
-        self.attack = widgets.VBox([c[key] for key in ATTACK])
-        columns = (
-            widgets.VBox([c[key] for key in ("study", "source", "label", "number")]),
-            self.attack,
-            widgets.VBox([c["label_source"], c["attack_logits"], c["loss"], c["methods"]]),
-        )
+        columns = _controls(self.study, images, methods, image)
+        self.controls = {name: one for column in columns for name, one in column.items()}
+        wrap = {"flex_flow": "row wrap", "overflow": "visible"}
         super().__init__(
             [
-                widgets.HBox(columns, layout=wrap),
+                widgets.HBox([widgets.VBox([*c.values()]) for c in columns], layout=wrap),
                 widgets.HBox([self.progress, self.cancel]),
                 self.status,
                 widgets.HBox([self.pictures, self.probabilities], layout=wrap),
-                self.classes,
             ]
         )
-        self.cancel.on_click(lambda _: self.background.cancel())
-        for name, control in c.items():
-            chosen = self._choose_study if name in ("study", "source") else self._changed
-            if name != "methods":
-                control.observe(chosen, "value")
-        self._choose_study()
-        if image and self.samples is not None:
-            self._choose_image(image)
+        for control in self.controls.values():
+            control.observe(self._changed, "value")
+        self._changed()
 
     def close(self) -> None:
         """End the attack, and close the widgets."""
@@ -251,202 +209,92 @@ class Explorer(widgets.VBox):
         self.background.thread.shutdown(wait=False)
         super().close()
 
-    def _choose_study(self, _=None):
-        """Offer the study's images and methods, at its own threat model."""
-        c, self.samples = self.controls, None
-        name, source = c["study"].value, c["source"].value
-        self._end()
-        try:
-            self.studies[name] = self.study = self.studies[name] or load_study(name)
-            samples = read_samples(self.study, source)
-        except Exception as error:  # ipywidgets would write it to a log that nobody reads
-            self.classes.chart = self.marked = None
-            return self._failed(error)
-        self.filling = True  # many changes, one attack
-        names, threat = samples.attrs["class_names"], self.study.threat("pgd40")
-        c["label"].options = [(names[label], int(label)) for label in samples.label.unique()]
-        c["label"].value = int(samples.label.iloc[0])
-        c["number"].max = c["number"].value = 1
-        most = min(1.0, 4 * threat.eps) if threat.norm == "Linf" else 4 * threat.eps
-        for key, least, value in (
-            ("eps", 0.0, threat.eps),
-            ("step_size", threat.eps / 100, threat.step),
-        ):
-            # New ones: a browser snaps the old value to new bounds and sends it back.
-            c[key] = _slider(c[key].description, value, (least, most), threat.eps / 100)
-            c[key].observe(self._changed, "value")
-        self.attack.children = [c[key] for key in ATTACK]
-        for key in ("steps", "random_start", "label_source", "attack_logits", "loss"):
-            c[key].value = getattr(threat, key)
-        c["automatic"].value, c["start"].value = threat.step_size is None, 0
-        preferred = [m for m in self.preferred if m in self.study.methods]
-        boxes = [
-            widgets.Checkbox(
-                method in (preferred or self.study.methods[:3]), description=title, indent=False
-            )
-            for method, title in self.study.names.items()
-        ]
-        for box in boxes:
-            box.layout.width, box.layout.margin = "auto", "2px 16px 2px 0"
-            box.observe(self._changed, "value")
-        c["methods"].children = boxes
-        self.samples, self.filling = samples, False
-        self._changed()
-
-    def _choose_image(self, name: str):
-        found = self.samples[self.samples.file_name == name]
-        if not len(found):
-            known = ", ".join(self.samples.file_name.unique())
-            raise ValueError(f"image is one of {known}; got {name!r}")
-        label = int(found.label.iloc[0])
-        of_class = self.samples[self.samples.label == label].file_name.unique()
-        self.controls["label"].value = label
-        self.controls["number"].value = list(of_class).index(name) + 1
-
     def _changed(self, _=None):
         """Whatever the reader moved: the attack starts anew."""
-        if self.filling or self.samples is None:
-            return
-        c = self.controls
-        try:
-            images = self.samples[self.samples.label == c["label"].value]
-            images = images.drop_duplicates("file_name")
-            self.filling = True
-            c["number"].max = len(images)
-            for name, idle in (("step_size", "automatic"), ("start", "random_start")):
-                needed = c[idle].value == (name == "start")
-                c[name].layout.display = None if needed else "none"
-            self.filling = False
-            shown = images.iloc[c["number"].value - 1]
-            name, label, pixels = shown.file_name, int(shown.label), decode_png(shown.image)
-            same = ("eps", "steps", "random_start", "label_source", "attack_logits", "loss")
-            threat = dataclasses.replace(
-                self.study.threat("pgd40"),
-                step_size=None if c["automatic"].value else c["step_size"].value,
-                **{key: c[key].value for key in same},
-            )
-            titles = [box.description for box in c["methods"].children if box.value]
-            methods = [method for method, title in self.study.names.items() if title in titles]
-            seed = stream_seed(0, name, c["start"].value)  # 0: the start of the evaluation
-            x = torch.tensor(pixels, device=default_device())[None] / 255
-            names = self.samples.attrs["class_names"]
-            job = self._attack(
-                self.study, c["source"].value, name, names, methods, x, label, threat, seed
-            )
-        except Exception as error:
-            self.filling = False
-            self._end()
-            self._failed(error)
-        else:
-            self.background.start(job, self.delay)
+        chosen = {name: control.value for name, control in self.controls.items()}
+        threat = dataclasses.replace(
+            self.study.threat("pgd40"),
+            step_size=chosen["step_size"] or None,
+            **{key: chosen[key] for key in FIELDS},
+        )
+        self.background.start(self._attack(chosen, threat), self.delay)
 
-    def _attack(self, study, source, image, names, methods, x, label, threat, seed):
+    def _attack(self, chosen, threat):
         """The job: attack the methods one after the other, and draw now and then."""
-        rows, images, said = [], {}, []
-        title = escape(f"{image}: {threat}")
-        rounds = (threat.steps if threat.eps else 0) + 2
-        self.progress.max, self.progress.value = len(methods) * rounds, 0
-        self.cancel.disabled, self.status.value = False, title
-        self._mark_class(study, source, label, said)
-        due, state = 0.0, "Done." if methods else "Nothing is attacked: choose a method."
+        rows, images, methods, due = [], {}, chosen["methods"], 0.0
+        state = "Done." if methods else "Nothing is attacked: choose a method."
+        title = escape(f"{chosen['image']}: {threat}")
+        self.progress.max = len(methods) * ((threat.steps if threat.eps else 0) + 2)
+        self.progress.value, self.cancel.disabled, self.status.value = 0, False, title
+        shown = self.samples[self.samples.file_name == chosen["image"]].iloc[0]
+        x = torch.tensor(decode_png(shown.image), device=default_device())[None] / 255
+        seed = stream_seed(0, shown.file_name, chosen["start"])  # 0: the start of the evaluation
         try:
             for method in methods:
-                try:
-                    model, k = self._network(study, source, method, x.device)
-                except FileNotFoundError as error:
-                    said.append(str(error))
-                    self.progress.max -= rounds
-                    continue
-                steps = attack_steps(model, x, label, threat, num_classes=k, seed=seed)
+                (model, run), name = self.network(method), self.study.names[method]
+                given = {"num_classes": run["num_classes"], "seed": seed}
+                steps = attack_steps(model.to(x.device), x, int(shown.label), threat, **given)
                 for row, image in steps:
-                    rows.append({"method": study.names[method], **row})
-                    images[study.names[method]] = x, image
+                    rows.append({"method": name, **row})
+                    images[name] = x, image
                     self.progress.value += 1
                     if time.monotonic() > due:
-                        before = time.monotonic()
-                        self._draw(rows, images, names, threat)
-                        due = time.monotonic() + max(0.2, 3 * (time.monotonic() - before))
+                        self._draw(rows, images, threat)
+                        due = time.monotonic() + 0.5
                     yield
         except GeneratorExit:
-            name, step = study.names[method], row["step"]
-            state = f"Cancelled {'before the attack' if step < 0 else f'at step {step}'} of {name}."
-        self._draw(rows, images, names, threat)
-        self.cancel.disabled = True
-        said = "".join(f"<br><b>{escape(text)}</b>" for text in said)
-        self.status.value = f"{title}. {state}{said}"
+            state = f"Cancelled at step {row['step']} of {name}."
+        self._draw(rows, images, threat)
+        self.cancel.disabled, self.status.value = True, f"{title}. {state}"
 
-    def _network(self, study, source, method, device):
-        key = study.study, source, method
-        if key not in self.networks:
-            model, run = load_run(study, method, study.seeds[0], source)
-            self.networks[key] = model.to(device), run["num_classes"]
-        return self.networks[key]
-
-    def _mark_class(self, study, source, label, said):
-        try:
-            if (study.study, source) not in self.errors:
-                self.errors[study.study, source] = class_errors(study, source)
-        except (FileNotFoundError, ValueError) as error:
-            said.append(f"No errors of classes: {error}")
-            self.classes.chart = self.marked = None
-            return
-        if self.marked != (study.study, source, label):
-            self.classes.chart = class_panel(self.errors[study.study, source], label)
-            self.marked = study.study, source, label
-
-    def _draw(self, rows, images, names, threat):
-        self.steps = pd.DataFrame(rows)
-        self.pictures.value = pictures(images, self.steps, names, threat) if rows else ""
-        chart = probability_chart(self.steps, names, threat.steps) if rows else None
-        self.probabilities.chart = chart
-
-    def _end(self):
-        """Wait until the running attack has written its last word."""
-        self.background.cancel()
-        self.background.wait()
+    def _draw(self, rows, images, threat):
+        self.steps, chart, html = pd.DataFrame(rows), None, ""
+        if rows:
+            chart = probability_chart(self.steps, self.names, threat.steps)
+            html = pictures(images, self.steps, self.names, threat)
+        self.pictures.value, self.probabilities.chart = html, chart
 
     def _failed(self, error):
+        """Say what went wrong, and show nothing of what was there before."""
         self.cancel.disabled = True
-        self._draw([], {}, [], None)  # nothing of what was shown before belongs to this
-        said, where = str(error), ""
+        self._draw([], {}, None)
+        self.status.value = f"<b>{escape(f'{type(error).__name__}: {error}')}</b>"
         if not isinstance(error, FileNotFoundError):  # which says what to run
-            said = f"{type(error).__name__}: {error}"
             where = escape("".join(traceback.format_exception(error)))
-            where = f"<details><summary>Where</summary><pre>{where}</pre></details>"
-        self.status.value = f"<b>{escape(said)}</b>{where}"
+            self.status.value += f"<details><summary>Where</summary><pre>{where}</pre></details>"
 
 
-LOOK = {"style": {"description_width": "80px"}, "layout": {"width": "285px"}}
+def _drop_down(description: str, options: list, value) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, value=value, description=description, **LOOK)
 
 
-def _slider(description: str, value=0.0, bounds=(0.0, 1.0), step=0.1) -> widgets.FloatSlider:
-    return widgets.FloatSlider(
-        value, min=bounds[0], max=bounds[1], step=step,
-        description=description, readout_format=".4f", **LOOK,
-    )  # fmt: skip
+def _controls(study: Study, images: dict, methods: Sequence[str], image: str) -> tuple:
+    """What the reader moves, in three columns of widgets by name, at the study's own PGD-40.
 
-
-def _controls(studies: list[str], study: str, source: str) -> dict[str, widgets.Widget]:
-    """What the reader moves, before a study fills it."""
-    sources = [("published", "committed"), ("of your own run", "fresh")]
+    A step size of 0 is the usual one, 2.5·ε/min(steps, 10).
+    """
+    threat = study.threat("pgd40")
+    known = [(title, method) for method, title in study.names.items()]
     logits = [("of the K classes", "class"), ("all K+M", "all")]
     labels = [("the true label", "true"), ("the predicted label", "predicted")]
-    losses = ["cross_entropy", "margin", "dlr"]
-    return {
-        "study": widgets.Dropdown(options=studies, value=study, description="Study", **LOOK),
-        "source": widgets.Dropdown(options=sources, value=source, description="Networks", **LOOK),
-        "label": widgets.Dropdown(description="Class", **LOOK),
-        "number": widgets.IntSlider(1, 1, 1, description="Image", **LOOK),
-        "eps": _slider("ε"),
-        "steps": widgets.IntSlider(40, 1, 100, description="Steps", **LOOK),
-        "automatic": widgets.Checkbox(True, description="Step 2.5·ε/min(steps, 10)", **LOOK),
-        "step_size": _slider("Step size"),
-        "random_start": widgets.Checkbox(True, description="Random start", **LOOK),
-        "start": widgets.IntSlider(0, 0, 9, description="Start", **LOOK),
-        "label_source": widgets.Dropdown(options=labels, description="Leaves", **LOOK),
-        "attack_logits": widgets.Dropdown(options=logits, description="Logits", **LOOK),
-        "loss": widgets.Dropdown(options=losses, description="Climbs", **LOOK),
-        "methods": widgets.HBox(
-            layout={"flex_flow": "row wrap", "overflow": "visible", "width": "285px"}
+    most = min(1.0, 4 * threat.eps) if threat.norm == "Linf" else 4 * threat.eps
+    fine = {"max": most, "step": threat.eps / 100, "readout_format": ".4f"} | LOOK
+    seen = {
+        "image": _drop_down("Image", [(title, name) for name, title in images.items()], image),
+        "methods": widgets.SelectMultiple(
+            options=known, value=methods, rows=len(known), description="Methods", **LOOK
         ),
     }
+    attack = {
+        "eps": widgets.FloatSlider(threat.eps, description="ε", **fine),
+        "steps": widgets.IntSlider(threat.steps, 1, 100, description="Steps", **LOOK),
+        "step_size": widgets.FloatSlider(threat.step_size or 0.0, description="Step size", **fine),
+        "random_start": widgets.Checkbox(threat.random_start, description="Random start", **LOOK),
+        "start": widgets.IntSlider(0, 0, 9, description="Start", **LOOK),
+    }
+    others = {
+        "label_source": _drop_down("Leaves", labels, threat.label_source),
+        "attack_logits": _drop_down("Logits", logits, threat.attack_logits),
+        "loss": _drop_down("Climbs", ["cross_entropy", "margin", "dlr"], threat.loss),
+    }
+    return seen, attack, others

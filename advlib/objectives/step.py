@@ -1,0 +1,193 @@
+"""One step of training as an objective sees it: its images, and what may be done with them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from advlib import distributed
+from advlib.attacks.pgd import attack_mode, pgd_attack
+from advlib.labels import class_logits
+from advlib.networks.device import autocast
+from advlib.recipes import Training
+from advlib.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a step, the same for all of its pieces.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The one that is trained.
+    training : Training
+    num_classes : int
+        K.
+    dtype : torch.dtype
+        Of the autocast.
+    forward : callable, optional
+        Batches of images to the logits of each, all in one call; None: `model`.
+    attacked : callable
+        Gives the network to attack: `model`, or a faster one with its weights.
+    helper : nn.Module, optional
+        A trained network that the method consults, in evaluation mode.
+    displaced : list
+        Weights that `Step.perturb` has moved, with where they were; see `put_back`.
+    """
+
+    model: nn.Module
+    training: Training
+    num_classes: int
+    dtype: torch.dtype = torch.float32
+    forward: Callable[..., list[torch.Tensor]] | None = None
+    attacked: Callable[[], nn.Module] | None = None
+    helper: nn.Module | None = None
+    displaced: list = field(default_factory=list)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The weights as they were before `Step.perturb`."""
+        while self.displaced:
+            parameter, before = self.displaced.pop()
+            parameter.copy_(before)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Images of one step (all of a process's, or a piece of them) and what to do with them.
+
+    Attributes
+    ----------
+    x : float tensor (N, C, H, W) in [0, 1]
+    y : int tensor (N,)
+    index : int tensor (N,)
+        Positions in the training images.
+    noise : float tensor (N, C, H, W) or None
+        The random start of the attack, in units of ε (`advlib.attacks.pgd.start_noise`).
+    networks : Networks
+    first : int
+        The place of x[0] in the whole batch. With several threat models the image in place i is
+        attacked by number i mod M.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    index: torch.Tensor | None
+    noise: torch.Tensor | None
+    networks: Networks
+    first: int = 0
+
+    def logits(self, *images: torch.Tensor) -> list[torch.Tensor]:
+        """Logits of each batch of images, to be trained on. Called once per step, with all."""
+        # Each batch has a forward pass, and so batch-norm statistics, of its own.
+        nets = self.networks
+        with autocast(self.x.device, nets.dtype):
+            return nets.forward(*images) if nets.forward else [nets.model(x) for x in images]
+
+    def attack(
+        self,
+        objective: Callable | None = None,
+        *,
+        threat: ThreatModel | None = None,
+        radius: torch.Tensor | None = None,
+        step_size: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attacked images (N, C, H, W), and the transformation of each (N,).
+
+        Parameters
+        ----------
+        objective : callable, optional
+            ``objective(logits, labels, transform, own)`` is the scalar that the attack climbs, a
+            sum over the images `own` (a slice of the N); None: the threat model's loss.
+        threat : ThreatModel, optional
+            In place of the training's.
+        radius, step_size : float tensor (N,), optional
+            ε and step of each image.
+        start : float tensor (N, C, H, W), optional
+            Where the attack starts; None: at the random start.
+        """
+        nets, first = self.networks, self.first
+        threats = (threat,) if threat else nets.training.threats
+        # Images take turns, so that each transformation has as many of a batch.
+        transform = (torch.arange(len(self.x), device=self.x.device) + first) % len(threats)
+        x_adv = torch.empty_like(self.x)
+        for j, threat in enumerate(threats):
+            own = slice((j - first) % len(threats), None, len(threats))
+            given = dict(noise=self.noise if threat.random_start else None)
+            given |= dict(radius=radius, step_size=step_size, start=start)
+            climbed = None
+            if objective:
+
+                def climbed(logits, labels, transform=transform[own], own=own):
+                    return objective(logits, labels, transform, own)
+
+            with autocast(self.x.device, nets.dtype):
+                x_adv[own] = pgd_attack(
+                    self._attacked(),
+                    self.x[own],
+                    self.y[own],
+                    threat,
+                    num_classes=nets.num_classes,
+                    objective=climbed,
+                    check=False,
+                    **{k: v if v is None else v[own] for k, v in given.items()},
+                )
+        return x_adv, transform
+
+    def scores(self, images: torch.Tensor) -> torch.Tensor:
+        """Class logits (N, K) of the attacked network, in evaluation mode and without a graph."""
+        return self._scores(self._attacked(), images)
+
+    def helper(self, images: torch.Tensor) -> torch.Tensor:
+        """Class logits (N, K) of the helper, without a graph."""
+        return self._scores(self.networks.helper, images)
+
+    def wrong(self, *outputs: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """Which of these logits (N, K+M) predict another class than `y`, or the labels of the step.
+
+        Returns a boolean tensor over all of them, one after the other.
+        """
+        y = self.y if y is None else y
+        found = [class_logits(out, self.networks.num_classes).argmax(1) != y for out in outputs]
+        return torch.cat(found)
+
+    def part(self, own: torch.Tensor | slice) -> "Step":
+        """The step of the images `own`, a slice or positions in this one."""
+        noise = None if self.noise is None else self.noise[own]
+        index = None if self.index is None else self.index[own]
+        return replace(self, x=self.x[own], y=self.y[own], index=index, noise=noise)
+
+    def perturb(self, loss_of: Callable[["Step"], torch.Tensor], gamma: float) -> None:
+        """Move the weights to where the loss is larger, until the step's gradient is computed.
+
+        Each tensor w of two dimensions or more moves by `gamma` ‖w‖ along its gradient of
+        ``loss_of(step)`` (Wu et al. 2020). Batch norm keeps its statistics.
+        """
+        nets = self.networks
+        weights = [p for p in nets.model.parameters() if p.ndim > 1 and p.requires_grad]
+        buffers = [b.clone() for b in nets.model.buffers()]
+        alone = replace(self, networks=replace(nets, forward=None))
+        gradients = torch.autograd.grad(loss_of(alone), weights)
+        with torch.no_grad():
+            for buffer, before in zip(nets.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                gradient = distributed.mean(gradient)
+                nets.displaced.append((weight, weight.clone()))
+                length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+                weight.add_(gradient * (gamma * weight.norm() / length))
+
+    def _attacked(self) -> nn.Module:
+        return self.networks.attacked() if self.networks.attacked else self.networks.model
+
+    def _scores(self, network, images):
+        nets = self.networks
+        with torch.no_grad(), attack_mode(network, "eval"), autocast(self.x.device, nets.dtype):
+            return class_logits(network(images).float(), nets.num_classes)
+
+
+Objective = Callable[[Step], tuple[torch.Tensor, torch.Tensor]]
+"""A step to the loss, a scalar with a graph, and which predictions on the images were wrong."""

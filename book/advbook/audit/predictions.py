@@ -1,0 +1,122 @@
+"""Predictions of a study's networks for its audit: under every switch, and under the battery."""
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from advbook.audit.battery import STRENGTHS, battery
+from advbook.studies.evaluate import image_facts, numbers, run_facts
+from advbook.studies.identity import digest
+from advbook.studies.inputs import audit_set, images_of
+from advbook.studies.parts import kept
+from advbook.studies.runs import load_run, read_run
+from advbook.studies.schema import Study
+from advbook.studies.switches import ledger_threats, same_attacks
+from advlib.attacks.worst_case import evaluate_attack
+from advlib.predictions import predict, write_predictions
+
+
+def ledger_predictions(study: Study, method: str, seed: int) -> Path:
+    """Predictions of one trained network under every switch of the ledger.
+
+    A switch that is no other attack for this network is not run. Each finished one is kept, so that
+    an interrupted call goes on. ``method`` is a method or an ablation (fewer switches);
+    ``ledger_images`` of the study's evaluated images are attacked.
+
+    Returns
+    -------
+    Path
+        Of the prediction table, with ``attack`` (the name of the switch, or "clean") and ``linf``.
+        Its facts hold every threat model, and in ``same`` what was not run again.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the network has not been trained yet.
+    """
+    model, run = load_run(study, method, seed)
+    whole = images_of(study, study.evaluation_split)
+    images = audit_set(whole, study.ledger_images)
+    with torch.no_grad():
+        n_logits = model.eval()(images[0][0][None]).shape[1]
+    threats = ledger_threats(study, method)
+    same = same_attacks(threats) if n_logits == whole.num_classes else {}
+    facts = run_facts(run) | image_facts(study, whole, **numbers(study, images), attack_seed=0)
+    sizes = {"num_classes": whole.num_classes, "n_images": len(images)}
+    common = {"num_classes": whole.num_classes, "workers": study.workers}
+    common |= {"batch_size": facts["batch_size"]}
+
+    def judge(progress, threat):
+        common["progress"] = progress
+        if threat is None:
+            return predict({0: model}, images, **common)[0].assign(linf=0.0)
+        return evaluate_attack(model, images, threat, dtype=study.dtype, **common)
+
+    todo = {"clean": None} | {name: t for name, t in threats.items() if name not in same}
+    parts = []
+    with tqdm(total=len(images) * len(todo), unit=" images", mininterval=2) as bar:
+        for name, threat in todo.items():
+            decided = facts | sizes | {"ledger": threat and threat.to_dict()}
+            if threat and threat.model_mode == "train":  # judged by the batch it sits in
+                decided |= {"batches": "mixed"}
+            part = study.runs / "parts" / digest(decided) / "ledger.parquet"
+            bar.set_postfix_str(name)
+            rows = kept(part, functools.partial(judge, bar.update, threat), images.file_names)
+            parts.append(rows.assign(attack=name))
+    table = pd.concat(parts).drop(columns="steps_used")
+    # No page reads these probabilities; rounded, the tables stay small.
+    table = table.round({"predicted_probability": 2, "linf": 4})
+    table = table.astype({"file_name": "category", "attack": "category"})
+    facts |= {"threat": threats["default"].to_dict(), "subset": study.ledger_images}
+    facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
+    facts |= {"same": same, "n_logits": n_logits}
+    path = study.runs / "audit" / "ledger" / f"{method}-seed{seed}.parquet"
+    return write_predictions(table, path, **sizes, **facts)
+
+
+def battery_predictions(
+    study: Study, method: str, seed: int, *, strength: str = "standard"
+) -> Path:
+    """The battery for one trained network of a study, on a stratified subset of its images.
+
+    The study's other methods are sources of transferred attacks. The draws of the attacks do not
+    depend on ``seed``, which is that of the networks.
+
+    Returns
+    -------
+    Path
+        Of the prediction table; its facts hold those of `battery` under the same names.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, RuntimeError
+        If a network has not been trained yet; and as in `battery`.
+    """
+    model, run = load_run(study, method, seed)
+    others = [name for name in study.methods if name != method]
+    hashes = {name: read_run(study, name, seed)["checkpoint_hash"] for name in others}
+    whole = images_of(study, study.evaluation_split)
+    images = audit_set(whole, study.battery_images)
+    threat = study.threat("pgd40")
+    how = {"dtype": "float32", "batch_size": study.eval_batch_size or 128, "attack_seed": 0}
+    facts = run_facts(run) | image_facts(study, whole, **how)
+    facts |= {"subset": study.battery_images, "threat": threat.to_dict()}
+    decided = facts | {"strength": STRENGTHS[strength], "sources": hashes}
+    print(f"{len(images)} of {len(whole):,} images, {strength} strength; transfer from {others}")
+    table, found = battery(
+        model,
+        images,
+        threat,
+        num_classes=images.num_classes,
+        sources={name: load_run(study, name, seed)[0] for name in others},
+        batch_size=facts["batch_size"],
+        strength=strength,
+        folder=study.runs / "parts" / digest(decided),
+        progress=functools.partial(print, "finished:"),
+    )
+    path = study.runs / "audit" / "battery" / f"{method}-seed{seed}.parquet"
+    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
+    return write_predictions(table, path, **sizes, **facts | found)

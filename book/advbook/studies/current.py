@@ -1,0 +1,162 @@
+"""Which tables a study has, and whether they are those of the study as it now stands."""
+
+from pathlib import Path
+
+from advbook.studies.identity import changed_since, data_settings
+from advbook.studies.places import named_file
+from advbook.studies.switches import ledger_threats
+from advbook.studies.views import to_make
+from advlib.files import file_hash, read_json
+from advlib.predictions import read_facts
+
+SAMPLES = "samples.parquet"  # made by `advbook.studies.samples.make_samples`, in the study's folder
+
+
+def read_data(folder: Path) -> dict:
+    """What the images of a study's tables are: ``data.json``, with title, sizes and class names."""
+    return read_json(folder / "data.json")
+
+
+def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
+    """The path and the facts of each prediction table, if all belong to the study as it stands.
+
+    The folder is ``runs/<study>`` or ``results/<study>``.
+
+    Returns
+    -------
+    dict
+        (path, facts) by (benchmark, method, seed).
+
+    Raises
+    ------
+    FileNotFoundError
+        If a table or training log is missing.
+    ValueError
+        If one was made from other images, under another threat model or with other training
+        settings than the study file's.
+    """
+    return _checked(study, folder, table_paths(study, folder), to_make(study))
+
+
+def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
+    """As `study_tables`, for a part of the audit: ablations, ledger, battery or autoattack."""
+    return _checked(study, folder, audit_paths(study, folder, part), to_make(study, "audit"))
+
+
+def samples_table(study, folder: Path) -> tuple[Path, dict]:
+    """As `study_tables`, for the samples table (`advbook.studies.samples`): its path and its facts.
+
+    It is no part of `study_tables`: a study is shown without it where images may not be published.
+    """
+    if study.predictions:
+        raise ValueError(f"{study.study} holds predictions: there is no image to attack")
+    path, again = folder / SAMPLES, to_make(study)
+    _checked(study, folder, {path: None}, again)
+    data, facts = read_data(folder), read_facts(path)
+    of = facts["seed"], sorted(facts["networks"])
+    if of != (study.seeds[0], sorted(study.methods)):
+        raise ValueError(f"{path} is of other methods or another seed than the study's: {again}")
+    for method, network in facts["networks"].items():
+        key = ("samples", method, facts["seed"])
+        _check_facts(study, folder, path, facts | network, data, key, again)
+    return path, facts
+
+
+def table_paths(study, folder: Path) -> dict[Path, tuple | None]:
+    """Every table that a study's pages read: (benchmark, method, seed), None for other facts."""
+    paths = {folder / "data.json": None}
+    if not study.predictions:
+        paths[folder / "measures.parquet"] = None
+        paths |= {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.method_runs}
+    for benchmark in study.benchmarks:
+        place = folder / "predictions" / benchmark
+        paths |= {place / f"{m}-seed{s}.parquet": (benchmark, m, s) for m, s in study.method_runs}
+    return paths
+
+
+def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
+    """Every table of a part of the audit, as `table_paths`: its (name, method, seed) or None."""
+    seed = study.seeds[0]
+    if part == "ablations":
+        paths = {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.ablation_runs}
+        for benchmark in ("clean", "pgd40"):
+            place = folder / "predictions" / benchmark
+            for name in (*study.methods, *study.ablations):
+                paths[place / f"{name}-seed{seed}.parquet"] = (benchmark, name, seed)
+        return paths
+    audited = [*study.methods, *(study.ablations if part == "ledger" else [])]
+    place = folder / "audit" / part
+    return {place / f"{name}-seed{seed}.parquet": (part, name, seed) for name in audited}
+
+
+def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -> dict:
+    """The facts of the tables at these paths, if all are there and belong to the study."""
+    for path in [folder / "data.json", *paths]:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {again} to the end")
+    data = read_data(folder)
+    if data["settings"] != data_settings(study):
+        raise ValueError(f"{folder / 'data.json'} is of other images than the study's: {again}")
+    if data["class_names"] != (study.class_names or data["class_names"]):
+        raise ValueError(f"{folder / 'data.json'} has other class_names than the study's: {again}")
+    found = {}
+    for path, key in paths.items():
+        if key is not None:
+            found[key] = path, read_facts(path)
+            _check_facts(study, folder, *found[key], data, key, again)
+    return found
+
+
+def _check_facts(study, folder: Path, path: Path, facts: dict, data: dict, key, again: str) -> None:
+    """Refuse a table of other images, settings or networks than the study's."""
+    if changed := _changed(study, folder, facts, data, *key[:2]):
+        raise ValueError(f"{path} was made with another {', '.join(changed)}: {again}")
+    run = folder / "train" / f"{key[1]}-seed{key[2]}.json"
+    if not study.predictions and run.is_file():
+        if facts["checkpoint_hash"] != read_json(run).get("checkpoint_hash"):
+            raise ValueError(f"{path} is of a network trained before this one: {again}")
+
+
+def _changed(
+    study, folder: Path, facts: dict, data: dict, benchmark: str, method: str
+) -> list[str]:
+    """What differs between a table's facts and the study."""
+    split = study.evaluation_split
+    expected = {"split": split, "data": data[split]["fingerprint"]}
+    expected["n_images"] = data[split]["images"]
+    if study.predictions:
+        given = study.predictions[method]
+        try:
+            same = facts.get("checkpoint_hash") == file_hash(named_file(given))
+        except FileNotFoundError:  # tables outlive the file they were made from
+            same = facts.get("brought") == given
+        if not same:
+            return [given]
+        if benchmark == "corruptions":  # perhaps of a part of the images
+            del expected["n_images"]
+        return [key for key, value in expected.items() if facts.get(key) != value]
+    attack = {"samples": "pgd40_last"} | dict.fromkeys(("ledger", "battery", "autoattack"), "pgd40")
+    attack = attack.get(benchmark)
+    if benchmark == "autoattack":
+        expected["width"] = study.autoattack_width
+    elif attack:
+        del expected["n_images"]
+    if benchmark in ("ledger", "battery"):
+        expected["subset"] = getattr(study, f"{benchmark}_images")
+    if benchmark == "corruptions":
+        expected["corruptions"] = study.corruptions
+        expected["n_images"] = study.corruption_images or expected["n_images"]
+    plain = benchmark in ("clean", "corruptions")
+    expected["threat"] = None if plain else study.threat(attack or benchmark).to_dict()
+    changed = [key for key, value in expected.items() if facts.get(key) != value]
+    if benchmark == "ledger":
+        now = {name: threat.to_dict() for name, threat in ledger_threats(study, method).items()}
+        found = facts.get("threats", {})
+        odd = sorted(k for k in now.keys() | found.keys() if now.get(k) != found.get(k))
+        changed += [f"threat model under {name}" for name in odd]
+    settings = facts.get("settings", {})
+    changed += changed_since(study, method, settings, folder)
+    trained = method in {*study.trained, *study.ablations}
+    if trained and settings.get("data") != data["train"]["fingerprint"]:
+        changed.append("set of training images")
+    return sorted(changed)
