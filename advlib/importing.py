@@ -81,8 +81,11 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         arrow.validate(full=True)
     for i, field in enumerate(arrow.schema):
         if field.name in TEXT and field.name not in text:
-            # Numbers, or bytes as some writers call text.
-            arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.string()))
+            # Numbers, as Python writes them, or bytes, as some writers call text.
+            column = arrow.column(i)
+            if pa.types.is_floating(field.type):
+                column = pa.array(column.to_pandas().map(str, na_action="ignore"), pa.string())
+            arrow = arrow.set_column(i, field.name, column.cast(pa.string()))
         elif pa.types.is_integer(field.type):
             arrow = arrow.set_column(i, field.name, arrow.column(i).cast(pa.int32()))
         elif field.name == "predicted_probability" and pa.types.is_floating(field.type):
