@@ -55,7 +55,7 @@ def tune_offsets(
     Raises
     ------
     ValueError
-        If the last layer has no bias.
+        If the last layer has no bias, or a class has no validation image.
     """
     _, head = find_head(model)
     if head.bias is None:
@@ -69,6 +69,8 @@ def tune_offsets(
         )
         error = metrics.class_error(found).set_index("label").error.reindex(range(num_classes))
         error = torch.tensor(error.to_numpy(), dtype=torch.float32)
+        if error.isnan().any():
+            raise ValueError(f"no validation image is of class {int(error.isnan().nonzero()[0])}")
         if (now := (float(error.max()), float(error.std()))) < smallest:
             best, smallest = offsets.clone(), now
         offsets = offsets + rate * (1 - done / rounds) * (error - error.mean())

@@ -2,6 +2,8 @@
 
 # What a base method trains on, and what it costs beside the attack.
 _TRADES = {"mix": True, "forwards": 1}
+_FRL = {"beta": 1.5, "tau": 0.1, "rate_clean": 0.05, "rate_boundary": 0.1, "rate_margin": 0.0}
+_FRL |= {"limit": 0.5}
 _NO_CHOICE = {"margins": 0, "weights": 0, "base": 0.5, "begin": 1}
 
 ZOO: dict[str, dict] = {
@@ -43,28 +45,14 @@ ZOO: dict[str, dict] = {
     "frl": dict(
         title="FRL",
         objective="frl",
-        options={
-            "beta": 1.5,
-            "tau": 0.1,
-            "rate_clean": 0.05,
-            "rate_boundary": 0.1,
-            "rate_margin": 0.0,
-            "limit": 0.5,
-        },
+        options=_FRL,
         validation=True,
         **_TRADES,
     ),
     "frl_margin": dict(
         title="FRL with margins",
         objective="frl",
-        options={
-            "beta": 1.5,
-            "tau": 0.07,
-            "rate_clean": 0.05,
-            "rate_boundary": 0.1,
-            "rate_margin": 0.2,
-            "limit": 0.5,
-        },
+        options={**_FRL, "tau": 0.07, "rate_margin": 0.2},
         validation=True,
         **_TRADES,
     ),

@@ -12,6 +12,7 @@ from advbook.studies.runs import load_run, train_method
 from advlib import metrics
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.labels import find_head
+from advlib.offsets import tune_offsets
 
 
 @pytest.fixture
@@ -67,6 +68,9 @@ def test_offsets_of_the_logits_even_out_the_classes(zoo):
         found = evaluate_attack(model, held, study.train_threat, num_classes=10)
         worst[name] = metrics.class_error(found).error.max()
     assert worst["tuned"] < worst["adv"]
+    lacking = held.subset(torch.nonzero(held.labels != 3)[:, 0].tolist())
+    with pytest.raises(ValueError, match="no validation image is of class 3"):
+        tune_offsets(adv, lacking, study.train_threat, num_classes=10)
     untouched = dataclasses.replace(study, options={"logit_offset": {"strength": 0.0}})
     train_method(untouched, "logit_offset", 0)
     same, _ = load_run(untouched, "logit_offset", 0)

@@ -111,7 +111,7 @@ def training_settings(study, method: str, seed: int, data: str, start, consulted
     settings["lr"] = study.pretrain_lr if clean else study.lr
     settings |= _said(study, ("pretrain_schedule",)) if clean else {}
     said = identity(recipe, RECIPE_FIELDS)
-    settings |= {k: v for k, v in said.items() if k not in ("title", "forwards")}
+    settings |= {k: v for k, v in said.items() if k not in ("title", "forwards", "steps")}
     if ".py:" in recipe.objective:  # another text of the file is another method
         settings["objective_file"] = file_hash(named_file(recipe.objective.rpartition(":")[0]))
     if recipe.adversarial:

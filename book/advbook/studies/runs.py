@@ -78,7 +78,6 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
         _check_current(study, "pretrained", start, study.runs, train_set.fingerprint)
-    changed, base = recipe_of(study, method)
     recipe = None if brought else recipe_for(changed, base)
     if recipe and ".py:" in recipe.objective:
         path, _, member = recipe.objective.rpartition(":")
