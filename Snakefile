@@ -521,6 +521,7 @@ def csvs(folder, *names):
     return [f"results/{folder}/{name}.csv" for name in names]
 
 
+BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
 PAGES = {
@@ -529,13 +530,13 @@ PAGES = {
     },
     "imagenet_models": asks(
         [entry for entry in SHOWN if BY_ID[entry[0]].dataset == "imagenet" and "study" in SHOWN[entry]],
-        told=["-p", "output", "_build/imagenet_models"],
+        told=["-p", "output", f"{BESIDE}/imagenet_models"],
         tables=csvs("imagenet_models", *"networks conditions label real groups predictions".split()),
     ),
     "verdict": asks(
-        told=["-p", "public", "_build/imagenet_models/claims.csv", "-p", "output", "_build/verdict"],
+        told=["-p", "public", f"{BESIDE}/imagenet_models/claims.csv", "-p", "output", f"{BESIDE}/verdict"],
         after=["results/paper/published.csv", "book/generated/imagenet_models.ipynb"],
-        made="_build/verdict/verdict.csv _build/verdict/verdict-comparisons.csv",
+        made=f"{BESIDE}/verdict/verdict.csv {BESIDE}/verdict/verdict-comparisons.csv",
     ),
     "cover": asks(after=["book/generated/verdict.ipynb"]),
     "method": {
