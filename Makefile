@@ -15,10 +15,10 @@ SNAKEMAKE = pipeline/locked.py python -m snakemake --nolock $(WHERE) --rerun-inc
 on_path = printf '%s\n%s\n' "$$(pwd)" "$$(pwd)/book" > "$$($1/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/advlib.pth"
 
 .DEFAULT_GOAL := help
-.PHONY: help book audit read test bench lint lab setup plan publish restore lock clean
+.PHONY: help book audit read test test-gpu bench lint lab setup plan publish restore lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "  STUDY=<id or file> chooses the study, PYTHON=<interpreter> the Python (3.11 or newer),"
 	@echo "  PROFILE=<folder in profiles/> where the jobs run, CONFIG=\"devices=2 ...\" how,"
 	@echo "  BENCH=\"--quick ...\" the options of the benchmark."
@@ -40,6 +40,10 @@ test: setup  ## run the whole test suite
 	  book=$$!; trap 'kill $$book' INT TERM; \
 	  python -m pytest $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
 	  wait $$book || failed=1; echo "$(BOOK_TESTS), beside these:"; cat $$log; rm $$log; exit $$failed
+
+test-gpu: setup  ## run the tests that need a GPU, and those of two processes where there are two
+	@python -m pytest -rs tests/test_gpu.py \
+	  $$(python -c 'import torch; print("tests/test_distributed.py" * (torch.cuda.device_count() > 1))')
 
 bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)
 	@$(MAKE) --no-print-directory .venv/bench-installed

@@ -4,7 +4,7 @@ Each rule runs one notebook with papermill and declares its table as output, so 
 where it stopped and only what changed is computed again.
 
     snakemake --cores all --config study=cifar10      # run one study, then build the book
-    snakemake --cores all --config mode=audit         # and its audit: ablations, ledger, battery
+    snakemake --cores all --config mode=audit         # and its audit: ablations, ledger, battery, AutoAttack
     snakemake --cores all --config mode=read          # build from committed tables alone
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
@@ -380,47 +380,41 @@ else:
                 RUNS / "benchmarks/evaluate_ablations.tsv"
 
 
-    use rule train as evaluate_ledger with:
-        input:
-            notebook="notebooks/evaluate_ledger.ipynb",
-            data=RUNS / "data.json",
-            facts=RUNS / "train/{method}-seed{seed}.json",
-        output:
-            table=RUNS / "audit/ledger/{method}-seed{seed}.parquet",
-            executed=RUNS / "executed/evaluate_ledger-{method}-seed{seed}.ipynb",
-        params:
-            settings=data_settings(STUDY) | settings("dtype", "ledger_images"),
-            threat=STUDY.threat("pgd40").to_dict(),
-            told="-r method {method} -p seed {seed}",
-        threads: cores("evaluate_ledger")
-        resources:
-            **needs("evaluate_ledger", "gpu", "mem_mb", "runtime"),
-        log:
-            RUNS / "logs/evaluate_ledger-{method}-seed{seed}.ipynb",
-        benchmark:
-            RUNS / "benchmarks/evaluate_ledger-{method}-seed{seed}.tsv"
+    # The audit attacks the networks one by one. Keys of the study that decide each part's tables:
+    for part, keys in {
+        "ledger": ("dtype", "ledger_images"),
+        "battery": ("battery_images", "eval_batch_size"),
+        "autoattack": ("dtype", "autoattack_width"),
+        "late": ("dtype", "late_epochs"),
+    }.items():
+        run = f"evaluate_{part}-{{method}}-seed{{seed}}"
+        # The battery's attacks are made on every method's network, and tried on this one's.
+        audited = STUDY.methods if part == "battery" else ["{method}"]
 
-
-    use rule train as evaluate_battery with:
-        input:
-            notebook="notebooks/evaluate_battery.ipynb",
-            data=RUNS / "data.json",
-            # Attacks are made on every method's network, and tried on this one's.
-            facts=expand(RUNS / "train/{method}-seed{{seed}}.json", method=STUDY.methods),
-        output:
-            table=RUNS / "audit/battery/{method}-seed{seed}.parquet",
-            executed=RUNS / "executed/evaluate_battery-{method}-seed{seed}.ipynb",
-        params:
-            settings=data_settings(STUDY) | settings("battery_images", "eval_batch_size"),
-            threat=STUDY.threat("pgd40").to_dict(),
-            told="-r method {method} -p seed {seed}",
-        threads: cores("evaluate_battery")
-        resources:
-            **needs("evaluate_battery", "gpu", "mem_mb", "runtime"),
-        log:
-            RUNS / "logs/evaluate_battery-{method}-seed{seed}.ipynb",
-        benchmark:
-            RUNS / "benchmarks/evaluate_battery-{method}-seed{seed}.tsv"
+        rule:
+            name: f"evaluate_{part}"
+            input:
+                notebook=f"notebooks/evaluate_{part}.ipynb",
+                data=RUNS / "data.json",
+                facts=[RUNS / f"train/{name}-seed{{seed}}.json" for name in audited],
+                pgd40=RUNS / "predictions/pgd40/{method}-seed{seed}.parquet" if part == "autoattack" else [],
+            output:
+                table=RUNS / f"audit/{part}/{{method}}-seed{{seed}}.parquet",
+                executed=RUNS / f"executed/{run}.ipynb",
+            params:
+                settings=data_settings(STUDY) | settings(*keys),
+                threat=STUDY.threat("pgd40").to_dict(),
+            threads: cores(f"evaluate_{part}")
+            resources:
+                **needs(f"evaluate_{part}", "gpu", "mem_mb", "runtime"),
+            log:
+                RUNS / f"logs/{run}.ipynb",
+            benchmark:
+                RUNS / f"benchmarks/{run}.tsv"
+            shell:
+                "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+                "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} "
+                "&& cp {log:q} {output.executed:q}"
 
 
     use rule train as evaluate_corruptions with:
@@ -521,6 +515,10 @@ def csvs(folder, *names):
     return [f"results/{folder}/{name}.csv" for name in names]
 
 
+ASKED_OF = {
+    page: [entry for entry in ASKED if BY_ID[entry[0]].zoo and part in SHOWN[entry]]
+    for page, part in {"zoo": "ablations", "selection": "late", "carries": "study"}.items()
+}
 BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
@@ -546,7 +544,11 @@ PAGES = {
     "classes": asks(tables=csvs("paper", "published")),
     "see": asks(),
     "beyond": asks(tables=csvs("paper", "published")),
-    "narrows": asks(read=SHORT),
+    "narrows": asks([entry for entry in ASKED if not BY_ID[entry[0]].zoo], read=SHORT),
+    # Of studies that compare many methods, as far as their tables are there.
+    **{page: asks(found) for page, found in ASKED_OF.items() if found},
+    "methods": {"tables": csvs("paper", "zoo_published", "published")},
+    "leaderboard": {"read": sorted(map(str, Path("results/leaderboard").glob("*.json")))},
     "attack": asks(read=SHORT, tables=csvs("paper", "published")),
     "robust": asks(),
     "study_index": asks(
@@ -565,7 +567,11 @@ PAGES = {
         "tables": csvs(
             "benchmark", "speed", "autoattack", "efficiency", "convolution", "ceiling", "profile", "growth"
         ),
-        "read": ["results/benchmark/facts.json"],
+        "read": [
+            "results/benchmark/facts.json",
+            "results/cifar10/predictions/pgd40/adv-seed0.parquet",
+            "results/cifar10/audit/battery/adv-seed0.parquet",
+        ],
     },
     "scale": {
         "tables": csvs("plan", "networks", "gpus", "published_speeds", "fashion_mnist_quick"),
@@ -610,8 +616,9 @@ rule toc:
         "_build/toc.yml",
     params:
         studies=[f"{source}/{name}" for name, source in SHOWN],
+        without=[page for page, found in ASKED_OF.items() if not found],
     shell:
-        "{PYTHON} -m advbook.build.pages toc {params.studies:q}"
+        "{PYTHON} -m advbook.build.pages toc {params.studies:q} --without {params.without}"
 
 
 rule book:

@@ -11,7 +11,6 @@ _HOMES = {
     "advlib.threat": ("ThreatModel", "PROTOCOLS"),
     "advlib.attacks.pgd": ("pgd_attack",),
     "advlib.attacks.apgd": ("apgd_attack",),
-    "advlib.attacks.square": ("square_attack",),
     "advlib.attacks.autoattack": ("autoattack",),
     "advlib.attacks.strong": ("evaluate_strong",),
     "advlib.attacks.worst_case": ("evaluate_attack",),

@@ -1,9 +1,12 @@
 """Checkpoints: weights and training state in one file, which one rename puts in place."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -13,7 +16,7 @@ from advlib import distributed
 from advlib.files import replacing, set_aside
 from advlib.networks.weights import load_weights, not_finite
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, EPOCH = "checkpoint.safetensors", "epoch-{}.safetensors"
 
 
 def save_checkpoint(
@@ -116,3 +119,18 @@ def load_checkpoint(
             like = torch.empty_like(parameter)
             optimizer.state[parameter]["momentum_buffer"] = like.copy_(momentum)
     return facts["done"], facts["log"]
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The folder's lock, which the first process holds for all."""
+    if distributed.rank():
+        yield
+        return
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise RuntimeError(
+            f"another process is training in {folder}: wait for it, or end it first"
+        ) from error

@@ -42,6 +42,8 @@ class Recipe:
         Trains nothing: it changes the helper (`advlib.offsets.tune_offsets`).
     steps : int, optional
         Of the attack; None: the threat model's.
+    base : str
+        The method that it builds on and is compared with; empty: none.
     """
 
     title: str
@@ -58,6 +60,7 @@ class Recipe:
     epoch_average: bool = False
     post_hoc: bool = False
     steps: int | None = None
+    base: str = ""
 
     def passes(self, steps: int) -> int:
         """The cost of a training step per image, in forward passes, with an attack of `steps`.
@@ -71,18 +74,18 @@ class Recipe:
         return 3 * (1 + self.mix) + 2 * (self.steps or steps) * self.adversarial + self.forwards
 
 
+_ON_ADV = {"adversarial": True, "base": "adv"}
+_AUGMENTED = {"extra_logits": True, "label_augmentation": True}
 RECIPES: dict[str, Recipe] = {
     "pretrained": Recipe("Pretrained"),
     "std": Recipe("Std"),
     "adv": Recipe("Adv", adversarial=True),
-    "adv_plus": Recipe("Adv⁺", adversarial=True, extra_logits=True, label_augmentation=True),
-    "adv_mix": Recipe("Adv mixed", adversarial=True, mix=True),
-    "adv_plus_mix": Recipe(
-        "Adv⁺ mixed", adversarial=True, mix=True, extra_logits=True, label_augmentation=True
-    ),
-    "adv_smoothing": Recipe("Adv smoothing", adversarial=True, label_smoothing=True),
-    "adv_extra_logit": Recipe("Adv extra logit", adversarial=True, extra_logits=True),
-    **{name: Recipe(adversarial=True, **what) for name, what in ZOO.items()},
+    "adv_plus": Recipe("Adv⁺", **_AUGMENTED, **_ON_ADV),
+    "adv_mix": Recipe("Adv mixed", mix=True, **_ON_ADV),
+    "adv_plus_mix": Recipe("Adv⁺ mixed", mix=True, **_AUGMENTED, **_ON_ADV | {"base": "adv_mix"}),
+    "adv_smoothing": Recipe("Adv smoothing", label_smoothing=True, **_ON_ADV),
+    "adv_extra_logit": Recipe("Adv extra logit", extra_logits=True, **_ON_ADV),
+    **{name: Recipe(**_ON_ADV | what) for name, what in ZOO.items()},
 }
 """Recipes by the id of the method, in the order in which tables and charts show them."""
 

@@ -42,7 +42,7 @@ class Run:
 
 
 def take_step(run: Run, x, y, index, epoch: int, lr: float) -> list[torch.Tensor]:
-    """One step of the optimizer on this process's images; returns loss and error of each piece.
+    """One step of the optimizer on this process's images; loss, error and mean ε of each piece.
 
     They stay on the device, because reading them would stall every step.
     """
@@ -64,6 +64,7 @@ def take_step(run: Run, x, y, index, epoch: int, lr: float) -> list[torch.Tensor
         run.forward,
         run.attacked,
         run.helper,
+        radii=[] if run.recipe.adversarial else None,
     )
     step = Step(x, y, index.to(x.device), noise, networks, len(x) * rank)
     outcomes = backward(run.objective, step, run.training.accumulate)
@@ -97,7 +98,7 @@ def starts(x, training: Training, seed: int, epoch: int, done: int) -> torch.Ten
 
 
 def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor]:
-    """Add the gradients of a process's images; returns loss and error of each piece, stacked."""
+    """Add the gradients of a process's images; loss, error and mean ε of each piece, stacked."""
     x = step.x.contiguous(memory_format=torch.channels_last)
     size, outcomes = len(x) // pieces, []
     for i in range(pieces):
@@ -114,7 +115,11 @@ def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor
             loss, wrong = objective(piece)
             (loss / pieces).backward()
         networks.put_back()
-        outcomes.append(torch.stack([loss.detach(), wrong.float().mean()]))
+        radii = networks.radii or [torch.zeros(())]
+        eps = sum(radius.to(x.device) for radius in radii) / len(radii)
+        said = (loss.detach(), wrong.float().mean(), eps)
+        outcomes.append(torch.stack(said))
+        radii.clear()
     return outcomes
 
 

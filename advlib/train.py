@@ -1,13 +1,11 @@
 """One training loop for every method: the attack, the objective, checkpoints and resume."""
 
-import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import pandas as pd
 import torch
 from torch import nn
@@ -15,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from advlib import distributed
-from advlib.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from advlib.checkpoints import CHECKPOINT, EPOCH, alone, load_checkpoint, save_checkpoint
 from advlib.data.batches import training_batches
 from advlib.files import replacing
 from advlib.networks.device import default_device, repeatable, resolve_dtype
@@ -33,7 +31,7 @@ from advlib.steps import (
     validation_steps,
 )
 
-LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "images_per_second"]
+LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "eps", "images_per_second"]
 
 
 def fit(
@@ -49,6 +47,7 @@ def fit(
     settings: dict | None = None,
     device: torch.device | str | None = None,
     checkpoint_seconds: float = 60,
+    late_epochs: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """Train `model` in place; a run that was interrupted resumes from `folder`.
@@ -77,13 +76,17 @@ def fit(
         None: CUDA, MPS or the CPU, by availability.
     checkpoint_seconds : float
         Time between checkpoints within an epoch. Each epoch ends with one.
+    late_epochs : int
+        After each of so many last epochs, the network that would be handed over is kept as
+        ``epoch-<n>.safetensors``.
     on_step : callable, optional
         Called after each step with the number of steps done.
 
     Returns
     -------
     DataFrame
-        The log: epoch, step, lr, loss, error (of the batches trained on), images_per_second.
+        The log: epoch, step, lr, loss, error (of the batches trained on), eps (the mean radius of
+        the training attack; 0 without one), images_per_second.
 
     Raises
     ------
@@ -114,10 +117,10 @@ def fit(
     """
     device = torch.device(device or default_device())
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), repeatable(device), memory_advice(training, device, folder):
+    with alone(folder), repeatable(device), memory_advice(training, device, folder):
         parts = (model, dataset, training, recipe, seed, folder, settings or {}, device)
         run = _open(*parts, validation, helper)
-        return _train(run, folder, settings or {}, checkpoint_seconds, on_step)
+        return _train(run, folder, settings or {}, checkpoint_seconds, late_epochs, on_step)
 
 
 def _open(model, dataset, training, recipe, seed, folder, settings, device, validation, helper):
@@ -157,7 +160,7 @@ def _open(model, dataset, training, recipe, seed, folder, settings, device, vali
     )  # fmt: skip
 
 
-def _train(run: Run, folder, settings, checkpoint_seconds, on_step) -> pd.DataFrame:
+def _train(run: Run, folder, settings, checkpoint_seconds, late_epochs, on_step) -> pd.DataFrame:
     training, batch_size = run.training, run.training.batch_size
     steps_per_epoch = len(run.dataset) // batch_size
     total = training.epochs * steps_per_epoch
@@ -176,6 +179,9 @@ def _train(run: Run, folder, settings, checkpoint_seconds, on_step) -> pd.DataFr
             end_of_epoch = run.done % steps_per_epoch == 0
             if end_of_epoch:
                 _end_epoch(run, epoch)
+                if epoch >= training.epochs - late_epochs and distributed.rank() == 0:
+                    path, model = folder / EPOCH.format(epoch + 1), {"model": _handed_over(run)}
+                    save_checkpoint(path, model, None, run.done, [], settings)
             if run.done % log_every == 0 or end_of_epoch:
                 row = _log_row(run, folder, steps_per_epoch, outcomes, lr)
                 seconds = time.monotonic() - window
@@ -207,6 +213,12 @@ def _end_epoch(run: Run, epoch: int) -> None:
         run.state["average"].update_parameters(run.state["model"])
 
 
+def _handed_over(run: Run) -> nn.Module:
+    """The network as training would hand it over now: the average if there is one."""
+    average = run.state.get("average")
+    return average.module if average is not None and average.n_averaged else run.state["model"]
+
+
 def _batches(run: Run, epoch: int, start_step: int):
     """This process's part of the batches of an epoch, from a step on."""
     world_size = distributed.world_size()
@@ -231,8 +243,7 @@ def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
     """
     state, optimizer, others = run.state, run.optimizer, None
     if finished:
-        if "average" in state and state["average"].n_averaged:
-            state["model"].load_state_dict(state["average"].module.state_dict())
+        state["model"].load_state_dict(_handed_over(run).state_dict())
         state, optimizer = {"model": state["model"]}, None
     else:
         buffers = {f"{n}.{k}": v.cpu() for n, m in state.items() for k, v in m.named_buffers()}
@@ -246,21 +257,6 @@ def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
         save_checkpoint(
             folder / CHECKPOINT, state, optimizer, run.done, run.log, settings, how, others
         )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The folder's lock, which the first process holds for all."""
-    if distributed.rank():
-        yield
-        return
-    try:
-        with filelock.FileLock(folder / "lock", timeout=0):
-            yield
-    except filelock.Timeout as error:
-        raise RuntimeError(
-            f"another process is training in {folder}: wait for it, or end it first"
-        ) from error
 
 
 def _bar(run: Run, total: int) -> tqdm:
@@ -289,7 +285,7 @@ def _summary(run: Run) -> str:
 
 def _log_row(run: Run, folder, steps_per_epoch, outcomes, lr) -> dict:
     """Means over all images since the last row. Every process has the same number of them."""
-    loss, error = distributed.mean(torch.stack(outcomes).mean(0)).tolist()
+    loss, error, eps = distributed.mean(torch.stack(outcomes).mean(0)).tolist()
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} by step {run.done}: lower the learning rate, or set dtype to "
@@ -297,4 +293,4 @@ def _log_row(run: Run, folder, steps_per_epoch, outcomes, lr) -> dict:
             f"gradient. The last good checkpoint is kept in {folder}"
         )
     epoch = run.done / steps_per_epoch
-    return {"epoch": epoch, "step": run.done, "lr": lr, "loss": loss, "error": error}
+    return {"epoch": epoch, "step": run.done, "lr": lr, "loss": loss, "error": error, "eps": eps}

@@ -2,6 +2,7 @@
 
 # What a base method trains on, and what it costs beside the attack.
 _TRADES = {"mix": True, "forwards": 1}
+_ON_TRADES = {**_TRADES, "base": "trades"}
 _FRL = {"beta": 1.5, "tau": 0.1, "rate_clean": 0.05, "rate_boundary": 0.1, "rate_margin": 0.0}
 _FRL |= {"limit": 0.5}
 _NO_CHOICE = {"margins": 0, "weights": 0, "base": 0.5, "begin": 1}
@@ -15,16 +16,21 @@ ZOO: dict[str, dict] = {
         title="TRADES-AWP",
         objective="awp",
         options={"gamma": 0.005, "beta": 6.0},
+        base="trades",
         mix=True,
         forwards=7,
     ),
     "sat": dict(
-        title="SAT", objective="sat", options={"beta": 6.0, "momentum": 0.9, "begin": 1}, **_TRADES
+        title="SAT",
+        objective="sat",
+        options={"beta": 6.0, "momentum": 0.9, "begin": 1},
+        **_ON_TRADES,
     ),
     "hat": dict(
         title="HAT",
         objective="hat",
         options={"beta": 2.5, "gamma": 0.5, "far": 2.0},
+        base="trades",
         mix=True,
         forwards=5,
         helper="std",
@@ -47,14 +53,14 @@ ZOO: dict[str, dict] = {
         objective="frl",
         options=_FRL,
         validation=True,
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "frl_margin": dict(
         title="FRL with margins",
         objective="frl",
         options={**_FRL, "tau": 0.07, "rate_margin": 0.2},
         validation=True,
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "cfa": dict(
         title="CFA",
@@ -75,7 +81,7 @@ ZOO: dict[str, dict] = {
         title="CFA weights (TRADES)",
         objective="cfa",
         options={**_NO_CHOICE, "weights": 1, "beta": 6.0},
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "cfa_trades": dict(
         title="CFA (TRADES)",
@@ -90,17 +96,22 @@ ZOO: dict[str, dict] = {
         },
         epoch_average=True,
         validation=True,
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "wat": dict(
         title="WAT",
         objective="wat",
         options={"beta": 6.0, "eta": 0.1},
         validation=True,
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "bat": dict(
-        title="BAT", objective="bat", options={"beta": 6.0, "uniform": 1.0}, mix=True, forwards=4
+        title="BAT",
+        objective="bat",
+        options={"beta": 6.0, "uniform": 1.0},
+        base="trades",
+        mix=True,
+        forwards=4,
     ),
     "cfol": dict(title="CFOL", objective="cfol", options={"gamma": 0.5, "eta": 5e-6}),
     "faal": dict(title="FAAL", objective="faal", options={"r": 0.5}),
@@ -108,7 +119,7 @@ ZOO: dict[str, dict] = {
         title="DAFA",
         objective="dafa",
         options={"beta": 6.0, "lam": 1.0, "begin": 1},
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "dafa_at": dict(
         title="DAFA (AT)", objective="dafa", options={"lam": 1.0, "begin": 1, "coded": 0}
@@ -129,7 +140,7 @@ ZOO: dict[str, dict] = {
         objective="csr",
         options={"beta": 6.0, "weight": 0.3},
         validation=True,
-        **_TRADES,
+        **_ON_TRADES,
     ),
     "fair_ard": dict(
         title="Fair-ARD",
@@ -143,6 +154,7 @@ ZOO: dict[str, dict] = {
         objective="absld",
         options={"rate": 0.1, "shared": 0},
         helper="trades",
+        base="trades",
         mix=True,
         forwards=1,
     ),

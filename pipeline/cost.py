@@ -13,7 +13,7 @@ from advbook.studies.places import ROOT
 from advbook.studies.schema import Study, load_study
 from advlib.files import replacing
 from advlib.parquet import read_table
-from advlib.recipes import RECIPES
+from advlib.recipes import RECIPES, Recipe
 
 DEFAULT = "fashion_mnist_quick"  # its committed tables stand in for what a study has not shown yet
 SIZES = {  # images of (training, test), where the data are not on this machine
@@ -68,11 +68,23 @@ def training_kind(method: str) -> str:
     return "adversarial" if RECIPES.get(method, RECIPES["adv"]).adversarial else "standard"
 
 
-def kind_of_step(method: str) -> str:
+def measurable(study: Study, method: str) -> Recipe:
+    """A recipe whose steps cost as much as the method's and that a probe can run.
+
+    A method that looks at validation images or a helper network, or a file of the user's, is
+    measured as the one that it builds on; `Recipe.passes` tells them apart.
+    """
+    recipe = recipe_for(study, method)
+    alone = recipe.objective in ("standard", "trades", "n_fgsm")
+    return recipe if alone or not recipe.base else study.recipes[recipe.base]
+
+
+def kind_of_step(study: Study, method: str) -> str:
     """What decides how long a step of training takes: methods of one kind cost the same."""
-    recipe = RECIPES[method]
+    recipe = measurable(study, method)
     parts = ["adversarial" if recipe.adversarial else "clean"]
     parts += ["mixed"] * recipe.mix + ["with extra logits"] * recipe.extra_logits
+    parts += [recipe.title] * (recipe.objective != "standard")
     return ", ".join(parts)
 
 

@@ -17,14 +17,15 @@ from advbook.studies.identity import recipe_for, recipe_of
 from advbook.studies.schema import Study, load_study
 from pipeline.cost import CONDITIONS, images
 
-HEAVY = (
-    *("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions"),
-    *("evaluate_samples", "evaluate_ledger", "evaluate_battery"),
-)
-ALONE = ("evaluate_samples", "evaluate_ledger", "evaluate_battery")  # on one process
+# On one process.
+ALONE = ("samples", "ledger", "battery", "autoattack", "late")
+ALONE = tuple(f"evaluate_{part}" for part in ALONE)
+HEAVY = ("train", "evaluate_clean", "evaluate_attack", "evaluate_corruptions", *ALONE)
 SAMPLE_PASSES = 30 * 84  # a network: at most 30 images, each under PGD-40 and judged twice more
 LEDGER_PASSES = 82 * 25  # an image: some twenty switches, one of them with five starts
 BATTERY_PASSES = 20_000  # an image: PGD some 25 times, and AutoAttack
+LATE_PASSES = 22  # an image and epoch
+STRONG_PASSES = 18_000  # an image: AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
     "passes_per_second": 600.0,  # forward ones, of one GPU; small networks are faster
@@ -60,6 +61,11 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
         return min(test, study.ledger_images or test) * LEDGER_PASSES
     if rule == "evaluate_battery":
         return min(test, study.battery_images or test) * BATTERY_PASSES
+    if rule == "evaluate_autoattack":
+        # Of n images, so many give any rate an interval of this half-width, w: n/(1 + n w²).
+        return round(test / (1 + test * study.autoattack_width**2)) * STRONG_PASSES
+    if rule == "evaluate_late":  # PGD-10 on the evaluated images and those kept apart
+        return max(study.late_epochs.values()) * (test + study.holdout_images) * LATE_PASSES
     return networks * {"evaluate_clean": test, "evaluate_corruptions": CONDITIONS * corrupted}[rule]
 
 
@@ -139,8 +145,7 @@ def table(study: Study, **stated) -> str:
     jobs += [(rule, {}) for rule in ("evaluate_clean", "evaluate_samples", "data", "analyse")]
     if study.corruptions != "none":
         jobs.insert(-2, ("evaluate_corruptions", {}))
-    if study.audits:
-        jobs += [("evaluate_ledger", {}), ("evaluate_battery", {})]
+    jobs += [(f"evaluate_{part}", {}) for part in study.audits if part != "ablations"]
     lines = [f"{'job':28}{'passes':>14}{'threads':>9}{'gpu':>5}{'mem_mb':>8}{'runtime':>9}"]
     for rule, which in jobs:
         name = " ".join([rule, *which.values()])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from advbook.studies.identity import recipe_for
 from advbook.studies.places import ROOT, find_study
 from advbook.studies.schema import Study, load_study
 from advlib.files import usable_cores
@@ -22,6 +23,7 @@ from pipeline.cost import (
     expected_iterates,
     in_words,
     kind_of_step,
+    measurable,
     network_cost,
     save,
 )
@@ -149,9 +151,11 @@ class _Costs:
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         if method not in study.recipes or not epochs:
             return self._row(start, "start training", "the weights are taken as they are")
-        kind = f"training {kind_of_step(method)}"
+        kind = f"training {kind_of_step(study, method)}"
+        steps, measured = study.train_steps, measurable(study, method)
+        share = recipe_for(study, method).passes(steps) / measured.passes(steps)
         images = epochs * (self.sizes["train"] // study.batch_size) * study.batch_size
-        seconds = start + self._images(images, self.seconds[kind])
+        seconds = start + self._images(images, share * self.seconds[kind])
         # Weights and momentum, and the checkpoint before until the new one is in place.
         disk = 4 * 4 * self.network["parameters"] / 1e9
         return self._row(seconds, kind, f"{images:,} images: {kind}", disk)

@@ -19,8 +19,7 @@ from advbook.studies.identity import training_of
 from advbook.studies.inputs import images_of, study_preprocessing
 from advbook.studies.places import ROOT, data_root
 from advbook.studies.schema import Study
-from advlib.recipes import RECIPES
-from pipeline.cost import DEFAULT, kind_of_step
+from pipeline.cost import DEFAULT, kind_of_step, measurable
 from pipeline.cost import images as expected_images
 
 COLUMNS = ["what", "seconds", "memory_gb", "device_gb", "lacking", "how"]
@@ -195,13 +194,14 @@ def _network(study, sizes, seconds) -> list[tuple]:
         rows.append(measured("attack", spent, max(0, at_once - n), how))
     kinds = {}
     for method in study.trained:
-        kinds.setdefault(kind_of_step(method), method)
+        kinds.setdefault(kind_of_step(study, method), method)
     for kind, method in kinds.items():
         # What one process computes at once.
         piece = study.batch_size // (study.devices or 1) // study.accumulate
-        passes = RECIPES[method].passes(study.train_steps)
+        recipe = measurable(study, method)
+        passes = recipe.passes(study.train_steps)
         batch = max(2, _count(seconds / each / passes, piece))
-        model = network(RECIPES[method].extra_logits)
+        model = network(recipe.extra_logits)
         spent, how = _training(study, method, model, images(16 * batch), batch, seconds)
         rows.append(measured(f"training {kind}", spent, max(0, piece - batch), how))
     return rows
@@ -226,7 +226,8 @@ def _training(study, method, model, data, batch, seconds) -> tuple[float, str]:
         contextlib.redirect_stderr(io.StringIO()),
         contextlib.suppress(TimeoutError),
     ):
-        fit(model, data, training, RECIPES[method], seed=0, folder=Path(folder), on_step=on_step)
+        recipe, folder = measurable(study, method), Path(folder)
+        fit(model, data, training, recipe, seed=0, folder=folder, on_step=on_step)
     # The first steps compile kernels and fill caches; the median leaves checkpoints out.
     step = pd.Series(times).diff()[2:].median()
     return step / batch, f"fit, {len(times)} steps of {batch} images"

@@ -23,25 +23,6 @@ def test_readings_stand_beside_the_paper_and_differ_in_points():
     assert "−37.6 points" in svg and "the paper" in svg and "null" not in svg
 
 
-def test_switches_print_each_error_as_tables_round_it():
-    rows = [
-        ("One (copy)", "Adv", "", "Default", 0.1455, 0.13, 0.16),
-        ("One (copy)", "Adv⁺", "", "Default", 1.0, None, None),
-        ("One (copy)", "Adv", "one choice", "All logits", None, None, None),
-        ("One (copy)", "Adv⁺", "one choice", "All logits", 0.3, 0.28, 0.32),
-    ]
-    columns = ["title", "name", "part", "switch", "value", "low", "high"]
-    svg = drawn(audit.switches(pd.DataFrame(rows, columns=columns)))
-    assert ">14.6<" in svg and ">100.0<" in svg and ">30.0<" in svg  # d3 would say 14.5
-    assert svg.count(">=<") == 1
-    assert "95 % interval: 13.0 to 16.0" in svg and "95 % interval: none" in svg
-    assert "null" not in svg and "NaN" not in svg
-    assert ">One</tspan>" in svg or ">One<" in svg  # the title takes two lines
-    assert (
-        svg.count('aria-roledescription="rule mark"') == 2
-    )  # a gap between the parts, by each cell
-
-
 def test_a_column_is_as_high_as_the_strongest_attack_so_far():
     """The second attack finds less than the first: it adds nothing, and takes nothing away."""
     values = {"no attack": 0.2, "PGD-40": 0.5, "APGD-CE": 0.45, "APGD-T": 0.53}

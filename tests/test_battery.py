@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from advbook.audit.predictions import battery_predictions
 from advbook.charts.audit import error_against
 from advbook.studies import evaluate as evaluation
 from advbook.studies.identity import data_settings, training_settings
+from advbook.studies.results import Shown
 from advbook.studies.runs import read_run, train_method
 from advbook.studies.schema import ROOT, load_study
 from advlib import metrics
@@ -31,6 +33,8 @@ from advlib.data.sets import load_dataset, stratified_subset
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts, write_predictions
 from advlib.threat import ThreatModel
+from conftest import marks
+from test_notebooks import papermill
 
 THREAT = ThreatModel(eps=0.15, steps=40)
 
@@ -426,13 +430,19 @@ def test_what_is_kept_is_made_anew_where_it_would_differ(trained, monkeypatch):
     assert evaluate(study) == every + 1 and evaluate(study) == 0
 
 
-def test_a_study_under_autoattack_on_a_draw(trained, monkeypatch, tmp_path):
-    """Its table is read again with the draw, from Parquet and from CSV, and PGD-40 is not rerun."""
-    study = dataclasses.replace(trained, methods=["pretrained", "adv"], autoattack_width=0.2)
+@pytest.fixture
+def asks(trained, monkeypatch):
+    """A study that asks for AutoAttack on a draw, a short one here."""
     short = {"steps": 3, "targets": 2, "queries": 10}
     whole = functools.partial(evaluation.evaluate_strong, **short)
     monkeypatch.setattr(evaluation, "evaluate_strong", whole)
     monkeypatch.setattr(strong, "FIRST", 20)  # two of a class
+    return dataclasses.replace(trained, methods=["pretrained", "adv"], autoattack_width=0.2)
+
+
+def test_a_study_under_autoattack_on_a_draw(asks, monkeypatch, tmp_path):
+    """Its table is read again with the draw, from Parquet and from CSV, and PGD-40 is not rerun."""
+    study = asks
     path = evaluation.strong_predictions(study, "adv", 0)
     table, facts = read_predictions(path), read_facts(path)
     assert path == study.runs / "audit/autoattack/adv-seed0.parquet" and facts["width"] == 0.2
@@ -453,6 +463,42 @@ def test_a_study_under_autoattack_on_a_draw(trained, monkeypatch, tmp_path):
     shutil.rmtree(study.runs / "parts")
     evaluation.strong_predictions(study, "adv", 0)
     assert read_predictions(path).equals(table)
+    with pytest.raises(ValueError, match="digits asks for no AutoAttack: set autoattack_width"):
+        evaluation.strong_predictions(dataclasses.replace(study, autoattack_width=None), "adv", 0)
+
+
+def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
+    """The tables of a study's page, and the chart of *Is the robustness real?* drawn from them."""
+    for method in asks.methods:
+        facts = read_facts(evaluation.strong_predictions(asks, method, 0))
+    of_images = {"fingerprint": facts["data"], "images": 100, "title": "Digits"}
+    data = {"train": {"fingerprint": facts["settings"]["data"]}, "test": of_images}
+    data |= {"class_names": list("0123456789"), "settings": data_settings(asks)}
+    (asks.runs / "data.json").write_text(json.dumps(data))
+    file = tmp_path / "digits.yaml"
+    file.write_text(json.dumps(asks.to_dict()))
+    done = papermill("study", tmp_path / "out.ipynb", "-p", "study", str(file),
+                     "-y", "parts: [autoattack]", "-p", "output", "results")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "results/autoattack.csv", dtype={"group": str})
+    assert (rows.n_images[rows.group != "all classes"] == 10).all()
+    errors = rows[rows.statistic == "error"]
+    for method, own in errors.groupby("method"):
+        pgd40 = read_predictions(asks.runs / f"predictions/pgd40/{method}-seed0.parquet")
+        value = own.pivot(index="group", columns="condition", values="value")
+        known = [*metrics.class_error(pgd40).error, metrics.error(pgd40)]  # "all classes" is last
+        assert value.pgd40.tolist() == pytest.approx(known)
+        assert (value.autoattack >= value.pgd40 - 1e-9).all()
+
+    cells = nbformat.read(ROOT / "notebooks/robust.ipynb", as_version=4).cells
+    page, chart = {}, []
+    exec(cells[2].source.split("_, own =")[0], page)  # imports
+    page |= {"display": chart.append, "of_interest": lambda table: table}
+    page["shown"] = {"mine": Shown(asks, "fresh", "Mine", tmp_path / "results")}
+    exec(next(cell.source for cell in cells if cell.id == "strong"), page)
+    (drawn,) = chart[0].to_dict()["datasets"].values()
+    assert {row["network"] for row in drawn} == {"Mine: Pretrained", "Mine: Adv"}
+    assert marks(chart[0]).count('aria-roledescription="point"') == len(drawn) == 2 * 2 * 11
 
 
 def test_the_study_says_how_many_images_are_attacked_at_once(trained, monkeypatch):

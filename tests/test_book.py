@@ -172,16 +172,19 @@ def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path):
     template = tmp_path / "_toc.yml"
     glob = [{"glob": "book/generated/studies/*"}]
     chapters = [{"file": "book/index", "sections": glob}, {"file": "book/glossary"}]
+    chapters += [{"file": "book/generated/zoo"}]
+    (generated / "zoo.ipynb").touch()
     template.write_text(yaml.safe_dump({"root": "book/index", "parts": [{"chapters": chapters}]}))
     studies, out = ["fresh/toy", "committed/toy"], tmp_path / "toc.yml"
-    place.write_toc(studies, template, generated, out)
+    place.write_toc(studies, ["zoo"], template, generated, out)
+    assert not (generated / "zoo.ipynb").exists()  # of the last build, which had such a study
     first, second = yaml.safe_load(out.read_text())["parts"][0]["chapters"]
     assert first["sections"] == [
         {"file": "book/generated/studies/fresh/toy", "title": "Toy, your run"},
         {"file": "book/generated/studies/committed/toy", "title": "Toy"},
     ]
     assert second == {"file": "book/glossary"}
-    place.write_toc(studies[1:], template, generated, out)
+    place.write_toc(studies[1:], [], template, generated, out)
     assert not (generated / "studies/fresh/toy.ipynb").exists()  # of a study that is gone
 
 

@@ -101,24 +101,6 @@ def test_runs_with_the_label_have_a_shape_of_their_own():
     assert len(re.findall(r'aria-roledescription="line mark"', svg)) == 1
 
 
-def test_the_forest_has_its_names_once_and_its_changes_in_points():
-    rows = [
-        (title, ingredient, measure, change, change - 0.01, change + 0.01, "+3.00 [2.00, 4.00]")
-        for title in ("A study", "Another")
-        for ingredient, change in (("a logit", 0.03), ("clean images", -0.2))
-        for measure in ("PGD-40 error", "Class-wise SD, clean")
-    ]
-    columns = ["title", "ingredient", "measure", "value", "low", "high", "change"]
-    table = pd.DataFrame(rows, columns=columns)
-    groups = [["a logit"], ["clean images"]]
-    svg = marks(ablation_charts.forest(table, groups, ["Class-wise SD, clean", "PGD-40 error"]))
-    assert len(re.findall(r">a logit</text>", svg)) == 1
-    assert svg.count('aria-roledescription="point"') == 8
-    assert "PGD-40 error (points): +3.00 [2.00, 4.00]" in svg and "%" not in svg
-    labels = {text.replace("\u2212", "-") for text in re.findall(r">([^<>]+)</text>", svg)}
-    assert "-20" in labels and "+2" in labels  # each group has scales of its own
-
-
 def test_a_thousand_classes_of_many_methods_are_one_chart():
     rows = [("Clean", m, f"class {i}", i / 2000) for m in ("Std", "Adv", "x") for i in range(2000)]
     table = pd.DataFrame(rows, columns=["title", "method", "class_name", "error"])

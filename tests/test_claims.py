@@ -688,4 +688,4 @@ def test_tables_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(tmp
     logs = pd.read_csv(tmp_path / "out/training.csv")
     assert set(logs.method) == {"std"}  # nothing was trained of the other
     kinds = pd.read_csv(tmp_path / "out/groups.csv").set_index(["benchmark", "statistic"]).value
-    assert kinds["clean", "error"].eq(0).all() and kinds["clean", "share_right"].eq(1).all()
+    assert kinds["clean", "error"].eq(0).all()

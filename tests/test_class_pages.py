@@ -141,21 +141,6 @@ def test_each_method_is_sorted_by_itself(k):
         assert part.place.max() == 1 and part["rank"].tolist() != [0]
 
 
-def test_coarse_shares_draw_images_means_and_noise():
-    rows = [("s", "Std", "image", 0.1, None, None, "a.png", "cat")]
-    rows += [("s", "Adv", "image", 0.4, None, None, "a.png", "cat")]
-    rows += [
-        ("s", m, "mean", v, v - 0.05, v + 0.05, None, None) for m, v in (("Std", 0.1), ("Adv", 0.4))
-    ]
-    rows += [("s", None, "noise", 0.05, None, None, None, None)]
-    columns = ["title", "method", "kind", "value", "low", "high", "file_name", "class_name"]
-    found = marks(charts.coarse_shares(pd.DataFrame(rows, columns=columns)))
-    images = [m for m in found if "Coarse" in m]
-    means = [m for m in found if "95 % from" in m and m["Mean"] == "40.0%"]
-    assert [m["Coarse"] for m in images] == ["10.0%", "40.0%"]
-    assert means[0]["95 % from"] == "35.0%" and means[0]["to"] == "45.0%"
-
-
 def test_a_class_may_be_called_by_a_number(tmp_path):
     """As those of the digits are: a page's table keeps them as words."""
     (tmp_path / "class_explorer.csv").write_text("group,value\n7,0.25\nNA,0.5\n,0.75\n")

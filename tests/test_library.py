@@ -18,7 +18,8 @@ PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit
 PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagenet-x"}
 
 # What may not grow. The aim is 6,000 and 7,000 lines: lower these; a raise says why.
-LINES = {"advlib": 9000, "book/advbook": 8560}
+# The book's package had 8,560 before the leaderboard, late checkpoints and methods side by side.
+LINES = {"advlib": 8910, "book/advbook": 8616}
 
 
 def lines(path: Path) -> int:

@@ -120,7 +120,6 @@ def test_categories_and_small_integers_change_nothing():
         (metrics.factor_error, (a, annotations, by), (a_again, annotations.astype("category"), by)),
         (metrics.error_ratio, (one, annotations), (one_again, annotations.astype("category"))),
         (metrics.group_error, (one, groups), (one_again, pd.Series(groups))),
-        (metrics.confusion_kinds, (one, groups), (one_again, groups)),
     ]
     for metric, plain, categorical in calls:
         pd.testing.assert_frame_equal(metric(*plain), metric(*categorical), **options)
@@ -562,8 +561,6 @@ def test_judged_tables_of_several_benchmarks():
             pd.testing.assert_frame_equal(rows.reset_index(drop=True), metric(part, *more))
     for part in judged.values():
         wrong = 1 - part["correct"].mean()
-        kinds = metrics.confusion_kinds(part, groups).groupby("kind")["n_images"].sum()
-        assert 1 - kinds["right"] / 40 == pytest.approx(wrong)
         sizes = metrics.group_error(part, groups)
         assert np.average(sizes["error"], weights=sizes["n_images"]) == pytest.approx(wrong)
         assert metrics.factor_summary(part, annotations, n_resamples=9)["error"][0] == wrong
@@ -705,81 +702,12 @@ def test_group_errors_by_hand():
     assert np.isnan(metrics.group_error(table_of([1, 0], 1), GROUPS)["sd"][0])  # one image a class
 
 
-def test_confusion_kinds_by_hand():
-    labels, predicted = [0, 0, 0, 0, 2, 2, 3, 4, 5], [0, 1, 1, 5, 2, 4, 3, 0, 5]
-    table = make_table(labels, predicted)
-    kinds = metrics.confusion_kinds(table, GROUPS)
-    assert list(kinds.columns) == ["group", "kind", "n_images", "share"]
-    assert kinds["kind"].to_list() == ["right", "within", "across"] * 3
-    assert kinds["n_images"].to_list() == [2, 1, 1, 1, 2, 1, 1, 0, 0]
-    np.testing.assert_allclose(kinds["share"], [0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 1, 0, 0])
-
-
 def test_classes_without_a_group_are_refused():
     table = make_table([0, 1], [0, 7])
-    with pytest.raises(ValueError, match=r"predicted_class: it lacks 1 classes.*\[7\]"):
-        metrics.confusion_kinds(table, GROUPS)
     assert len(metrics.group_error(table, GROUPS)) == 1  # it looks at the labels only
     for groups in ({0: "dog"}, {0: "dog", 1: None}, {"0": "dog", "1": "dog"}):
         with pytest.raises(ValueError, match="every label: it lacks"):
             metrics.group_error(table, groups)
-
-
-def test_class_rank_correlations_of_conditions():
-    parts = {
-        "pgd": [1, 2, 4, 3, 9],
-        "clean": [1, 2, 3, 4, 5],
-        "easy": [0] * 5,
-        "fog": [2, 4, 6, 8, 9],
-    }
-    errors = pd.concat(
-        [metrics.class_error(table_of(k, 10)).assign(benchmark=b) for b, k in parts.items()]
-    )
-    order = pd.CategoricalDtype(list(parts))
-    result = metrics.class_rank_correlation(errors.astype({"benchmark": order}), "benchmark")
-    assert list(result.columns) == ["condition_a", "condition_b", "value", "low", "high"]
-    assert len(result) == 12 and result["condition_a"].unique().tolist() == list(parts)
-    rows = result.set_index(["condition_a", "condition_b"])
-    for a, b in (("pgd", "clean"), ("clean", "pgd")):
-        assert rows["value"][a, b] == pytest.approx(0.9)  # 1 - 6*2/(5*24)
-        assert rows["low"][a, b] < 0.9 < rows["high"][a, b] < 1
-    assert rows.loc["easy"].isna().all(axis=None)  # a constant has no ranks
-    assert rows["value"]["clean", "fog"] == pytest.approx(1)
-    assert rows.loc[("clean", "fog"), ["low", "high"]].isna().all()  # no width, but five classes
-    with pytest.raises(ValueError, match="same labels"):
-        metrics.class_rank_correlation(errors.iloc[:-1], "benchmark")
-    with pytest.raises(ValueError, match="class errors lacks .*seed; it has"):
-        metrics.class_rank_correlation(errors, "seed")
-
-
-@pytest.mark.parametrize(("rho", "k"), [(0.3, 30), (0.85, 30), (0.7, 10)])
-def test_coverage_of_rank_correlations(rho, k):
-    """Classes drawn from a bivariate normal, whose Spearman correlation is 6/pi asin(rho/2)."""
-    rng, truth, repeats = np.random.default_rng(0), 6 / np.pi * np.arcsin(rho / 2), 400
-    x, y = rng.normal(size=(2, repeats, k))
-    y, hits = rho * x + (1 - rho**2) ** 0.5 * y, 0
-    labels = np.tile(np.arange(k), 2)
-    for a, b in zip(x, y, strict=True):
-        table = pd.DataFrame(
-            {"label": labels, "error": np.concatenate([a, b]), "b": np.repeat([0, 1], k)}
-        )
-        row = metrics.class_rank_correlation(table, "b").iloc[0]
-        hits += row["low"] <= truth <= row["high"]
-    assert hits / repeats == pytest.approx(0.95, abs=0.035)
-
-
-def test_equal_means_tie_whatever_their_last_bits():
-    errors = [0.1 + 0.2, 0.3, 0.5, 0.7]  # the first two are equal, but for rounding
-    table = pd.DataFrame({"label": [*range(4)] * 2, "error": [*errors, 0.1, 0.1, 0.5, 0.7]})
-    rows = metrics.class_rank_correlation(table.assign(b=np.repeat([0, 1], 4)), "b")
-    assert errors[0] != errors[1] and rows["value"].to_list() == pytest.approx([1, 1])
-
-
-def test_rank_correlation_matches_by_label():
-    a = metrics.class_error(table_of([1, 2, 3, 4], 10)).assign(b="a")
-    c = metrics.class_error(table_of([1, 2, 4, 3], 10)).assign(b="c").iloc[::-1]
-    rows = metrics.class_rank_correlation(pd.concat([a, c]), "b")
-    assert rows["value"][0] == pytest.approx(0.8)  # 1 - 6*2/(4*15)
 
 
 # ---------------------------------------------------------------- uncertainty

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from advbook.build import pages, place, publish
-from advbook.claims import front as overview
+from advbook.studies.places import given_name
 from advbook.studies.results import titled
 from advbook.studies.schema import ROOT, Study, load_study, make_study
 from advbook.studies.tables import results_date
@@ -178,27 +178,11 @@ def test_commands_quote_the_file_of_a_study():
     assert "-f 'my study.yaml'\n" in pages._made_by(brought, "my study.yaml", "own")
 
 
-# ---------------------------------------------------------------- the pages about all studies
-
-
-def test_what_was_not_run_names_each_part_and_its_command():
-    book = {QUICK: PART, "notebooks/studies/imagenet.yaml": dict.fromkeys(PART)}
-    table = overview.not_run(book)
-    assert table.groupby("study").part.apply(list).to_dict() == {
-        "fashion_mnist_quick": ["ledger", "battery"],
-        "imagenet": ["study", "ablations", "ledger", "battery"],
-    }
-    command = table.set_index(["study", "part"]).command
-    assert command["imagenet", "study"] == "make book STUDY=imagenet"
-    assert command["imagenet", "battery"] == "make audit STUDY=imagenet"
-
-
 def test_a_study_elsewhere_is_named_by_its_file(tmp_path):
     path = tmp_path / "own.yaml"
     shutil.copy(ROOT / QUICK, path)
     # Not by its path: whose home it lies in belongs on no page.
-    command = overview.not_run({str(path): {"study": None}}).command.item()
-    assert command == "make book STUDY=own.yaml"
+    assert given_name(load_study(path), path) == "own.yaml"
 
 
 # ---------------------------------------------------------------- words and sources
@@ -285,6 +269,16 @@ def test_the_contents_hold_each_kind_of_page_once():
     pages_there = {str(path.relative_to(ROOT).with_suffix("")) for path in pages_there}
     assert pages_there == {name for name in named if "generated" not in name}
     assert toc["root"] == "book/generated/cover"
+
+
+def test_figures_and_tables_of_all_pages_have_names_of_their_own():
+    """Sphinx would warn of two, at the end of a build. Those of a study's page get a prefix."""
+    named = []
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        found = (cell["metadata"].get("mystnb", {}).get("figure", {}) for cell in cells)
+        named += [one["name"] for one in found if one and path.stem != "study"]
+    assert len(named) > 50 and len(set(named)) == len(named)
 
 
 def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):

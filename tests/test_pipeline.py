@@ -70,7 +70,7 @@ def test_the_page_of_a_study_has_every_table_that_its_data_allow(project):
     folder = project / "_build/fresh/mine/results"
     made = {path.stem for path in folder.glob("*.csv")}
     assert made >= {"training", "average_error", "classwise_error", "corruptions", "factors"}
-    assert made >= {"hard_classes", "groups", "class_explorer"}
+    assert made >= {"groups", "class_explorer"}
     assert not made & {"ablations", "ledger", "battery"}
     page = project / "_build/html/book/generated/studies/fresh/mine.html"
     assert "Error of each group of classes" in page.read_text()

@@ -155,6 +155,26 @@ def test_jobs_beside_each_other_share_gpus_and_cores(tmp_path):
     assert "ADVLIB_GPUS=2 " in pairs and "threads: 4\n" in pairs
 
 
+def test_an_audit_meets_autoattack_where_the_study_asks_for_it(tmp_path):
+    """Every network, of all seeds; a study that states no width has no such part."""
+    text = (ROOT / "notebooks/studies/digits.yaml").read_text()
+    text = text.replace("study: digits", "study: mine").replace("seeds: [0]", "seeds: [0, 1]")
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("(8 × 8)", "(mine)") + "autoattack_width: 0.05\n")
+    study = load_study(file)
+    options = ("--config", f"study={file}", "mode=audit")
+    done = dry_run(PROFILES / "local-gpus", tmp_path / "runs", *options)
+    assert done.returncode == 0, done.stderr
+    drawn = {key: r for key, r in asked(done.stdout).items() if key.startswith("evaluate_auto")}
+    runs = {f"method={method}, seed={seed}" for method, seed in study.method_runs}
+    assert drawn.keys() == {f"evaluate_autoattack {run}" for run in runs} and len(runs) == 8
+    assert {r["gpu"] for r in drawn.values()} == {"1"}
+    assert "evaluate_autoattack" in jobs.table(study)
+    # Of 500 images, 222 hold a rate of a half within 0.05, drawn without replacement.
+    assert jobs.passes(study, "evaluate_autoattack") == 222 * jobs.STRONG_PASSES
+    assert "autoattack" not in dataclasses.replace(study, autoattack_width=None).audits
+
+
 @pytest.mark.parametrize(
     "setting, said",
     [

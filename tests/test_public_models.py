@@ -111,15 +111,6 @@ def test_resampling_families_covers_the_true_trend():
     assert 32 <= hits <= 40  # 38 of 40 are expected
 
 
-def test_classes_that_are_chosen_look_worse_than_they_are():
-    seen, true = public.worst_classes(0.6, 0.2, 46).T
-    assert (seen < true).all()
-    every = public.worst_classes(0.6, 0.2, 46, k=1000)
-    assert np.allclose(every.mean(0), 0.6, atol=0.005)  # nothing is chosen: nothing is bent
-    many = public.worst_classes(0.6, 0.2, 10**6)
-    assert np.allclose(*many.T, atol=1e-3)  # nor with images without end
-
-
 def test_a_readers_network_stands_in_the_figures(guesses, tmp_path):
     guesses.to_parquet(tmp_path / "mine.parquet")
     (tmp_path / "brought.yaml").write_text(

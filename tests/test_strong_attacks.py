@@ -20,11 +20,22 @@ from advlib.attacks.apgd import apgd_attack
 from advlib.attacks.autoattack import COMPONENTS, autoattack, write_state
 from advlib.attacks.fab import crossing, start_walk, walk_on
 from advlib.attacks.pgd import classify
-from advlib.attacks.square import draws_needed, square_attack
+from advlib.attacks.square import draws_needed, hunt_on, start_hunt
 from advlib.predictions import check_predictions
 from advlib.threat import ThreatModel
 
 LINF, L2 = ThreatModel(eps=0.02), ThreatModel(norm="L2", eps=0.3)
+
+
+def square_attack(net, x, y, threat, *, num_classes=10, generator=None, queries=60, draws=None):
+    """Square by itself, in one batch."""
+    if draws is None:
+        draws = torch.rand(len(x), draws_needed(x.shape, queries), generator=generator)
+    hunt = start_hunt(x, y, draws, threat)
+    with torch.no_grad():
+        while (hunt.taken <= queries).any():
+            hunt = hunt_on(net, hunt, threat, num_classes, queries)
+    return hunt.best
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +98,6 @@ def test_strong_attacks_stay_in_the_ball_and_leave_the_network_alone(
     x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = torch.arange(16) % 10
     options = {"num_classes": 10, "generator": torch.Generator().manual_seed(1)}
-    options |= {"queries": 60} if attack is square_attack else {}
     found = attack(net, x, y, dataclasses.replace(threat, steps=10), **options)
     change = (found - x).flatten(1)
     size = change.abs().amax(1) if threat.norm == "Linf" else change.norm(dim=1)
@@ -138,6 +148,23 @@ def test_square_takes_the_squares_of_torchattacks(toy, threat, monkeypatch):
         assert (found - wanted).abs().max() < 1e-4
         broken += int(net(found).argmax(1) != y[i])
     assert 0 < broken < len(x)
+
+
+def test_square_does_not_ask_what_it_knows(digit_networks, digit_images):
+    """A grey square often lies at its border already: of so many queries fewer are asked.
+
+    Alone and in a batch an image leaves them out at other times, and ends the same.
+    """
+    net, threat, asked = digit_networks["adv"], ThreatModel(eps=0.1), []
+    x, y = digit_images.pixels[:20].float() / 255, digit_images.labels[:20]
+    draws = torch.rand(20, draws_needed(x.shape, 300), generator=torch.Generator().manual_seed(0))
+    with net[0].register_forward_hook(lambda *_: asked.append(1)):
+        found = square_attack(net, x, y, threat, num_classes=10, queries=300, draws=draws)
+    assert len(asked) < 270
+    for i in range(20):
+        one = slice(i, i + 1)
+        own = {"num_classes": 10, "queries": 300, "draws": draws[one]}
+        torch.testing.assert_close(square_attack(net, x[one], y[one], threat, **own), found[one])
 
 
 @pytest.mark.parametrize("norm, shape", [("Linf", "linf"), ("L2", "l2")])

@@ -166,9 +166,6 @@ def test_what_a_study_compares():
     read = make_study({"study": "s", "dataset": "none", "predictions": "some/net.csv.gz"})
     assert read.predictions == {"net": "some/net.csv.gz"} and read.pairs == []
     assert {"factors", "evaluate_real", "evaluate_imagenet_x", "groups"} <= set(read.unavailable)
-    lone = {"evaluation_split": "holdout", "holdout_images": 10, "attacks": []}
-    lone = make_study(SHORT | {"dataset": "imagenet", "corruptions": "none"} | lone)
-    assert lone.unavailable["hard_classes"] == "there is only one benchmark"
 
 
 def test_numbers_in_lists_may_be_fractions():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pydantic
 import pytest
 
 from advbook.audit.analysis import with_real
+from advbook.build import pages, publish
 from advbook.studies.bring import bring
 from advbook.studies.current import audit_tables, read_data, study_tables, table_paths
 from advbook.studies.identity import (
@@ -201,6 +203,29 @@ def test_a_battery_of_another_setting_is_refused(small_audit, change, said):
         read_audit(dataclasses.replace(small_audit, **change), "fresh", "battery")
 
 
+def test_each_part_is_published_whole_and_none_that_is_published_is_lost(
+    small_audit, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Study, "published", property(lambda self: tmp_path / "results/small"))
+    file = tmp_path / "small.yaml"
+    values = small_audit.to_dict() | {"study": "small", "autoattack_width": 0.1}
+    file.write_text(json.dumps(values))
+    shutil.copytree(small_audit.runs, small_audit.runs.with_name("small"))
+    study = load_study(file)
+    (study.runs / "audit/autoattack").mkdir()
+    shutil.copy(study.runs / "audit/battery/adv-seed0.parquet", study.runs / "audit/autoattack")
+    publish.publish(str(file))  # AutoAttack was begun: it stays out until each network has met it
+    battery = [f"audit/battery/{method}-seed0.parquet" for method in study.methods]
+    found = {str(path.relative_to(study.published)) for path in study.published.rglob("*.*")}
+    assert found >= {"data.json", "train/new-seed0.csv", "predictions/clean/adv-seed0.parquet"}
+    assert found >= set(battery) and not any("autoattack" in path for path in found)
+    assert pages.tables_shown(study, None) == {"committed": ["study", "ablations", "battery"]}
+    (study.runs / battery[0]).unlink()
+    with pytest.raises(SystemExit, match="published tables would be lost: .*std-seed0.parquet is"):
+        publish.publish(str(file))
+    assert (study.published / battery[0]).is_file()
+
+
 def test_an_ablation_of_another_recipe_is_refused(small_audit):
     ablations = {"new": {"method": "adv_plus", "delta": 0.3}}
     with pytest.raises(ValueError, match="another delta"):
@@ -210,7 +235,7 @@ def test_an_ablation_of_another_recipe_is_refused(small_audit):
         read_audit(dataclasses.replace(small_audit, ablations=ablations), "fresh", "ablations")
 
 
-NO_STUDIES = ("benchmark", "imagenet_models", "paper", "plan")
+NO_STUDIES = ("benchmark", "imagenet_models", "leaderboard", "paper", "plan")
 RESULTS = sorted(p.name for p in (ROOT / "results").iterdir() if p.name not in NO_STUDIES)
 PUBLISHED = [name for name in RESULTS if (ROOT / "results" / name / "predictions").is_dir()]
 

@@ -98,7 +98,7 @@ def test_every_method_trains_and_logs(tiny_study, method):
     train_method(tiny_study, "pretrained", 0)
     facts = train_method(tiny_study, method, 0)
     log = (tiny_study.runs / "train" / f"{method}-seed0.csv").read_text().splitlines()
-    assert log[0] == "study,method,seed,epoch,step,lr,loss,error,images_per_second"
+    assert log[0] == "study,method,seed,epoch,step,lr,loss,error,eps,images_per_second"
     assert log[-1].split(",")[3:5] == ["2.0", "10"]
     assert facts["n_images"] == 320 and len(facts["checkpoint_hash"]) == 16
     model, _ = load_run(tiny_study, method, 0)

@@ -1,8 +1,11 @@
 """Methods of the field in training: neutral settings, resume, what they ask for."""
 
 import dataclasses
+import re
 from collections import OrderedDict
 
+import nbformat
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,10 +13,12 @@ from torch import nn
 
 from advbook.studies.identity import training_of
 from advbook.studies.inputs import images_of
+from advbook.studies.places import ROOT
 from advbook.studies.schema import Study
 from advlib.networks.build import Normalize
 from advlib.recipes import RECIPES, with_options
 from advlib.train import fit
+from advlib.zoo import ZOO
 
 
 def network():
@@ -37,7 +42,7 @@ def parts():
     return images_of(study, "train"), images_of(study, "holdout"), training_of(study, "adv")
 
 
-def trained(parts, recipe, folder, stop=None, **changes):
+def trained(parts, recipe, folder, stop=None, late_epochs=0, **changes):
     """The weights of a run, killed after step `stop` and resumed if that is given."""
     images, validation, training = parts
     training = dataclasses.replace(training, **changes)
@@ -47,6 +52,7 @@ def trained(parts, recipe, folder, stop=None, **changes):
             raise Stopped
 
     how = dict(seed=0, folder=folder, checkpoint_seconds=0, validation=validation)
+    how["late_epochs"] = late_epochs
     how |= {"helper": network()}
     if stop is not None:
         with pytest.raises(Stopped):
@@ -110,6 +116,18 @@ def test_a_neutral_setting_is_the_base_method_bit_for_bit(parts, base, tmp_path,
     assert same(trained(parts, neutral, tmp_path / "neutral"), base[like])
 
 
+def test_the_page_on_the_methods_has_each_one_and_its_neutral_setting():
+    cells = nbformat.read(ROOT / "notebooks/methods.ipynb", 4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    heads = [section.split("\n")[1] for section in text.split("\n### ")[1:]]
+    for method in ZOO:
+        (head,) = [line for line in heads if f"`{method}`" in line]
+        costs = {RECIPES[name].passes(10) for name in re.findall(r"passes_(\w+)`", head)}
+        assert RECIPES[method].passes(10) in costs or RECIPES[method].post_hoc, method
+        options, _ = NEUTRAL.get(method, ({}, ""))
+        assert all(f"`{name}: {value:g}`" in head for name, value in options.items()), method
+
+
 # Where the published setting does nothing in two epochs of three attack steps.
 SHORT = {"ham": {"first": 1}, "cfa_average": {"threshold": 0.0}}
 
@@ -151,6 +169,36 @@ def test_an_average_by_epochs_is_that_of_the_kept_epochs(parts, tmp_path):
         if values.is_floating_point():
             expected = 0.25 * first[name] + 0.75 * second[name]
             torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_late_epochs_are_kept_as_they_would_be_handed_over(parts, tmp_path, ema):
+    """The last one is what is handed over; a run that was killed keeps the same ones."""
+    images, validation, training = parts
+    training = dataclasses.replace(training, epochs=3, ema=ema)
+    whole = trained((images, validation, training), RECIPES["adv"], tmp_path / "w", late_epochs=2)
+    killed = trained(
+        (images, validation, training), RECIPES["adv"], tmp_path / "k", 5, late_epochs=2
+    )
+    kept = {path.name: load_file(path) for path in sorted((tmp_path / "w").glob("epoch-*"))}
+    assert list(kept) == ["epoch-2.safetensors", "epoch-3.safetensors"]
+    assert same(kept["epoch-3.safetensors"], whole) and same(killed, whole)
+    assert not same(kept["epoch-2.safetensors"], whole)
+    assert same(load_file(tmp_path / "k" / "epoch-2.safetensors"), kept["epoch-2.safetensors"])
+
+
+def test_the_log_says_the_mean_radius_of_the_attack(parts, tmp_path):
+    """CFA's budgets follow the classes from the second epoch on; clean training attacks nothing."""
+    images, _, training = parts
+
+    def radii(method):
+        trained(parts, RECIPES[method], tmp_path / method, accumulate=2)
+        return pd.read_csv(tmp_path / method / "log.csv").eps.to_numpy()
+
+    eps = training.threats[0].eps
+    assert radii("std") == pytest.approx(0) and radii("trades") == pytest.approx(eps)
+    first, _, second, _ = radii("cfa_margins")
+    assert first == pytest.approx(eps) and 0.5 * eps < second < 1.5 * eps != second
 
 
 def test_what_a_method_needs_is_asked_for(parts, tmp_path):

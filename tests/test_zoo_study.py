@@ -93,6 +93,10 @@ def test_options_decide_a_run_and_are_said_by_study_and_ablation(zoo):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (
+            {"own_methods": {"mine": {"objective": "a.py:A", "title": "Mine", "base": "trade"}}},
+            "own method mine: base .* 'trade'",
+        ),
         ({"options": {"frl": {"tua": 1.0}}}, "FRL has no option 'tua': known are beta, tau"),
         ({"holdout_images": 0}, "frl looks at validation images .* set holdout_images"),
         (
@@ -133,3 +137,20 @@ def test_a_method_of_ones_own_is_a_file_and_a_line(zoo, tmp_path, monkeypatch):
     lost = dataclasses.replace(study, own_methods={"mine": {**own, "objective": f"{mine}:Lost"}})
     with pytest.raises(ValueError, match="has no 'Lost'"):
         train_method(lost, "mine", 0)
+
+
+def test_a_zoo_of_methods_alone_is_audited(zoo):
+    """Its pages read what the audit's part of ablations holds, also where there are none."""
+    assert dataclasses.replace(zoo, zoo=True, ablations={}).audits == ("ablations",)
+
+
+def test_a_method_that_attacks_says_so(zoo):
+    """Else its settings would lack the threat model, and its attack the random starts."""
+    own = {"objective": "notebooks/studies/my_method.py:MyMethod", "title": "Mine"}
+    own |= {"options": {"power": 1.0}}
+    study = dataclasses.replace(
+        zoo, methods=["pretrained", "mine"], own_methods={"mine": own}, options={}, ablations={}
+    )
+    train_method(study, "pretrained", 0)
+    with pytest.raises(ValueError, match="says `adversarial: true`"):
+        train_method(study, "mine", 0)

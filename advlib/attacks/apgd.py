@@ -10,11 +10,11 @@ from advlib.attacks.pgd import (
     _LOSSES,
     _attacked_label,
     _check_finite,
+    _each,
     _l2,
     _project,
     _radius,
     _seen_logits,
-    _start,
     _step,
     attack_mode,
     logits_and_gradient,
@@ -113,7 +113,8 @@ def border_noise(shape, threat, generator, device) -> torch.Tensor:
 
 def start_climb(x, noise, label, target, eps, threat) -> Climb:
     """Images (n, C, H, W) at their starts."""
-    x_adv, zero, count = _start(x, noise, eps, threat), x.new_zeros(len(x)), label.new_zeros(len(x))
+    x_adv = _project(x, x + eps * noise, eps, threat)
+    zero, count = x.new_zeros(len(x)), label.new_zeros(len(x))
     return Climb(
         x=x,
         label=label,
@@ -206,8 +207,3 @@ def _targeted_dlr(logits, y, target):
     top = logits.topk(4, dim=1).values
     margin = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
     return margin / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
-
-
-def _each(values):
-    """One value per image, as it meets the pixels of a batch."""
-    return values.view(-1, 1, 1, 1)

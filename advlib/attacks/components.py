@@ -93,10 +93,10 @@ def attack_square(piece, queries) -> None:
 
     def advance(hunt):
         # What is still here though the search saw it broken was not: the hunt goes on.
-        hunt, ended = hunt._replace(margin=hunt.margin.clamp_max(0)), hunt.taken == queries
+        hunt = hunt._replace(margin=hunt.margin.clamp_max(0))
         with torch.no_grad(), autocast(device, torch.float32):
             hunt = hunt_on(piece.search, hunt, piece.threat, piece.how["num_classes"], queries)
-        return hunt, hunt.best, ~hunt.margin.isfinite(), ended
+        return hunt, hunt.best, ~hunt.margin.isfinite(), hunt.taken > queries
 
     _refilled(piece, start, advance, piece.image)
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from advlib.attacks.pgd import logits_and_gradient
+from advlib.attacks.pgd import _each, logits_and_gradient
 from advlib.labels import class_logits, model_logits
 
 BEYOND = 1.05  # how far a step goes, of the way to the boundary
@@ -118,7 +118,3 @@ def crossing(x, gradient, offset, norm) -> torch.Tensor:
 
 def _size(change, norm):
     return change.abs().amax(PIXELS) if norm == "Linf" else change.square().sum(PIXELS).sqrt()
-
-
-def _each(values):
-    return values.view(-1, 1, 1, 1)

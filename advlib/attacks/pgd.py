@@ -92,7 +92,7 @@ def pgd_iterates(
         eps, step = _radius(model, x, threat, radius, step_size)
         if noise is None and start is None:
             noise = start_noise(x.shape, threat, generator, x.device)
-        x_adv = _start(x, noise, eps, threat) if start is None else _project(x, start, eps, threat)
+        x_adv = _project(x, x + eps * noise if start is None else start, eps, threat)
         yield x_adv
         for _ in range(threat.steps if threat.eps else 0):
             _, gradient = logits_and_gradient(model, x_adv, y, threat, num_classes, objective)
@@ -225,10 +225,6 @@ def start_noise(
     return (direction * radius ** (1 / direction[0].numel())).to(device)
 
 
-def _start(x, noise, eps, threat):
-    return _project(x, x + eps * noise, eps, threat)
-
-
 def _step(x, x_adv, gradient, eps, step, threat):
     """Climb by one step and return to the ball: the sign for Linf, the direction for L2."""
     if threat.norm == "Linf":
@@ -259,7 +255,12 @@ def _project(x, x_adv, eps, threat):
 
 
 def _l2(x):
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return _each(x.flatten(1).norm(dim=1))
+
+
+def _each(values):
+    """One value per image, as it meets the pixels of a batch."""
+    return values.view(-1, 1, 1, 1)
 
 
 @contextlib.contextmanager

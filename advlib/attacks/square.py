@@ -5,60 +5,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from advlib.attacks.pgd import _attacked_label, _l2, _margin, _seen_logits, attack_mode
+from advlib.attacks.pgd import _each, _l2, _margin, _seen_logits
 from advlib.labels import class_logits, model_logits
-from advlib.threat import ThreatModel
 
 SHARE = 0.8  # of the image that the first squares cover
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
-
-
-def square_attack(
-    model: nn.Module,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    threat: ThreatModel,
-    *,
-    num_classes: int | None = None,
-    queries: int = 5000,
-    generator: torch.Generator | None = None,
-    draws: torch.Tensor | None = None,
-    check: bool = True,
-) -> torch.Tensor:
-    """The first misclassified image that random squares lead to, or the one of the largest margin.
-
-    Parameters
-    ----------
-    model, x, y, num_classes, generator, check
-        As in `advlib.attacks.pgd.pgd_attack`. The model needs no gradient.
-    threat : ThreatModel
-        In pixels, clipped; of its PGD (steps, step size, loss) nothing is used.
-    queries : int
-        Squares that are tried; AutoAttack takes 5000.
-    draws : float tensor (N, draws_needed) in [0, 1), optional
-        All random numbers, instead of a generator's.
-
-    Returns
-    -------
-    float tensor (N, C, H, W), within the ball and in [0, 1].
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `pgd_attack`; also for a threat model in normalised units or without clipping.
-    """
-    with attack_mode(model, threat.model_mode), torch.no_grad():
-        y = torch.as_tensor(y, device=x.device)
-        y = _attacked_label(model, x, y, threat, num_classes, check)
-        if draws is None:
-            shape = (len(x), draws_needed(x.shape, queries))
-            draws = torch.rand(shape, generator=generator, device=x.device)
-        hunt = start_hunt(x, y, draws, threat)
-        for _ in range(queries + 1):
-            hunt = hunt_on(model, hunt, threat, num_classes, queries)
-        return hunt.best
 
 
 class Hunt(NamedTuple):
@@ -109,9 +61,9 @@ def start_hunt(x, label, draws, threat) -> Hunt:
 
 
 def hunt_on(model, hunt, threat, num_classes, queries) -> Hunt:
-    """The hunt after one more query."""
+    """The hunt after one more query; of an image that has taken all, after its last one again."""
     propose = _linf_square if threat.norm == "Linf" else _l2_square
-    x_adv = propose(hunt, threat.eps, queries)
+    hunt, x_adv = propose(hunt, threat.eps, queries)
     x_adv = torch.where(_each(hunt.taken == 0), hunt.best, x_adv)
     logits = model_logits(model, x_adv).float()
     wrong = class_logits(logits, num_classes or logits.shape[1]).argmax(1) != hunt.label
@@ -124,16 +76,27 @@ def hunt_on(model, hunt, threat, num_classes, queries) -> Hunt:
 
 
 def _linf_square(hunt, eps, queries):
-    """In a square, each channel of the change jumps to one border of the ball."""
-    stage, places, _, signs = _drawn(hunt, queries)
-    square, *_ = _square(hunt.x, _sides(hunt.x, 1)[stage], *places[:2])
-    return torch.where(square, (hunt.x + eps * signs).clamp(0, 1), hunt.best)
+    """In a square, each channel of the change jumps to one border of the ball.
+
+    Images in which nothing moves, unless they are few, go on to their next query, up to the last.
+    """
+    x_adv, sides, rows = hunt.best.clone(), _sides(hunt.x, 1), slice(None)
+    while True:
+        stage, places, _, signs = _drawn(hunt, queries, rows)
+        square, *_ = _square(hunt.x, sides[stage], *places[:2])
+        there = (hunt.x[rows] + eps * signs).clamp(0, 1)
+        x_adv[rows] = torch.where(square, there, hunt.best[rows])
+        same = _l2(x_adv - hunt.best).flatten() == 0
+        rows = torch.nonzero(same & (hunt.taken > 0) & (hunt.taken < queries)).flatten()
+        if len(rows) <= len(x_adv) // 16:
+            return hunt, x_adv
+        hunt = hunt._replace(taken=hunt.taken.index_add(0, rows, torch.ones_like(rows)))
 
 
 def _l2_square(hunt, eps, queries):
     """The change in one square moves to another, where it takes the shape of a bump."""
     x, change = hunt.x, hunt.best - hunt.x
-    stage, places, turned, signs = _drawn(hunt, queries)
+    stage, places, turned, signs = _drawn(hunt, queries, slice(None))
     sides = _sides(x, 3)
     to, rows, columns = _square(x, sides[stage], *places[:2])
     source, *_ = _square(x, sides[stage], *places[2:])
@@ -147,16 +110,16 @@ def _l2_square(hunt, eps, queries):
     shape = to * (shape * signs + inside / _plane(inside).clamp_min(1e-12))
     shape = shape / _plane(shape).clamp_min(1e-12) * room.sqrt()
     change = torch.where(to, shape, change * ~source)
-    return (x + eps * change / _l2(change).clamp_min(1e-12)).clamp(0, 1)
+    return hunt, (x + eps * change / _l2(change).clamp_min(1e-12)).clamp(0, 1)
 
 
-def _drawn(hunt, queries):
+def _drawn(hunt, queries, rows):
     """Of the next query: stage of the schedule (n,), places (4, n), turn (n,), channels' signs."""
-    query = (hunt.taken - 1).clamp_min(0)
+    query = (hunt.taken[rows] - 1).clamp(0, queries - 1)
     share = query * 10_000 // queries
     stage = (share[:, None] > share.new_tensor(HALVED_AT)).sum(1)
-    numbers = hunt.draws[:, -queries * (hunt.x.shape[1] + 5) :].view(len(query), queries, -1)
-    numbers = numbers[torch.arange(len(query), device=query.device), query]
+    numbers = hunt.draws[:, -queries * (hunt.x.shape[1] + 5) :].view(len(hunt.x), queries, -1)
+    numbers = numbers[torch.arange(len(hunt.x), device=query.device)[rows], query]
     return stage, numbers[:, :4].T, numbers[:, 4] > 0.5, _sign(numbers[:, 5:, None, None])
 
 
@@ -200,7 +163,3 @@ def _sign(draws):
 def _plane(x):
     """The length of each channel, (n, C, 1, 1)."""
     return x.square().sum((2, 3), keepdim=True).sqrt()
-
-
-def _each(values):
-    return values.view(-1, 1, 1, 1)

@@ -12,8 +12,8 @@ from advlib.attacks.folding import folding
 from advlib.attacks.pgd import (
     _attacked_label,
     _check_finite,
+    _project,
     _radius,
-    _start,
     _step,
     attack_mode,
     classify,
@@ -180,7 +180,8 @@ class _Chunk:
     def start(self, image: torch.Tensor, restart: int) -> _Pool:
         """These images at the start of a restart, drawn for each from its name."""
         noise = _image_noise(self.x, image, self.names, self.threat, self.seed, restart)
-        x_adv = _start(self.x[image], noise, self.eps, self.threat)
+        x = self.x[image]
+        x_adv = _project(x, x + self.eps * noise, self.eps, self.threat)
         return _Pool(image, x_adv, torch.zeros_like(image, dtype=torch.int32))
 
     def step(self, pool: _Pool) -> tuple[torch.Tensor, _Pool]:

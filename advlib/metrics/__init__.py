@@ -5,10 +5,8 @@
 from advlib.metrics.classes import (
     class_changes,
     class_error,
-    class_rank_correlation,
     class_summary,
     confusion,
-    confusion_kinds,
     group_error,
 )
 from advlib.metrics.errors import (

@@ -1,15 +1,12 @@
-"""Errors class by class: their summary, changes, confusions, groups and ranks."""
-
-import itertools
+"""Errors class by class: their summary, changes, confusions and groups."""
 
 import numpy as np
 import pandas as pd
 import scipy
-from scipy.special import ndtri
 
 from advlib.metrics.errors import error
 from advlib.metrics.intervals import STATISTICS, class_errors, with_wilson
-from advlib.metrics.tables import By, Groups, as_list, averages, checked, require, same_images
+from advlib.metrics.tables import By, Groups, as_list, averages, checked, same_images
 
 
 def class_error(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
@@ -69,19 +66,6 @@ def confusion(table: pd.DataFrame, by: By = None) -> pd.DataFrame:
     return pairs.assign(share=pairs["n_images"] / total)
 
 
-def _grouped(table: pd.DataFrame, groups: Groups, *classes: str) -> pd.DataFrame:
-    """`averages` by the columns ``classes``, with the column ``group`` (and predicted_group)."""
-    cells, groups = averages(checked(table), classes), pd.Series(groups)
-    for column, name in zip(classes, ("group", "predicted_group"), strict=False):
-        cells[name] = cells[column].map(groups)
-        if absent := sorted(set(cells.loc[cells[name].isna(), column])):
-            raise ValueError(
-                f"groups must name a group for every {column}: it lacks {len(absent)} classes, "
-                f"such as {absent[:5]}."
-            )
-    return cells
-
-
 def group_error(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Errors of groups of classes. ``groups``: label -> group, for every class.
 
@@ -89,7 +73,13 @@ def group_error(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     over its classes (population; nan as in `class_summary`), and the 95 % Wilson interval ``low``,
     ``high`` of the error.
     """
-    classes = _grouped(table, groups, "label")
+    classes = averages(checked(table), ["label"])
+    classes["group"] = classes["label"].map(pd.Series(groups))
+    if absent := classes.loc[classes["group"].isna(), "label"].tolist():
+        raise ValueError(
+            f"groups must name a group for every label: it lacks {len(absent)} classes, such as "
+            f"{absent[:5]}."
+        )
     classes["wrong"] = classes["error"] * classes["n_images"]
     grouped = classes.groupby("group", observed=True)
     result = grouped[["n_images", "wrong"]].sum()
@@ -99,52 +89,3 @@ def group_error(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     spread = (result["n_classes"] > 1) & (grouped["n_images"].max() > 1)
     result["sd"] = grouped["error"].std(ddof=0).where(spread)
     return with_wilson(result.reset_index())
-
-
-def confusion_kinds(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
-    """How each group's images are judged: right, wrong within the group, wrong across groups.
-
-    ``groups``: label -> group, for all classes. Returns ``group``, ``kind`` ("right", "within",
-    "across"), ``n_images`` and ``share`` of the group's images.
-    """
-    pairs = _grouped(table, groups, "label", "predicted_class")
-    wrong, same = pairs["n_images"] * pairs["error"], pairs["group"] == pairs["predicted_group"]
-    kinds = {"right": pairs["n_images"] - wrong, "within": wrong * same, "across": wrong * ~same}
-    counts = pairs.assign(**kinds).groupby("group", observed=True)[[*kinds]].sum()
-    shares = counts.div(counts.sum(axis=1), axis=0)
-    parts = {"n_images": counts.round().astype(int), "share": shares}
-    stacked = {name: part.rename_axis(columns="kind").stack() for name, part in parts.items()}
-    return pd.DataFrame(stacked).reset_index()
-
-
-def class_rank_correlation(class_errors: pd.DataFrame, condition: str) -> pd.DataFrame:
-    """Spearman's correlation of the class errors under any two conditions: are the same ones hard?
-
-    ``class_errors``: ``label``, ``error`` and a column ``condition``, such as "benchmark". Errors
-    that agree to ten digits tie. Returns ``condition_a``, ``condition_b`` (each pair in both
-    orders), ``value`` (nan if one is constant), ``low``, ``high``: 95 % intervals by Fisher's
-    transformation, variance (1 + rho^2 / 2) / (K - 3) (Bonett & Wright, 2000), nan for K < 4
-    classes or rho = 1 or -1. Unlike all others they are over *classes*, as if drawn from many. The
-    noise of few images per class is not in them. Where both orders come from the same images, the
-    noise that they share pushes rho up; the rest pulls it towards 0. ValueError unless all
-    conditions hold the same labels, once each.
-    """
-    require(class_errors, [condition, "label", "error"], "the table of class errors")
-    errors, found = {}, {}
-    for name, part in class_errors.groupby(condition, observed=True):
-        errors[name] = part.set_index("label")["error"].round(10).sort_index()
-    for a, b in itertools.combinations(errors, 2):
-        one, other = errors[a], errors[b]
-        if not one.index.equals(other.index) or one.index.has_duplicates:
-            raise ValueError(
-                "ranks are compared where both tables have the same labels, once each."
-            )
-        varied = one.nunique() > 1 and other.nunique() > 1
-        rho = scipy.stats.spearmanr(one, other).statistic if varied else np.nan
-        k, ends = len(one), [np.nan, np.nan]
-        if k > 3 and abs(rho) < 1 - 1e-12:
-            half = ndtri(0.975) * np.sqrt((1 + rho**2 / 2) / (k - 3))
-            ends = np.tanh(np.arctanh(rho) + [-half, half])
-        found[a, b] = found[b, a] = rho, *ends
-    rows = [(*pair, *found[pair]) for pair in itertools.permutations(errors, 2)]
-    return pd.DataFrame(rows, columns=["condition_a", "condition_b", "value", "low", "high"])

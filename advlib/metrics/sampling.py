@@ -117,8 +117,7 @@ def _intervals(figures: _Figures, weights: np.ndarray) -> pd.DataFrame:
     of_draw = share * _wilson(parts, rate, m, left)
     both = np.hypot(_wilson(weights, error, n, 1 / n), of_draw)
     ends = np.vstack([weights @ error + part * [[-1], [1]] for part in (both, of_draw)])
-    names = ["low", "high", "low_drawn", "high_drawn"]
-    return pd.DataFrame(dict(zip(names, ends.clip(0, 1), strict=True)))
+    return pd.DataFrame(ends.clip(0, 1).T, columns=["low", "high", "low_drawn", "high_drawn"])
 
 
 def _wilson(weights, rates, sizes, variance) -> np.ndarray:
@@ -180,6 +179,7 @@ def _class_ends(figures: _Figures, level: float) -> list[np.ndarray]:
     return ends
 
 
+@np.errstate(invalid="ignore")  # no interval where all errors are 0, or 1
 def _spreads(figures: _Figures, classes: pd.DataFrame, n_resamples: int, seed: int) -> dict:
     """Ends of the true classes' spread, by resampling images and draw."""
     kept = figures.n >= 2
@@ -188,8 +188,7 @@ def _spreads(figures: _Figures, classes: pd.DataFrame, n_resamples: int, seed: i
     n, s, m, rate, error, _ = (part[kept] for part in figures)
     rate, rng = _smooth(rate, m), np.random.default_rng(seed)
     standing = rng.binomial(n.astype(int), s / n, (n_resamples, len(n)))
-    drawn = np.maximum(2, np.rint(standing * m / np.maximum(s, 1)).astype(int))
-    drawn = np.minimum(standing, drawn)
+    drawn = np.rint(standing * m / np.maximum(s, 1)).astype(int).clip(2, standing)
     resampled = _figures(n, standing, drawn, rng.binomial(drawn, rate))
     # Around the errors that were resampled, of whose variance this is free of bias.
     variances = resampled.error.var(1) - (1 - 1 / len(n)) * resampled.noise.mean(1)

@@ -66,7 +66,7 @@ class Gairat(ClassMethod):
 
 
 def ham(recipe: Recipe, training: Training, images) -> Objective:
-    """HAM (Yang et al. 2024): after `first` steps of the attack only images that are wrong go on.
+    """HAM (Lin et al. 2025): after `first` steps of the attack only images that are wrong go on.
 
     The others are left out of the step. If none is wrong, all go on (the released code then trains
     on none); with `first` 0 all do.

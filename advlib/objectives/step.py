@@ -35,6 +35,8 @@ class Networks:
         A trained network that the method consults, in evaluation mode.
     displaced : list
         Weights that `Step.perturb` has moved, with where they were; see `put_back`.
+    radii : list or None
+        The mean ε of each attack of the step so far; None: the recipe says that it has none.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Networks:
     attacked: Callable[[], nn.Module] | None = None
     helper: nn.Module | None = None
     displaced: list = field(default_factory=list)
+    radii: list | None = field(default_factory=list)
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -110,9 +113,15 @@ class Step:
             Where the attack starts; None: at the random start.
         """
         nets, first = self.networks, self.first
+        if nets.radii is None:
+            raise ValueError("a method that attacks its images says `adversarial: true`")
         threats = (threat,) if threat else nets.training.threats
         # Images take turns, so that each transformation has as many of a batch.
         transform = (torch.arange(len(self.x), device=self.x.device) + first) % len(threats)
+        reach = sum(one.eps for one in threats) / len(threats)
+        nets.radii.append(
+            radius.mean() if radius is not None else torch.full((), reach, device=self.x.device)
+        )
         x_adv = torch.empty_like(self.x)
         for j, threat in enumerate(threats):
             own = slice((j - first) % len(threats), None, len(threats))

@@ -133,8 +133,30 @@ function watchBoxes(part) {
   }
 }
 
+/* Tables of the class sortable: a heading is a button that sorts the rows by its column, and again
+   the other way round. A dash stands for nothing and comes last. */
+function makeSortable(table) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const text = (row) => row.cells[column].textContent.trim().replace("\u2212", "-");
+      const compare = (a, b) => (parseFloat(a) - parseFloat(b) || a.localeCompare(b)) * (up ? 1 : -1);
+      const rows = [...table.tBodies[0].rows].map((row) => [text(row), row]);
+      rows.sort(([a], [b]) => (a === "–") - (b === "–") || compare(a, b));
+      table.tBodies[0].append(...rows.map(([, row]) => row));
+    });
+  });
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   chooseAsked();
+  document.querySelectorAll("table.sortable").forEach(makeSortable);
   watchBoxes(document);
   /* What the theme leaves without a name. */
   for (const summary of document.querySelectorAll(".bd-links summary")) {

@@ -1,4 +1,4 @@
-"""The command line: ``python -m advbook train|evaluate|data|plan``.
+"""The command line: ``python -m advbook train|evaluate|data|plan|record``.
 
 ``train`` and ``evaluate`` work in one process, or in several that torchrun starts, one a GPU:
 ``torchrun --nproc-per-node 8 -m advbook train --study cifar10 --method adv``; on several nodes as
@@ -7,10 +7,13 @@ torchrun's ``--nnodes`` and ``--rdzv-endpoint`` say. The notebooks do the same f
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 
+import yaml
+
 from advbook.commands import plainly, under_torchrun
-from advbook.studies.checks import check_choice
+from advbook.studies.checks import check_choice, refuse_unknown
 from advbook.studies.schema import load_study
 from advlib.threat import PROTOCOLS
 
@@ -81,15 +84,52 @@ def plan(options) -> None:
     report(options.study, compare=options.compare)
 
 
+def record(options) -> None:
+    """Write records of the leaderboard: of a study's networks, or of brought predictions."""
+    from advbook.zoo.leaderboard import ABOUT, record_network, record_predictions
+
+    files, threat, about = (dict(getattr(options, name)) for name in PAIRS)
+    refuse_unknown(set(about) - set(ABOUT), ABOUT)
+    if options.study:
+        study = load_study(options.study)
+        for method in [options.method] if options.method else study.methods:
+            print(record_network(study, method, options.seed, about))
+        return
+    threat = {key: yaml.safe_load(value) for key, value in threat.items()}
+    own = {name: getattr(options, name) for name in BROUGHT}
+    print(record_predictions(files, threat=threat, about=about, **own))
+
+
+PAIRS = {
+    "predictions": "brought: clean=FILE pgd40=FILE, perhaps autoattack=FILE",
+    "threat": "of brought predictions under pgd40: norm=Linf eps=8/255, and what else differs",
+    "about": "keys of RobustBench: link=… authors=… architecture=… …",
+}
+BROUGHT = {
+    "name": (str, "of the network whose predictions are brought"),
+    "dataset": (str, "of its images: a data set by its name, or any other name"),
+    "images": (int, "how many there are"),
+    "classes": (int, "how many there are"),
+    "selection": (str, "how its checkpoint was chosen: 'last epoch', 'validation images', …"),
+}
+
+
+def _pair(text: str) -> list[str]:
+    if not re.fullmatch("[^=]+=.+", text):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return text.split("=", 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; what the user can mend ends with a sentence, and 1."""
     parser = argparse.ArgumentParser(prog="python -m advbook")
-    commands = parser.add_subparsers(required=True, metavar="train|evaluate|data|plan")
+    commands = parser.add_subparsers(required=True, metavar="|".join(f.__name__ for f in COMMANDS))
     parts = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__) for f in COMMANDS}
     for function in COMMANDS:
         parts[function.__name__].set_defaults(run=function)
-    for name in ("train", "evaluate"):
-        parts[name].add_argument("--study", required=True, help="an id, or a study file's path")
+    for name in ("train", "evaluate", "record"):
+        own = name != "record"
+        parts[name].add_argument("--study", required=own, help="an id, or a study file's path")
         parts[name].add_argument("--seed", type=int, default=0, help="of the network")
     parts["train"].add_argument("--method", required=True, help="one of the study's")
     add = parts["evaluate"].add_argument
@@ -103,16 +143,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parts["plan"].add_argument
     add("study", nargs="?", default="fashion_mnist_quick", help="an id, or a study file's path")
     add("--compare", action="store_true", help="the last plan beside what the run then took")
+    add = parts["record"].add_argument
+    add("--method", help="of the study, also an ablation; without it: all its methods")
+    for name, said in PAIRS.items():
+        add(f"--{name}", type=_pair, nargs="*", default=[], metavar="KEY=VALUE", help=said)
+    for name, (kind, said) in BROUGHT.items():
+        add(f"--{name}", type=kind, help=said)
     options = parser.parse_args(arguments)
     with plainly("error"):
         options.run(options)
 
 
-COMMANDS = (train, evaluate, data, plan)
+COMMANDS = (train, evaluate, data, plan, record)
 
 if __name__ == "__main__":
     if under_torchrun():
-        from torch.distributed.elastic.multiprocessing.errors import record
+        from torch.distributed.elastic.multiprocessing import errors
 
-        main = record(main)
+        main = errors.record(main)
     main()

@@ -11,7 +11,8 @@ Name it in a study file, train and compare it as any other method::
         options: {power: 1.0}
 
 `make book STUDY=<your file>` trains all of them and builds the pages. What else a recipe may say
-is in `advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on.
+is in `advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on. With `zoo: true` in the
+study and `make audit`, pages compare it with Adv, or with the method that `base` names.
 
 This one weighs classes by how often they were wrong under attack in the epoch before. So it differs
 from Adv from the second epoch on.

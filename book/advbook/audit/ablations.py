@@ -7,7 +7,6 @@ import pandas as pd
 
 from advbook.studies.identity import recipe_for, recipe_of, training_settings
 from advlib import metrics
-from advlib.recipes import RECIPES
 
 WITHOUT = {"mix": False, "transforms": [], "logits": 0, "label": 0.0, "smoothing": 0.0}
 WITHOUT |= {"train_objective": "cross_entropy"}
@@ -27,7 +26,7 @@ def adversarial_runs(study) -> dict[str, str]:
     return {
         name: title
         for name, title in names.items()
-        if known[name] in RECIPES and RECIPES[known[name]].adversarial
+        if known[name] in study.recipes and study.recipes[known[name]].adversarial
     }
 
 
@@ -91,52 +90,18 @@ def control(study, name: str) -> tuple[str, list[str]] | None:
 
 
 def comparisons(study) -> pd.DataFrame:
-    """Every run with its control, and the questions that no single ingredient answers.
-
-    These are: is it the transformation label, or would smoothing with the same delta do; does it
-    matter what the attack climbs; are several transformations, each with its logit, better than
-    one; and what do logit and label do together, where they were also trained apart.
+    """Every run beside its `control`, the study's pairs, and what `same_attack` is between.
 
     Returns
     -------
     DataFrame
-        run, control: one row per comparison. Adv⁺ beside Adv comes first, then its ingredients one
-        by one, then mixed batches, then all else.
+        run, control: one row per comparison.
     """
-    runs = {name: ingredients(study, name) for name in adversarial_runs(study)}
-    pairs = [(name, found[0]) for name in runs if (found := control(study, name))]
-    for name, own in runs.items():
-        for instead, beside in _questions(own):
-            for other, theirs in runs.items():
-                differ = {key for key in own if own[key] != theirs[key]} - set(instead)
-                if differ <= beside and all(theirs[key] == instead[key] for key in instead):
-                    pairs.append((name, other))
-    # With the same attack also where another run is the control: pages read that row.
-    for before, after in [*study.pairs, ("adv", same_attack(study))]:
-        if before in runs and after in runs:
-            pairs.append((after, before))
-    pairs = sorted(dict.fromkeys(pairs), key=lambda pair: _place(runs[pair[0]], runs[pair[1]]))
-    return pd.DataFrame(pairs, columns=["run", "control"])
-
-
-_STEPS = (  # from Adv to Adv⁺: what a comparison changes of it, in the order in which it is told
-    {"logits", "label", "train_objective"},
-    {"logits", "label"},  # under the same training attack
-    {"train_objective"},
-    {"label"},
-    {"logits", "train_objective"},
-    {"logits"},
-)
-
-
-def _place(own: dict, theirs: dict) -> tuple[int, int]:
-    """Where a comparison stands among the others: a key to sort by."""
-    differ = {key for key in own if own[key] != theirs[key]}
-    step = _STEPS.index(differ) if differ in _STEPS else len(_STEPS)
-    usual = own["logits"] <= 1 and not own["transforms"]
-    if not usual or (step == len(_STEPS) and not differ & {"mix", "smoothing"}):
-        return len(_STEPS) + 2, 0  # several attacks, another head, …
-    return (len(_STEPS) + 1 if own["mix"] else step), step
+    runs, same = adversarial_runs(study), same_attack(study)
+    told = [*study.pairs, ("adv", same), (same, "adv_plus")]
+    pairs = [(after, before) for before, after in told if before in runs and after in runs]
+    pairs += [(name, found[0]) for name in runs if (found := control(study, name))]
+    return pd.DataFrame(list(dict.fromkeys(pairs)), columns=["run", "control"])
 
 
 def same_attack(study) -> str | None:
@@ -146,18 +111,6 @@ def same_attack(study) -> str | None:
         return None
     wanted = runs["adv"] | {key: runs["adv_plus"][key] for key in ("logits", "label")}
     return next((name for name, own in runs.items() if own == wanted), None)
-
-
-def _questions(own: dict) -> list[tuple[dict, set]]:
-    """What the other run of a comparison has instead, and what may differ besides."""
-    found, climbed = [], "train_objective"
-    if own["label"]:  # or would smoothing do?
-        found.append(({"smoothing": own["label"], "label": 0.0, "logits": 0}, {climbed}))
-    if own["logits"] > 1:  # or would one do?
-        found.append(({"logits": 1}, {"transforms"}))
-    if own[climbed] != WITHOUT[climbed]:
-        found.append(({climbed: WITHOUT[climbed]}, set()))
-    return found
 
 
 def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:

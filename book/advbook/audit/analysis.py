@@ -133,6 +133,24 @@ def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(low=low, high=high)
 
 
+def strong(study, found: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
+    """As `classes`, under PGD-40 and under AutoAttack on a draw, which a column condition tells.
+
+    ``found`` is what `advbook.studies.tables.read_audit` reads of "autoattack".
+    """
+    parts = []
+    for network, drawn in found.groupby(["method", "seed"], sort=False):
+        left = drawn.broken_by.where(drawn.broken_by == "cheap", "")
+        alone = drawn.assign(broken_by=left, drawn=True)
+        for condition, table in {"pgd40": alone, "autoattack": drawn}.items():
+            _, each, of_all = metrics.two_phase(table, n_resamples=study.n_resamples)
+            each = each.assign(statistic="error", value=each.error)
+            each["group"] = each.label.map(class_names.__getitem__)
+            rows = pd.concat([of_all.assign(group="all classes"), each])
+            parts.append(_keyed(rows, ("autoattack", *network), condition=condition))
+    return pd.concat(parts, ignore_index=True)
+
+
 def confusions(tables: Tables, class_names: list[str]) -> pd.DataFrame:
     """Of each class's images, the share that is taken for each class: no result table's columns."""
     parts = [
@@ -229,7 +247,7 @@ def factor_ratios(study, shared: Shared, annotated: pd.DataFrame) -> pd.DataFram
 
 
 def groups(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
-    """Errors of groups of classes, and where their wrong images go: within or across groups."""
+    """Errors of groups of classes."""
     of = group_of(study, class_names) or annotations.imagenet_metaclasses().to_dict()
     parts = []
     for key, table in tables.items():
@@ -237,36 +255,6 @@ def groups(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
             continue
         found = metrics.group_error(table, of)
         parts.append(_keyed(found, key, statistic="error", value=found.error))
-        kinds = metrics.confusion_kinds(table, of)
-        statistic = kinds.kind.map("share_{}".format)
-        parts.append(_keyed(kinds, key, statistic=statistic, value=kinds.share))
-    return pd.concat(parts, ignore_index=True)
-
-
-def hard_classes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Whether the same classes are hard under two benchmarks, and for two methods: Spearman's ρ.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        As `classes` returns them: those of the single classes are read.
-
-    Returns
-    -------
-    DataFrame
-        condition_a, condition_b, value, low, high (intervals over *classes*), method, compared
-        ("benchmarks" or "methods"), benchmark, seed.
-    """
-    each = rows[rows.label.notna()]
-    # ReaL's labels may leave a class without images.
-    everywhere = each.groupby("label").benchmark.nunique() == each.benchmark.nunique()
-    each = each[each.label.map(everywhere)].rename(columns={"value": "error_"})
-    each = each.assign(error=each.error_)
-    parts = []
-    for compared, other in (("benchmark", "method"), ("method", "benchmark")):
-        for (name, seed), part in each.groupby([other, "seed"], sort=False):
-            found = metrics.class_rank_correlation(part, compared)
-            parts.append(found.assign(**{other: name}, seed=seed, compared=f"{compared}s"))
     return pd.concat(parts, ignore_index=True)
 
 

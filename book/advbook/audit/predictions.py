@@ -9,13 +9,17 @@ from tqdm import tqdm
 
 from advbook.audit.battery import STRENGTHS, battery
 from advbook.studies.evaluate import image_facts, numbers, run_facts
-from advbook.studies.identity import digest
+from advbook.studies.identity import digest, recipe_of
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
 from advbook.studies.runs import load_run, read_run
 from advbook.studies.schema import Study
 from advbook.studies.switches import ledger_threats, same_attacks
+from advbook.studies.views import to_train
 from advlib.attacks.worst_case import evaluate_attack
+from advlib.checkpoints import EPOCH
+from advlib.metrics import class_error
+from advlib.networks.weights import load_weights
 from advlib.predictions import predict, write_predictions
 
 
@@ -74,6 +78,54 @@ def ledger_predictions(study: Study, method: str, seed: int) -> Path:
     facts |= {"threats": {name: threat.to_dict() for name, threat in threats.items()}}
     facts |= {"same": same, "n_logits": n_logits}
     path = study.runs / "audit" / "ledger" / f"{method}-seed{seed}.parquet"
+    return write_predictions(table, path, **sizes, **facts)
+
+
+def late_predictions(study: Study, method: str, seed: int) -> Path:
+    """Predictions of the networks of a run's last epochs, under PGD-10 at the study's ε.
+
+    They are those that ``late_epochs`` of the study kept; the last is the network itself.
+
+    Returns
+    -------
+    Path
+        Of the prediction table of the evaluated images, with ``attack`` as ``epoch-<n>``. Its facts
+        hold ``validation``: the class errors of each epoch on the study's ``holdout_images``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the network has not been trained yet, or one of an epoch was not kept.
+    """
+    model, run = load_run(study, method, seed)
+    images, holdout = images_of(study, study.evaluation_split), images_of(study, "holdout")
+    threat = study.late_threat
+    facts = run_facts(run) | image_facts(study, images, **numbers(study, images), attack_seed=0)
+    facts |= {"threat": threat.to_dict(), "epochs": study.late_epochs[method]}
+    how = {"num_classes": images.num_classes, "workers": study.workers, "dtype": study.dtype}
+    how["batch_size"] = facts["batch_size"]
+    last = recipe_of(study, method)[0].epochs
+    tables, validation = [], {}
+    for epoch in tqdm(range(last - facts["epochs"] + 1, last + 1), unit=" epochs", mininterval=2):
+        path = study.runs / "models" / run["folder"] / EPOCH.format(epoch)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: {method} was trained before late_epochs asked for it; remove "
+                f"that folder and {to_train(study, method, seed)}"
+            )
+        load_weights(model, path)
+
+        def judge(images, epoch=epoch):
+            path = study.runs / "parts" / digest(facts | {"epoch": epoch, "of": images.fingerprint})
+            attack = functools.partial(evaluate_attack, model, images, threat, **how)
+            return kept(path / "late.parquet", attack, images.file_names)
+
+        tables.append(judge(images).assign(attack=f"epoch-{epoch}"))
+        validation[epoch] = class_error(judge(holdout)).error.tolist()
+    table = pd.concat(tables).drop(columns="steps_used").round({"linf": 4})
+    facts |= {"validation": validation}
+    path = study.runs / "audit" / "late" / f"{method}-seed{seed}.parquet"
+    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
     return write_predictions(table, path, **sizes, **facts)
 
 

@@ -40,8 +40,7 @@ def from_root(path: Path) -> str:
 def parts_of(study: Study) -> tuple[str, ...]:
     """The parts that a study's tables come in: each is made, published and shown whole."""
     samples = ("samples",) if "gallery" not in study.unavailable else ()
-    drawn = ("autoattack",) if study.audits else ()
-    return ("study", *samples, *study.audits, *drawn)
+    return ("study", *samples, *study.audits)
 
 
 def paths_of(study: Study, folder: Path, part: str) -> list[Path]:
@@ -50,22 +49,14 @@ def paths_of(study: Study, folder: Path, part: str) -> list[Path]:
         return list(table_paths(study, folder))
     if part == "samples":
         return [folder / "data.json", folder / SAMPLES]
-    paths = {folder / "data.json": None, **audit_paths(study, folder, part)}
-    if part == "ablations" and len(study.seeds) > 1:  # the spread over seeds is the methods' own
-        paths |= table_paths(study, folder)
-    return list(paths)
+    return [folder / "data.json", *audit_paths(study, folder, part)]
 
 
-def is_current(study: Study, folder: Path, part: str = "study") -> bool:
-    """Whether a folder holds every table of a part, made with the study's present settings.
+def outdated(study: Study, folder: Path, part: str) -> str:
+    """Why a folder does not hold every table of a part, made with the present settings; or "".
 
     Raises OSError for a broken file.
     """
-    return not _outdated(study, folder, part)
-
-
-def _outdated(study: Study, folder: Path, part: str) -> str:
-    """Why `is_current` is false; empty if it is true."""
     try:
         if part == "study":
             study_tables(study, folder)
@@ -90,7 +81,7 @@ def left_out() -> list[str]:
                 paths = {path for path, key in tables.items() if key}
             else:  # an ablation's tables stand among the methods' own
                 paths = {*paths_of(study, folder, part)} - {*tables, folder / "data.json"}
-            if any(path.is_file() for path in paths) and (why := _outdated(study, folder, part)):
+            if any(path.is_file() for path in paths) and (why := outdated(study, folder, part)):
                 reasons.append(f"Not in the book, {study.title}, {part}: {why}.")
     return reasons
 
@@ -156,10 +147,10 @@ def tables_shown(study: Study, making: Sequence[str] | None) -> dict[str, list[s
         The parts that are being made: they will be there. None: the book is only read, and shows
         published tables alone.
     """
-    found = {"committed": [p for p in parts_of(study) if is_current(study, study.published, p)]}
+    found = {"committed": [p for p in parts_of(study) if not outdated(study, study.published, p)]}
     if making is not None:
         parts = parts_of(study)
-        found["fresh"] = [p for p in parts if p in making or is_current(study, study.runs, p)]
+        found["fresh"] = [p for p in parts if p in making or not outdated(study, study.runs, p)]
     return {source: parts for source, parts in found.items() if parts}
 
 
@@ -278,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("--logs", type=Path, nargs="*", default=[])
     toc = commands.add_parser("toc", help="write the table of contents")
     toc.add_argument("entries", nargs="*", metavar="SOURCE/STUDY")
+    toc.add_argument("--without", nargs="*", default=[], metavar="PAGE")
     options = vars(parser.parse_args(arguments))
     {"study": place_study, "toc": write_toc}[options.pop("command")](**options)
 

@@ -124,18 +124,25 @@ def place_notebook(
 
 def write_toc(
     entries: Sequence[str],
+    without: Sequence[str] = (),
     template: Path = BOOK.parent / "_toc.yml",
     generated: Path = GENERATED,
     out: Path = BOOK.parent / "_build/toc.yml",
 ) -> None:
     """Write the toc that is built: the studies' pages take the place of the template's glob.
 
-    Pages of studies that are not among the entries, "<source>/<study>" each, are removed.
+    Pages of studies that are not among the entries, "<source>/<study>" each, are removed, and so
+    are pages by question ``without`` a study to show.
     """
     for path in generated.glob("studies/*/*.*"):
         if f"{path.parent.name}/{path.stem}" not in entries:
             path.unlink()
+    for name in without:
+        (generated / f"{name}.ipynb").unlink(missing_ok=True)
     toc = yaml.safe_load(template.read_text(encoding="utf-8"))
+    for part in toc["parts"]:
+        there = [page for page in part["chapters"] if Path(page["file"]).name not in without]
+        part["chapters"] = there
     for page in [page for part in toc["parts"] for page in part["chapters"]]:
         if "glob" in page.get("sections", [{}])[0]:
             folder = page["sections"][0]["glob"].removesuffix("/*")

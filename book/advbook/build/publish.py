@@ -5,16 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from advbook.build.pages import LARGE, check_ids, from_root, is_current
+from advbook.build.pages import LARGE, check_ids, from_root, outdated, paths_of
 from advbook.commands import plainly
-from advbook.studies.current import (
-    SAMPLES,
-    audit_paths,
-    audit_tables,
-    samples_table,
-    study_tables,
-    table_paths,
-)
+from advbook.studies.current import SAMPLES
 from advbook.studies.places import STUDIES, find_study
 from advbook.studies.schema import Study, load_study
 
@@ -33,26 +26,18 @@ def publish(name: str) -> None:
     if own.is_file():
         check_ids((study, from_root(find_study(name))), (load_study(own), from_root(own)))
     paths, missing = [], []
-    parts = ["study", *study.audits, *(["autoattack"] if study.audits else [])]
+    parts = ["study", *study.audits]
     if study.dataset in NOT_OURS:
         print(f"{SAMPLES} stays here: images of {study.dataset} may not be free to be published")
     elif not study.predictions:
         parts.append("samples")
     for part in parts:
-        try:
-            if part == "study":
-                study_tables(study, study.runs)
-                paths += table_paths(study, study.runs)
-            elif part == "samples":
-                path, _ = samples_table(study, study.runs)
-                paths += [study.runs / "data.json", path]
-            else:
-                audit_tables(study, study.runs, part)
-                paths += [study.runs / "data.json", *audit_paths(study, study.runs, part)]
-        except (FileNotFoundError, ValueError) as error:
-            missing.append(str(error))
-            if is_current(study, study.published, part):
-                sys.exit(f"Nothing is published, for published tables would be lost: {error}")
+        if why := outdated(study, study.runs, part):
+            missing.append(why)
+            if not outdated(study, study.published, part):
+                sys.exit(f"Nothing is published, for published tables would be lost: {why}")
+        else:
+            paths += paths_of(study, study.runs, part)
     if not paths:
         sys.exit(f"Nothing is published: {missing[0]}")
     partial = study.published.with_name(f".{study.study}.partial")

@@ -4,12 +4,9 @@ import altair as alt
 import pandas as pd
 
 from advbook.charts.base import (
-    CHANGE_AXIS,
     LINE,
     METHOD_COLOURS,
     OTHER_COLOURS,
-    dots,
-    line_at,
     panels,
     tips,
     told_apart,
@@ -64,40 +61,3 @@ def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> a
     columns = min(len(titles), 3)
     chart = (line + points + names).properties(width=640 // columns - 45, height=230)
     return panels(chart, "title", titles, columns, own="xy")
-
-
-def forest(table: pd.DataFrame, groups: list[list[str]], measures: list[str]) -> alt.VConcatChart:
-    """Changes with their intervals: names at the left, aligned columns with scales of their own.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``title`` (of the study), ``ingredient``, ``measure``, ``value``, ``low``, ``high``
-        (fractions) and ``change``, these three in words.
-    groups : list of lists of str
-        Ingredients from above; each list has scales of its own.
-    measures : list of str
-        The columns.
-    """
-    titles = table.title.unique().tolist()
-    shapes = ["circle", "diamond", "square", "triangle-up", "cross", "triangle-down"]
-    apart = told_apart("title", None, titles, ["black", *OTHER_COLOURS], shapes, columns=2)
-    names = alt.Axis(grid=True, ticks=False, domain=False, minExtent=190, labelLimit=190)
-    no_names = alt.Axis(grid=True, ticks=False, domain=False, labels=False)
-    rows = []
-    for group in groups:
-        row = []
-        for measure in measures:
-            part = table[table.ingredient.isin(group) & (table.measure == measure)]
-            base = alt.Chart(part).encode(
-                y=alt.Y("ingredient:N", sort=group, title=None, axis=no_names if row else names),
-                yOffset=alt.YOffset("title:N", sort=titles),
-                color=apart["color"],
-                tooltip=tips(title="Study", ingredient="Ingredient", change=f"{measure} (points)"),
-            )
-            axis = alt.Axis(**CHANGE_AXIS | {"tickCount": 4}, grid=False, labelOverlap=True)
-            at = alt.X("value:Q", title=measure.split(", "), axis=axis, scale=alt.Scale(padding=6))
-            chart = line_at(part, 0) + dots(base, at, 45, shape=apart["shape"])
-            row.append(chart.properties(width=98, height=alt.Step(9 if len(titles) > 2 else 11)))
-        rows.append(alt.hconcat(*row, spacing=8))
-    return alt.vconcat(*rows, spacing=16)

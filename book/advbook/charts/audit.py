@@ -10,7 +10,6 @@ from advbook.charts.base import (
     OTHER_COLOURS,
     dots,
     errors_on,
-    facet,
     line_at,
     method_colour,
     method_order,
@@ -69,49 +68,6 @@ def readings(table: pd.DataFrame, paper: dict) -> alt.LayerChart:
     labels += paper.mark_text(fontSize=12, color="black", align="right", dx=-16).encode(**corner)
     chart = equal + dots.add_params(picked) + claimed + diamond + labels
     return chart.properties(width="container", height=380)
-
-
-def switches(table: pd.DataFrame) -> alt.FacetChart:
-    """The error of each network under each reading of the attack, as a map with its numbers.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns title (of the study), name (of the network), part, switch, value, low, high
-        (fractions). Where value is missing, the attack is the one without the switch, and the cell
-        has "=". The switches stand in the order of the rows, a gap between the parts.
-    """
-    names = method_order(table.name)
-    order = table.switch.drop_duplicates().tolist()
-    error = [decimal(100 * value, 1) if value == value else "=" for value in table.value]
-    # The title of a study takes more lines than one over its few narrow columns.
-    lines = table.title.str.replace(" (", "\n(").str.replace(", ", ",\n")
-    base = alt.Chart(table.assign(error=error, lines=lines)).encode(
-        x=alt.X("name:N", sort=names, title=None, axis=alt.Axis(orient="top", labelAngle=-30)),
-        y=alt.Y("switch:N", sort=order, title=None, axis=alt.Axis(labelLimit=280)),
-        tooltip=tips(title="Study", name="Network", switch="Attack")
-        + tips(error="Error (%)", interval="95 % interval"),
-    )
-    ends = "format(100 * datum.low, '.1f') + ' to ' + format(100 * datum.high, '.1f')"
-    base = base.transform_calculate(interval=f"isValid(datum.low) ? {ends} : 'none'")
-    measured = base.transform_filter("isValid(datum.value)")
-    color = alt.Color("value:Q", title="Error", scale=alt.Scale(scheme="viridis", domain=[0, 1]))
-    cells = measured.mark_rect().encode(
-        color=color.legend(format=".0%", orient="top", gradientLength=200)
-    )
-    # A contrast of 4.5 or more on each colour.
-    ink = alt.condition("datum.value > 0.43", alt.value("#000"), alt.value("#fff"))
-    cells += measured.mark_text(fontSize=11).encode(text="error", color=ink)
-    same = base.transform_filter("!isValid(datum.value)")
-    cells += same.mark_text(fontSize=11, color="black").encode(text="error")
-    first = alt.FieldOneOfPredicate("switch", table.drop_duplicates("part").switch.tolist()[1:])
-    above = {"x": alt.value(0), "x2": alt.value("width"), "tooltip": alt.value(None)}
-    above["y"] = alt.Y("switch:N", sort=order, bandPosition=0)
-    cells += base.transform_filter(first).mark_rule(color="white", strokeWidth=5).encode(**above)
-    chart = cells.properties(width=alt.Step(46), height=alt.Step(19))
-    return chart.facet(
-        facet("lines", lines.unique().tolist(), labelExpr="split(datum.label, '\\n')")
-    ).resolve_scale(x="independent")
 
 
 def added_by_attack(table: pd.DataFrame) -> alt.FacetChart:

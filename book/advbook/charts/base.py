@@ -264,13 +264,6 @@ def panels(
     return side_by_side(chart.resolve_scale(**dict.fromkeys(own, "independent")), columns)
 
 
-def in_html(chart: alt.Chart, name: str) -> str:
-    """The chart as a part of a page's HTML; no other one of the page has this name."""
-    return chart.to_html(
-        fullhtml=False, template="universal", output_div=f"altair-viz-{name}", json_kwds=JSON
-    )
-
-
 def side_by_side(chart: alt.Chart, columns: int = 2) -> alt.Chart:
     """The chart's panels beside each other, or below each other on a telephone.
 

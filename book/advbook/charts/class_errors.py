@@ -7,10 +7,6 @@ import numpy as np
 import pandas as pd
 
 from advbook.charts.base import (
-    DASHED,
-    INTERVAL,
-    LINE,
-    dots,
     errors_on,
     method_colour,
     method_order,
@@ -168,36 +164,3 @@ def sorted_errors(table: pd.DataFrame) -> alt.Chart:
     chart = (lines + base.mark_circle(size=22)).add_params(picked)
     chart = chart.properties(width=270, height=220)
     return panels(chart, "title", list(dict.fromkeys(table.title)), labelFontSize=13)
-
-
-def coarse_shares(table: pd.DataFrame) -> alt.Chart:
-    """How coarse perturbations are: a dot for each image, a diamond for their mean, dashed noise.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Columns title (of the study, one panel each), method, kind ("image", "mean", "noise"), value
-        (fraction), and low, high (of means), file_name, class_name (of images).
-    """
-    methods = method_order(table.method.dropna())
-    base = alt.Chart(table)
-    y = alt.Y("method:N", sort=methods, title=None, scale=alt.Scale(domain=methods))
-    x = errors_on(alt.X, "value", "Energy in coarse waves (%)", alt.Scale(domainMin=0), tickCount=5)
-    images = base.transform_filter("datum.kind == 'image'").mark_circle(size=40, opacity=0.35)
-    images = images.encode(
-        x,
-        y,
-        color=method_colour(methods).legend(None),
-        tooltip=tips(method="Method", file_name="Image", class_name="Class")
-        + tips(".1%", value="Coarse"),
-    )
-    means = base.transform_filter("datum.kind == 'mean'").encode(
-        y=y,
-        color=alt.value("black"),
-        tooltip=tips(method="Method") + tips(".1%", value="Mean", **INTERVAL),
-    )
-    diamonds = dots(means, alt.X("value:Q"), 110, stroke=3, shape=alt.value("diamond"))
-    noise = base.transform_filter("datum.kind == 'noise'").mark_rule(color=LINE, **DASHED)
-    layers = noise.encode(x="value:Q") + images + diamonds
-    layers = layers.properties(width=250, height=alt.Step(34))
-    return panels(layers, "title", list(dict.fromkeys(table.title)), labelFontSize=13)

@@ -7,16 +7,12 @@ import pandas as pd
 from advbook.charts.base import (
     METHOD_COLOURS,
     OTHER_COLOURS,
-    change_heat,
     drop_down,
     errors_on,
-    panels,
-    spoken,
     tips,
     told_apart,
 )
 from advbook.claims.public_models import Trend
-from advbook.studies.tables import per_cent
 
 KINDS = {
     "other networks": OTHER_COLOURS[5],
@@ -86,55 +82,3 @@ def against_accuracy(
         layers = [layer.transform_filter(chosen) for layer in layers]
         layers[0] = layers[0].add_params(chosen)
     return alt.layer(*layers).properties(width="container", height=340)
-
-
-def distances(table: pd.DataFrame, order: list[str]) -> alt.LayerChart:
-    """How far robust networks lie from the trend, in its spreads, one row per figure.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``figure``, ``name`` and ``distance``.
-    order : list of str
-        The figures, from above.
-    """
-    x = alt.X("distance:Q", title="Distance from the trend (spreads)")
-    y = alt.Y("figure:N", sort=order, title=None)
-    area = alt.Chart(pd.DataFrame({"low": [-1.96], "high": [1.96]}))
-    area = area.mark_rect(color=OTHER_COLOURS[5], opacity=0.25).encode(x="low:Q", x2="high:Q")
-    dots = alt.Chart(table).mark_circle(size=60, opacity=0.9, color=KINDS["adversarial"])
-    said = tips(name="Network", figure="Figure") + tips("+.2f", distance="Distance")
-    dots = dots.encode(x, y, tooltip=said)
-    return (area + dots).properties(width="container", height=22 * len(order))
-
-
-def conditions(table: pd.DataFrame, corruptions: list[str], pairs: list[str]) -> alt.FacetChart:
-    """Differences of errors under corruption, a panel for each pair of networks.
-
-    Parameters
-    ----------
-    table : DataFrame
-        ``pair``, ``corruption``, ``severity`` and ``difference`` (a fraction).
-    corruptions, pairs : list of str
-        The rows, and the panels in their order.
-    """
-    limit = float(table.difference.abs().max())
-    table = table.assign(
-        corruption=table.corruption.str.replace("_", " "),
-        cell=table.difference.map(lambda value: per_cent(value, 0, "+")),
-        points=table.difference.map(lambda value: per_cent(value, 1, "+")),
-    )
-    plain = {"ticks": False, "domain": False}
-    order = [name.replace("_", " ") for name in corruptions]
-    base = alt.Chart(
-        spoken(table, "{pair}, {corruption}, severity {severity}: {points} points")
-    ).encode(
-        description="description:N",
-        x=alt.X("severity:O", title="Severity", axis=alt.Axis(orient="top", labelAngle=0, **plain)),
-        y=alt.Y("corruption:N", sort=order, title=None, axis=alt.Axis(**plain)),
-        tooltip=tips(pair="Networks", corruption="Corruption", severity="Severity")
-        + tips(points="Points"),
-    )
-    chart = change_heat(base, "difference", "cell", limit)
-    chart = chart.properties(width=alt.Step(36), height=alt.Step(20))
-    return panels(chart, "pair", pairs, labelFontSize=13)

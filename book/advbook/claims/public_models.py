@@ -133,17 +133,3 @@ def resampled(table: pd.DataFrame, accuracy: str, figure: str, scale: str, at, n
         fit = np.polyfit(logit(drawn[accuracy]), SCALES[scale][0](drawn[figure]), 2)
         curves.append(inverse(np.polyval(fit, logit(np.asarray(at)))))
     return np.array(curves)
-
-
-def worst_classes(mean: float, sd: float, n_images: int, k: int = 100, n: int = 200) -> np.ndarray:
-    """What choosing the worst classes on the images that judge them does.
-
-    Of 1,000 classes whose true accuracies have a beta distribution of this mean and SD, each
-    seen in ``n_images``: the accuracy of the k classes that look worst, and of the k that are, in
-    each of n simulations, (n, 2).
-    """
-    size = mean * (1 - mean) / sd**2 - 1
-    generator = np.random.default_rng(0)
-    true = generator.beta(mean * size, (1 - mean) * size, (n, 1000))
-    seen = generator.binomial(n_images, true) / n_images
-    return np.column_stack([np.sort(a, axis=1)[:, :k].mean(1) for a in (seen, true)])

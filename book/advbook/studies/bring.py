@@ -43,33 +43,27 @@ def bring(study) -> None:
             raise ValueError(f"{given}: {error}") from error
         tables[name] = path, parts
     first = study.methods[0]
-    images = {benchmark: _images(part) for benchmark, part in tables[first][1].items()}
     for name, (_, parts) in tables.items():
         for benchmark, part in parts.items():
-            if odd := sorted(_images(part).items() ^ images[benchmark].items()):
-                raise ValueError(
-                    f"{study.predictions[name]} and {study.predictions[first]} are not about the "
-                    f"same images with the same labels ({benchmark}): {len(odd)} differ, such as "
-                    f"{odd[0]}"
-                )
+            both = f"{study.predictions[name]} and {study.predictions[first]}"
+            check_same_images(part, tables[first][1][benchmark], f"{both} ({benchmark})")
     class_names = _class_names(study, [parts["clean"] for _, parts in tables.values()])
     group_of(study, class_names)  # refuses groups of other classes
-    listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images["clean"].items()))
-    fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    images = images_of(tables[first][1]["clean"])
     title = "ImageNet" if study.dataset == "imagenet" else study.title
     judged = any("correct" in parts["clean"] for _, parts in tables.values())
     for name, (path, parts) in tables.items():
         facts = {"study": study.study, "method": name, "seed": 0, "settings": {}, "threat": None}
         facts |= {"brought": study.predictions[name], "checkpoint_hash": file_hash(path)}
-        facts |= {"data": fingerprint, "data_title": title, "split": study.evaluation_split}
+        facts |= {"data": fingerprint(images), "data_title": title, "split": study.evaluation_split}
         facts |= {"device": None, "dtype": None, "num_classes": len(class_names)}
         for benchmark, part in parts.items():
             if judged:  # then every table says it, so that they can be joined
                 part = part.assign(correct=correct(part))
             place = study.runs / "predictions" / benchmark / f"{name}-seed0.parquet"
             write_predictions(part, place, n_images=part.file_name.nunique(), **facts)
-    record = {"title": title, "images": len(images["clean"]), "classes": len(class_names)}
-    record |= {"found in": "the brought files", "fingerprint": fingerprint}
+    record = {"title": title, "images": len(images), "classes": len(class_names)}
+    record |= {"found in": "the brought files", "fingerprint": fingerprint(images)}
     record = {study.evaluation_split: record, "class_names": class_names}
     with replacing(study.runs / "data.json") as path:
         text = json.dumps(record | {"settings": data_settings(study)}, indent=1)
@@ -127,9 +121,25 @@ def _benchmarks(study, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def _images(table: pd.DataFrame) -> dict[str, int]:
+def images_of(table: pd.DataFrame) -> dict[str, int]:
+    """The label of each image that a prediction table is about, by its file name."""
     once = table.drop_duplicates("file_name")
     return dict(zip(once.file_name, once.label.tolist(), strict=True))
+
+
+def fingerprint(images: dict[str, int]) -> str:
+    """What brought images are recognised by: a hash of their names and labels."""
+    listing = "".join(f"{name}\t{label}\n" for name, label in sorted(images.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def check_same_images(table: pd.DataFrame, other: pd.DataFrame, what: str) -> None:
+    """Raise ValueError, with ``what`` they are, unless two tables have the same labelled images."""
+    if odd := sorted(images_of(table).items() ^ images_of(other).items()):
+        raise ValueError(
+            f"{what} are not about the same images with the same labels: {len(odd)} differ, such "
+            f"as {odd[0]}"
+        )
 
 
 def _class_names(study, tables: list[pd.DataFrame]) -> list[str]:

@@ -48,5 +48,7 @@ def in_words(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
+    if first["type"] == "missing":
+        return f"the key {'.'.join(map(str, first['loc']))!r} is missing"
     expected = first["msg"].removeprefix("Input should be ")
     return f"{first['loc'][0]} is {expected}, got {reprlib.repr(first['input'])}"

@@ -39,8 +39,23 @@ def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
 
 
 def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
-    """As `study_tables`, for a part of the audit: ablations, ledger, battery or autoattack."""
+    """As `study_tables`, for a part of the audit, one of ``study.audits``."""
     return _checked(study, folder, audit_paths(study, folder, part), to_make(study, "audit"))
+
+
+def network_tables(study, method: str, seed: int) -> tuple[Path, dict]:
+    """As `study_tables`, of one network: clean, PGD-40 and, where there is one, AutoAttack.
+
+    Fresh ones where the first two are there, else published ones: their folder comes with them.
+    """
+    name = f"{method}-seed{seed}.parquet"
+    places = [Path("predictions") / benchmark / name for benchmark in ("clean", "pgd40")]
+    fresh = all((study.runs / place).is_file() for place in places)
+    folder = study.runs if fresh else study.published
+    drawn = Path("audit") / "autoattack" / name
+    places += [drawn] if (folder / drawn).is_file() else []
+    paths = {folder / place: (place.parent.name, method, seed) for place in places}
+    return folder, _checked(study, folder, paths, to_make(study))
 
 
 def samples_table(study, folder: Path) -> tuple[Path, dict]:
@@ -84,9 +99,11 @@ def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
             for name in (*study.methods, *study.ablations):
                 paths[place / f"{name}-seed{seed}.parquet"] = (benchmark, name, seed)
         return paths
-    audited = [*study.methods, *(study.ablations if part == "ledger" else [])]
+    seeds = study.seeds if part == "autoattack" else [seed]
+    runs = [*study.method_runs, *(study.ablation_runs if part in ("ledger", "late") else [])]
+    runs = [run for run in runs if part != "late" or run[0] in study.late_epochs]
     place = folder / "audit" / part
-    return {place / f"{name}-seed{seed}.parquet": (part, name, seed) for name in audited}
+    return {place / f"{m}-seed{s}.parquet": (part, m, s) for m, s in runs if s in seeds}
 
 
 def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -> dict:
@@ -135,11 +152,12 @@ def _changed(
         if benchmark == "corruptions":  # perhaps of a part of the images
             del expected["n_images"]
         return [key for key, value in expected.items() if facts.get(key) != value]
-    attack = {"samples": "pgd40_last"} | dict.fromkeys(("ledger", "battery", "autoattack"), "pgd40")
-    attack = attack.get(benchmark)
+    attack = "pgd40_last" if benchmark == "samples" else ""
+    if benchmark in ("ledger", "battery", "autoattack", "late"):
+        attack = "pgd40"
     if benchmark == "autoattack":
         expected["width"] = study.autoattack_width
-    elif attack:
+    elif attack and benchmark != "late":
         del expected["n_images"]
     if benchmark in ("ledger", "battery"):
         expected["subset"] = getattr(study, f"{benchmark}_images")
@@ -148,6 +166,8 @@ def _changed(
         expected["n_images"] = study.corruption_images or expected["n_images"]
     plain = benchmark in ("clean", "corruptions")
     expected["threat"] = None if plain else study.threat(attack or benchmark).to_dict()
+    if benchmark == "late":
+        expected |= {"epochs": study.late_epochs[method], "threat": study.late_threat.to_dict()}
     changed = [key for key, value in expected.items() if facts.get(key) != value]
     if benchmark == "ledger":
         now = {name: threat.to_dict() for name, threat in ledger_threats(study, method).items()}

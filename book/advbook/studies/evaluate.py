@@ -198,10 +198,12 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
     FileNotFoundError
         If the network has not been trained yet.
     ValueError
-        If this is one of several processes.
+        If the study does not state ``autoattack_width``, or this is one of several processes.
     """
     if distributed.world_size() > 1:
         raise ValueError("AutoAttack on a draw works in one process: start it without torchrun")
+    if study.autoattack_width is None:
+        raise ValueError(f"{study.study} asks for no AutoAttack: set autoattack_width, say to 0.01")
     path = study.runs / "audit" / "autoattack" / f"{method}-seed{seed}.parquet"
     images, models, runs = _images_and_networks(study, [(method, seed)])
     threat, width = study.threat("pgd40"), study.autoattack_width

@@ -28,7 +28,8 @@ to `DATA_FIELDS` or `TRAINING_FIELDS` after this line. Nothing is added here.
 
 ABLATED = (
     *("delta", "replace_head", "train_objective", "train_label_source", "transforms"),
-    *("train_steps", "train_step_size", "epochs", "lr", "weight_decay", "ema", "options"),
+    *("train_steps", "train_step_size", "epochs", "lr", "lr_final_factor"),
+    *("weight_decay", "ema", "options"),
 )
 """Keys that an ablation may change; all others stay, so that it can be compared with its study."""
 
@@ -47,7 +48,7 @@ def recipe_of(study, name: str) -> tuple:
         changes["options"] = study.options | {base: own}
     if "transforms" in changes:
         changes["num_transforms"] = max(1, len(changes["transforms"]))
-    changed = dataclasses.replace(study, ablations={}, **changes)
+    changed = dataclasses.replace(study, ablations={}, late_epochs={}, **changes)
     return changed, base
 
 
@@ -111,7 +112,7 @@ def training_settings(study, method: str, seed: int, data: str, start, consulted
     settings["lr"] = study.pretrain_lr if clean else study.lr
     settings |= _said(study, ("pretrain_schedule",)) if clean else {}
     said = identity(recipe, RECIPE_FIELDS)
-    settings |= {k: v for k, v in said.items() if k not in ("title", "forwards", "steps")}
+    settings |= {k: v for k, v in said.items() if k not in ("title", "forwards", "steps", "base")}
     if ".py:" in recipe.objective:  # another text of the file is another method
         settings["objective_file"] = file_hash(named_file(recipe.objective.rpartition(":")[0]))
     if recipe.adversarial:

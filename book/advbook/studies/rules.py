@@ -67,6 +67,7 @@ def _check_methods(study) -> None:
                 f"own method {name}: give it a name that no other method has, a title, and an "
                 'objective such as "my_method.py:MyMethod"'
             )
+        check_choice(f"own method {name}: base", said.get("base", ""), ("", *study.recipes))
     for name in study.methods:
         check_choice("methods", name, (*study.recipes, *study.checkpoints))
     check_choice("pretrain_method", study.pretrain_method, tuple(study.recipes))
@@ -132,5 +133,12 @@ def _check_ablations(study) -> None:
                 f"nothing to {base}, so leave it out"
             )
         known[name] = settings
+    for name, number in study.late_epochs.items():
+        check_choice("late_epochs", name, (*study.trained, *study.ablations))
+        if number > recipe_of(study, name)[0].epochs or not study.holdout_images:
+            raise ValueError(
+                f"late_epochs: {name} is trained for {recipe_of(study, name)[0].epochs} epochs, "
+                f"keep at most so many, got {number}, and set holdout_images for their choice"
+            )
     titles = [*study.names.values(), *study.ablation_names.values()]
     check_distinct("the names and titles of networks", titles)

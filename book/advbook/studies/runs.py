@@ -128,6 +128,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             helper=helper,
             settings=settings,
             device=device,
+            late_epochs=study.late_epochs.get(method, 0),
         )
     if first:
         _write_run(study, method, seed, folder, train_set, settings, log)

@@ -108,6 +108,8 @@ class Study(Views):
     weight_decay: _number(ge=0, le=1) = 1e-4  # not stated in the paper
     ema: Share = 0.0  # decay of averaged weights, the same for all methods; 0: none
     options: dict[str, dict[str, Number]] = field(default_factory=dict)  # method -> its options
+    # Method -> of how many last epochs the network is kept and attacked, by `make audit`.
+    late_epochs: dict[str, Count] = field(default_factory=dict)
     # Methods of your own: name -> {objective: "file.py:Name", title: …, what else a recipe has}.
     own_methods: dict[str, dict] = field(default_factory=dict)
     batch_size: Many = 64  # images a step, those of all processes together
@@ -132,10 +134,12 @@ class Study(Views):
     # Trained and evaluated by `make audit`, with the first seed alone: id -> {method: of RECIPES,
     # title: …, and the keys of ABLATED that it changes}.
     ablations: dict[str, dict] = field(default_factory=dict)
+    # Many methods beside their bases, on pages of their own; not audited by ledger and battery.
+    zoo: bool = False
     ledger_images: Count | None = None  # under every switch of the threat model; None: all
     battery_images: Count | None = 500  # under the battery of attacks, AutoAttack among them
-    # What AutoAttack on a draw of the images may add to the 95 % interval of the error: half of it.
-    autoattack_width: Positive = 0.01
+    # Half of what AutoAttack on a draw may add to the 95 % interval of the error, such as 0.01.
+    autoattack_width: Positive | None = None  # of AutoAttack on a draw of the images; None: not run
     groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
@@ -198,6 +202,11 @@ class Study(Views):
         return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
 
     @property
+    def late_threat(self) -> ThreatModel:
+        """The attack under which late checkpoints are compared: PGD-10, as papers choose them."""
+        return dataclasses.replace(self.threat("pgd40"), steps=10)
+
+    @property
     def runs(self) -> Path:
         """Where this study's fresh runs lie: see `advbook.studies.places.runs_folder`."""
         return runs_folder(self.study)
@@ -241,6 +250,8 @@ def load_study(name: str | Path, **overrides) -> Study:
         study = make_study({**values, **overrides})
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except FileNotFoundError as error:  # of a method's own
+        raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     FILES.pop(study.study, None)

@@ -26,7 +26,8 @@ class Views:
     @property
     def recipes(self) -> dict[str, Recipe]:
         """All recipes that the study may train: those of the library and its own."""
-        return RECIPES | {name: Recipe(**said) for name, said in self.own_methods.items()}
+        own = {name: Recipe(**{"base": "adv", **said}) for name, said in self.own_methods.items()}
+        return RECIPES | own
 
     @property
     def ablation_names(self) -> dict[str, str]:
@@ -68,7 +69,14 @@ class Views:
         """The parts of `make audit`, which attacks networks: predictions have none."""
         if self.predictions:
             return ()
-        return (*(["ablations"] if self.ablations else []), "ledger", "battery")
+        parts = {
+            "ablations": self.ablations or self.zoo,  # of a zoo: all of its methods
+            "ledger": not self.zoo,
+            "battery": not self.zoo,
+            "autoattack": self.autoattack_width,
+            "late": self.late_epochs,
+        }
+        return tuple(part for part, wanted in parts.items() if wanted)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -106,8 +114,6 @@ class Views:
                 reasons["factors"] = "factors are measured on images: no image files were brought"
             if not self.groups:
                 reasons["groups"] = "the study file names no `groups` of classes"
-        if len(self.benchmarks) == 1 and "evaluate_real" in reasons:
-            reasons["hard_classes"] = "there is only one benchmark"
         return reasons
 
 

@@ -1,0 +1,114 @@
+"""The pages on many methods, made from a tiny study of four of them."""
+
+import ast
+import json
+
+import altair as alt
+import pytest
+import yaml
+
+from advbook.studies import results
+from advbook.studies.places import ROOT
+from advbook.studies.schema import load_study
+from advlib.importing import read_predictions
+
+ZOO = {
+    "study": "tiny_zoo", "title": "Tiny <zoo>", "dataset": "digits", "model": "cifar_resnet8",
+    "zoo": True, "corruptions": "none", "train_images": 320, "test_images": 200,
+    "holdout_images": 40, "pretrain_method": "n_fgsm", "pretrain_epochs": 3, "pretrain_lr": 0.1,
+    "epochs": 2, "batch_size": 64, "eps": 0.1, "train_steps": 3, "n_resamples": 200,
+    "methods": ["pretrained", "adv", "adv_plus", "trades", "logit_offset", "wat", "mine"],
+    "own_methods": {"mine": {
+        "objective": "notebooks/studies/my_method.py:MyMethod", "title": "Mine <b>",
+        "adversarial": True, "options": {"power": 1.0}}},
+    "late_epochs": {"adv": 2, "mart": 2},
+    "ablations": {"mart": {"method": "mart"}, "half": {
+        "method": "logit_offset", "options": {"strength": 0.5}, "title": "Offsets, half"}},
+}  # fmt: skip
+
+
+def run(notebook, **parameters):
+    """The names that a notebook leaves, its cells run in this process with other parameters."""
+    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    found = {"__name__": notebook, "Out": []}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, notebook, "exec"), found)
+            if last:
+                found["Out"].append(
+                    eval(compile(ast.Expression(last.value), notebook, "eval"), found)
+                )
+        if "parameters" in cell["metadata"].get("tags", []):
+            found |= parameters
+            # As papermill and Jupyter leave them, by which a notebook knows its parameters.
+            given = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
+            found["In"] = ["".join(cell["source"]), given]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The study's file; its networks, trained and judged; its result tables."""
+    folder = tmp_path_factory.mktemp("zoo")
+    file = folder / "tiny_zoo.yaml"
+    file.write_text(yaml.safe_dump(ZOO, allow_unicode=True), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVLIB_RUNS", str(folder / "runs"))
+        study = load_study(file)
+        run("data", study=str(file))
+        for name in (*study.methods, *study.ablations):
+            run("train", study=str(file), method=name)
+            run("evaluate_pgd", study=str(file), method=name)
+        run("evaluate_clean", study=str(file))
+        run("evaluate_clean", study=str(file), ablations_only=True)
+        for name in study.late_epochs:
+            run("evaluate_late", study=str(file), method=name)
+        output = str(folder / "_build/fresh/tiny_zoo/results")
+        run("study", study=str(file), parts=["study", "ablations", "late"], output=output)
+    return folder
+
+
+@pytest.fixture
+def zoo(folder, monkeypatch):
+    """The file of that study, whose runs and tables are found."""
+    monkeypatch.setenv("ADVLIB_RUNS", str(folder / "runs"))
+    monkeypatch.setattr(results, "ROOT", folder)
+    return folder / "tiny_zoo.yaml"
+
+
+def drawn(found) -> list[dict]:
+    """The charts that a notebook shows, as a page draws them."""
+    return [shown.to_dict() for shown in found["Out"] if isinstance(shown, alt.TopLevelMixin)]
+
+
+def test_every_method_stands_beside_its_base(zoo):
+    """On all three pages, by the figures of the prediction tables."""
+    study, studies = load_study(zoo), [f"{zoo}:fresh"]
+    found = run("zoo", studies=studies)
+    arrows = found["arrows"].query("condition == 'PGD-40'").set_index("method")
+    assert arrows.base.dropna().to_dict() == {
+        **dict.fromkeys(("adv_plus", "trades", "logit_offset", "mine", "mart", "half"), "adv"),
+        "wat": "trades",
+    }  # fmt: skip
+    for name, row in arrows.iterrows():
+        table = read_predictions(study.runs / f"predictions/pgd40/{name}-seed0.parquet")
+        wrong = (table.predicted_class != table.label).groupby(table.label).mean()
+        assert (row.error, row.worst) == pytest.approx((wrong.mean(), wrong.max()), abs=1e-9)
+    assert arrows.worst_base["wat"] == arrows.worst["trades"]
+    assert set(arrows.kind) == {*found["MARKS"]}
+    assert len(found["cells"]) == 8 and "Tiny &lt;zoo&gt;" in "".join(found["grids"])
+    carried = run("carries", studies=studies)
+    assert set(carried["changes"].method) == {"Adv⁺", "TRADES", "WAT", "Logit offsets", "Mine <b>"}
+    assert len(drawn(found)) == len(drawn(carried)) == 1
+
+
+def test_the_choice_of_a_checkpoint_is_shown_for_the_runs_that_kept_them(zoo):
+    found = run("selection", studies=[f"{zoo}:fresh"])
+    assert set(found["table"].name) == {"Adv", "MART"} and len(found["table"]) == 6
+    chosen = found["chosen"].set_index(["name", "rule", "by"])
+    assert (chosen.xs("last", level="by").epoch == 2).all()
+    best = chosen.average.xs("average", level="rule").unstack("by")
+    assert (best.test <= best[["last", "validation"]].min(axis=1)).all()
+    assert len(drawn(found)) == 1
