@@ -62,7 +62,7 @@ SHOWN = {
     ).items()
 }
 # What the text of pages is about, and asserts.
-TOLD = ("cifar10", "fashion_mnist", pages.DEFAULT)
+TOLD = ("cifar10", "cifar100", "fashion_mnist", pages.DEFAULT)
 for name in TOLD:
     if "study" not in SHOWN.get((name, "committed"), []):
         raise WorkflowError(

@@ -1,7 +1,7 @@
 """Threat models, their checks and their one-line description."""
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
 
 _CHOICES = {
@@ -43,7 +43,8 @@ def identity(record, first: frozenset) -> dict:
         name: f.default if f.default_factory is MISSING else f.default_factory()
         for name, f in new.items()
     }
-    return {k: v for k, v in asdict(record).items() if k not in new or v != default[k]}
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {k: v for k, v in values.items() if k not in new or v != default[k]}
 
 
 THREAT_FIELDS = frozenset(
@@ -167,6 +168,8 @@ PROTOCOLS: dict[str, ThreatModel] = {
     "pgd10_train": ThreatModel(steps=10, success="last"),
     "fgsm": ThreatModel(steps=1, step_size=0.03, random_start=False, success="last"),
     "pgd40": ThreatModel(steps=40),
+    "pgd40_half": ThreatModel(eps=0.015, steps=40),
+    "pgd40_double": ThreatModel(eps=0.06, steps=40),
     "pgd40_last": ThreatModel(steps=40, success="last"),
     "pgd40_normalized": ThreatModel(steps=40, eps_space="normalized"),
     "pgd40_predicted": ThreatModel(steps=40, label_source="predicted"),
@@ -181,4 +184,4 @@ PROTOCOLS: dict[str, ThreatModel] = {
         success="last",
     ),
 }
-"""Named protocols at the paper's ε = 0.03; a study's own ε replaces it (``with_eps``)."""
+"""Named protocols at the paper's ε = 0.03, or half of it or twice; a study has its own ε."""

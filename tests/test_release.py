@@ -27,7 +27,7 @@ def test_citation_changelog_and_package_agree():
     assert headings.index(released[0]) <= 1  # nothing but "Unreleased" stands above it
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_the_readme_says_what_the_published_tables_say(name):
     study = titled(load_study(name), "committed")
     errors = {"adv": [], "adv_plus": []}
@@ -35,7 +35,8 @@ def test_the_readme_says_what_the_published_tables_say(name):
         if method in errors:
             errors[method].append(advlib.metrics.error(table))
     adv, plus = (sum(found) / len(study.seeds) for found in errors.values())
-    cells = [f"here, {study.title}, {len(study.seeds)} seeds", per_cent(adv), per_cent(plus)]
+    n = len(study.seeds)
+    cells = [f"here, {study.title}, {n} seed{'s' * (n > 1)}", per_cent(adv), per_cent(plus)]
     row = " | ".join([*cells, per_cent(plus - adv, sign="+")])
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"| {row} |" in readme

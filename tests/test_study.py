@@ -452,3 +452,10 @@ def test_audited_images_are_as_many_of_each_class():
 def test_runs_are_kept_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path / "new"))
     assert load_study("digits").runs == tmp_path / "new/digits"
+
+
+def test_half_and_twice_the_radius_are_those_of_the_study():
+    study = load_study("fashion_mnist_quick")
+    radii = {name: study.threat(name).eps for name in ("pgd40", "pgd40_half", "pgd40_double")}
+    assert radii == {"pgd40": 0.1, "pgd40_half": 0.05, "pgd40_double": 0.2}
+    assert study.threat("pgd40_double").step == pytest.approx(2 * study.threat("pgd40").step)

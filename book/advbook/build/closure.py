@@ -67,6 +67,7 @@ def _with_parents(name: str) -> Iterable[str]:
         yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
+@functools.cache
 def _file(name: str) -> Path | None:
     """The file of a module; None for a name inside one."""
     base = HOMES[name.split(".")[0]].joinpath(*name.split("."))

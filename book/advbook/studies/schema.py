@@ -198,8 +198,9 @@ class Study(Views):
         return threats
 
     def threat(self, attack: str) -> ThreatModel:
-        """A named protocol at the study's norm and ε."""
-        return dataclasses.replace(PROTOCOLS[attack], norm=self.norm).with_eps(self.eps)
+        """A named protocol at the study's norm, and its ε in place of the paper's."""
+        protocol = dataclasses.replace(PROTOCOLS[attack], norm=self.norm)
+        return protocol.with_eps(self.eps * (protocol.eps / ThreatModel.eps))
 
     @property
     def late_threat(self) -> ThreatModel:
