@@ -62,7 +62,7 @@ SHOWN = {
     ).items()
 }
 # What the text of pages is about, and asserts.
-TOLD = ("cifar10", "cifar100", "fashion_mnist", pages.DEFAULT)
+TOLD = ("cifar10", "cifar100", "fashion_mnist", "fashion_mnist_zoo", pages.DEFAULT)
 for name in TOLD:
     if "study" not in SHOWN.get((name, "committed"), []):
         raise WorkflowError(
@@ -485,11 +485,11 @@ rule place_study:
 # is `told`. Where its numbers come from, its notebook's metadata say.
 QUICK = "results/fashion_mnist_quick/predictions"
 # On pages by question: published studies, the one of most seeds first, then runs of the reader's own.
-# The default study is published as a short example, whose numbers are no evidence.
-ASKED = sorted(
-    (entry for entry in SHOWN if entry != (pages.DEFAULT, "committed")),
-    key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]),
-)
+# The default study is published as a short example, whose numbers are no evidence; those that compare
+# many methods have pages of their own.
+ORDERED = sorted(SHOWN, key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]))
+ZOOS = [entry for entry in ORDERED if BY_ID[entry[0]].zoo]
+ASKED = [entry for entry in ORDERED if entry not in (*ZOOS, (pages.DEFAULT, "committed"))]
 # study file -> part -> its tables; None: there are none.
 WHERE = {
     file: {
@@ -516,7 +516,7 @@ def csvs(folder, *names):
 
 
 ASKED_OF = {
-    page: [entry for entry in ASKED if BY_ID[entry[0]].zoo and part in SHOWN[entry]]
+    page: [entry for entry in ZOOS if part in SHOWN[entry]]
     for page, part in {"zoo": "ablations", "selection": "late", "carries": "study"}.items()
 }
 BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
@@ -544,7 +544,7 @@ PAGES = {
     "classes": asks(tables=csvs("paper", "published")),
     "see": asks(),
     "beyond": asks(tables=csvs("paper", "published")),
-    "narrows": asks([entry for entry in ASKED if not BY_ID[entry[0]].zoo], read=SHORT),
+    "narrows": asks(read=SHORT),
     # Of studies that compare many methods, as far as their tables are there.
     **{page: asks(found) for page, found in ASKED_OF.items() if found},
     "methods": {"tables": csvs("paper", "zoo_published", "published")},

@@ -10,6 +10,7 @@ import advlib
 from advbook.studies.results import titled
 from advbook.studies.schema import ROOT, load_study
 from advbook.studies.tables import per_cent, read_tables
+from advlib.importing import read_predictions
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job["steps"]]
@@ -42,6 +43,16 @@ def test_the_readme_says_what_the_published_tables_say(name):
     assert f"| {row} |" in readme
     for path in re.findall(r"\]\((book/\S+)\)", readme):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_says_what_the_zoo_says():
+    study = load_study("fashion_mnist_zoo")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for method in ("adv", "faal", "group_dro", "adv_plus"):
+        path = study.published / f"predictions/pgd40/{method}-seed0.parquet"
+        each = advlib.metrics.class_error(read_predictions(path)).error
+        name = (study.names | study.ablation_names)[method]
+        assert f"| {name} | {per_cent(each.mean(), 1)} | {per_cent(each.max(), 1)} |" in readme
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if "uses" in step], ids=str)
