@@ -19,7 +19,8 @@ PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagen
 
 # What may not grow. The aim is 6,000 and 7,000 lines: lower these; a raise says why.
 # The book's package had 8,560 before the leaderboard, late checkpoints and methods side by side.
-LINES = {"advlib": 8910, "book/advbook": 8616}
+# Three and four lines since: PGD-40 at half and twice ε, and a plan of a run in half the time.
+LINES = {"advlib": 8913, "book/advbook": 8620}
 
 
 def lines(path: Path) -> int:
