@@ -257,7 +257,7 @@ def test_networks_that_are_not_there_say_what_to_run(make, monkeypatch):
 
 
 def test_a_study_brings_its_own_attack(make):
-    shown = make(study="cifar100")
+    shown = make(study="cifar10")
     shown.background.wait()
     c = shown.controls
     assert (c["eps"].value, c["eps"].max, c["loss"].value) == (0.03, 0.12, "cross_entropy")

@@ -138,7 +138,7 @@ def change_heat(base: alt.Chart, field: str, said: str, limit: float) -> alt.Lay
     title = "Change of error (points)"
     color = alt.Color(field, type="quantitative", title=title, scale=scale, legend=legend)
     # Purple darkens earlier than orange.
-    strong = f"datum.{field} < {-0.72 * limit} || datum.{field} > {0.92 * limit}"
+    strong = f"datum.{field} < {-0.69 * limit} || datum.{field} > {0.92 * limit}"
     ink = alt.condition(strong, alt.value("#fff"), alt.value("#000"))
     text = base.mark_text(fontSize=11).encode(text=alt.Text(said, type="nominal"), color=ink)
     return base.mark_rect().encode(color=color) + text
