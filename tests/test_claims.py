@@ -539,6 +539,28 @@ def test_numbers_and_chart_say_what_the_tables_say(study):
     assert "null" not in vl_convert.vegalite_to_svg(few.to_dict())
 
 
+@pytest.mark.parametrize("effect, sd", [(0.0057, 0.0094), (-0.0057, 0.002), (0.02, 0.03)])
+def test_so_many_seeds_show_an_effect_four_times_of_five(effect, sd):
+    n = int(verdict.seeds_needed(effect, sd))
+    rng = np.random.default_rng(0)
+    seen = {}
+    for seeds in (n - 1, n):
+        drawn = rng.normal(effect, sd, (40_000, seeds))
+        low, high = t_interval(drawn.mean(1), drawn.std(1, ddof=1), np.full(40_000, seeds))
+        seen[seeds] = np.mean(low > 0 if effect > 0 else high < 0)
+    assert seen[n - 1] < verdict.POWER + 0.01 and seen[n] > verdict.POWER - 0.01
+    assert verdict.seeds_needed(effect, 1e-9) == 2 and verdict.seeds_needed(1e-9, sd) == np.inf
+    assert np.isnan(verdict.seeds_needed(effect, np.nan))
+
+
+def test_so_many_images_show_an_effect_four_times_of_five():
+    """Of images that differ with a probability, by a normal test: worked by hand."""
+    half = 1.96 * np.sqrt(0.01 / 1000)  # 1 % of 1,000 pairs differ, either way alike
+    row = pd.Series({"low": -half, "high": half, "n_images": 1000})
+    by_hand = (1.96 + 0.8416) ** 2 * 0.01 / 0.002**2
+    assert verdict.images_needed(0.002, row) == pytest.approx(by_hand, rel=1e-3)
+
+
 def test_a_claim_that_was_measured_in_part_has_no_numbers(study):
     study = dataclasses.replace(study, methods=["std", "adv"], seeds=[0, 1, 2])
     found = measured.compare(study, evidence(study), PAPER)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.special import nctdtr, ndtri, stdtrit
 
 from advbook.claims.claims import (
     ABSENT,
@@ -145,4 +146,54 @@ def shares(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
         values = [CLAIMS[found.claim].title, found.study, found.variant, row.value / row.expected]
         named = dict(zip(names, [*values, *images, *seeds], strict=True))
         rows.append(named | {"difference": f"{in_points(row)} points"})
+    return pd.DataFrame(rows)
+
+
+POWER = 0.8  # the chance of seeing an effect that is there
+
+
+def seeds_needed(effect: float, sd: float) -> float:
+    """The fewest seeds whose t-interval shows this effect with a chance of `POWER`, two at least.
+
+    `sd` is the sample SD over seeds. Inf if a thousand are too few, nan without an SD.
+    """
+    if np.isnan(sd):
+        return np.nan
+    n = np.arange(2, 1001)
+    shift = np.minimum(abs(effect) * np.sqrt(n) / max(sd, 1e-12), 30)  # beyond, it is certain
+    seen = 1 - nctdtr(n - 1, shift, stdtrit(n - 1, 0.975)) >= POWER
+    return float(n[seen.argmax()]) if seen.any() else np.inf
+
+
+def images_needed(effect: float, row) -> float:
+    """Of how many images the interval over images shows this effect with a chance of `POWER`.
+
+    `row` is a comparison; its interval narrows with the root of their number, the classes stay.
+    """
+    half = (row.high - row.low) / 2
+    return row.n_images * (half / effect * (1 + ndtri(POWER) / ndtri(0.975))) ** 2
+
+
+def needed(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    """What would decide each claim about one difference that is not resolved.
+
+    Returns
+    -------
+    DataFrame
+        claim (its title), study, variant, n_seeds and n_images (there are), and how many it takes
+        to see an effect of the paper's size (seeds_paper, images_paper) and one as large as the
+        measured one (seeds_here, images_here); nan where the paper prints no number, and for seeds
+        if one was trained: how far trainings differ is not known then.
+    """
+    rows = []
+    for found, part in _each(comparisons, judged):
+        if found.verdict != OPEN or len(part) > 1:
+            continue
+        row = part.iloc[0]
+        named = {"claim": CLAIMS[found.claim].title, "study": found.study, "variant": found.variant}
+        named |= {"n_seeds": row.n_seeds, "n_images": row.n_images}
+        for name, effect in {"paper": row.expected, "here": row.value}.items():
+            named[f"seeds_{name}"] = seeds_needed(effect, row.sd)
+            named[f"images_{name}"] = images_needed(effect, row)
+        rows.append(named)
     return pd.DataFrame(rows)
