@@ -134,9 +134,14 @@ def test_a_method_of_ones_own_is_a_file_and_a_line(zoo, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(study, own_methods={"mine": said})
-    lost = dataclasses.replace(study, own_methods={"mine": {**own, "objective": f"{mine}:Lost"}})
-    with pytest.raises(ValueError, match="has no 'Lost'"):
-        train_method(lost, "mine", 0)
+    for said, message in (
+        ({**own, "objective": f"{mine}:Lost"}, "has no 'Lost'"),
+        ({**own, "options": {"powr": 1.0}}, "asks for 'power', .* gives the options {'powr': 1.0}"),
+    ):
+        wrong = dataclasses.replace(study, own_methods={"mine": said})
+        with pytest.raises(ValueError, match=message):
+            train_method(wrong, "pretrained", 1)  # before anything is trained
+    assert not list((study.runs / "models").glob("pretrained-seed1-*"))
 
 
 def test_a_zoo_of_methods_alone_is_audited(zoo):

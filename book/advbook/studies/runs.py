@@ -30,6 +30,7 @@ from advlib.files import file_hash, read_json, replacing, set_aside
 from advlib.labels import widen_head
 from advlib.networks.build import build_model, preprocessing, weights_name
 from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
+from advlib.objectives import find_objective
 from advlib.offsets import tune_offsets
 from advlib.train import LOG_COLUMNS, batch_share, fit
 
@@ -75,13 +76,11 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
             return read_run(study, method, seed)
     with distributed.in_turns():
         train_set = images_of(study, study.evaluation_split if brought else "train")
+    _check_own_methods(study, train_set)
     if not brought and method != "pretrained" and study.pretrain_epochs:
         start = read_run(study, "pretrained", seed)
         _check_current(study, "pretrained", start, study.runs, train_set.fingerprint)
-    recipe = None if brought else recipe_for(changed, base)
-    if recipe and ".py:" in recipe.objective:
-        path, _, member = recipe.objective.rpartition(":")
-        recipe = dataclasses.replace(recipe, objective=f"{named_file(path)}:{member}")
+    recipe = None if brought else _located(recipe_for(changed, base))
     helper, facts = None, {}
     if recipe and recipe.helper:
         helper, facts = load_run(study, recipe.helper, seed)
@@ -134,6 +133,25 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         _write_run(study, method, seed, folder, train_set, settings, log)
     distributed.barrier()
     return read_run(study, method, seed)
+
+
+def _located(recipe):
+    """The recipe, its objective's file found from here if it is the reader's own."""
+    path, _, member = recipe.objective.rpartition(":")
+    return dataclasses.replace(recipe, objective=f"{named_file(path)}:{member}") if path else recipe
+
+
+def _check_own_methods(study, train_set) -> None:
+    """What a method of the reader's own lacks is said before anything is trained."""
+    for name in study.own_methods:
+        recipe = _located(recipe_for(study, name))
+        try:
+            find_objective(recipe.objective)(recipe, training_of(study, name), train_set)
+        except KeyError as error:
+            raise ValueError(
+                f"own method {name}: its code asks for {error}, and the study file gives the "
+                f"options {dict(recipe.options)}: add it to own_methods: {name}: options"
+            ) from error
 
 
 def _post_hoc(study, recipe, model, seed, device) -> None:
