@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from advbook.studies.identity import training_of
+from advbook.studies.identity import recipe_of, training_of
 from advbook.studies.inputs import images_of, study_preprocessing
 from advbook.studies.places import ROOT, data_root
 from advbook.studies.schema import Study
@@ -193,7 +193,8 @@ def _network(study, sizes, seconds) -> list[tuple]:
         how = f"evaluate_attack, {n} images, {steps} steps"
         rows.append(measured("attack", spent, max(0, at_once - n), how))
     kinds = {}
-    for method in study.trained:
+    for name in (*study.trained, *study.ablations):
+        method = recipe_of(study, name)[1]
         kinds.setdefault(kind_of_step(study, method), method)
     for kind, method in kinds.items():
         # What one process computes at once.

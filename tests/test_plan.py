@@ -14,8 +14,9 @@ from advbook.__main__ import main
 from advbook.studies.schema import ROOT, load_study
 from advlib.data import fetch
 from advlib.data.fetch import DataError
+from advlib.files import usable_cores
 from advlib.recipes import RECIPES
-from pipeline import cost, plan, probe
+from pipeline import cost, jobs, plan, probe
 
 A100 = {"forward_gflop": 8.178, "tflops": 312.0, "efficiency": 0.2}
 
@@ -169,7 +170,7 @@ SIZES |= {"image_size": 8, "in_memory": True}
 
 def test_plan_names_every_job_that_snakemake_lists(digits, measured, tmp_path):
     command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--cores", "1", "--quiet"]
-    command += ["rules", "--config", "study=digits"]
+    command += ["rules", "--config", "study=digits", "mode=audit"]
     env = os.environ | {"ADVLIB_RUNS": str(tmp_path / "other")}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     counts = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.M)
@@ -200,11 +201,25 @@ def test_the_plan_adds_up(digits, measured):
     mean = cost.default_iterates()["standard"]
     assert attack.seconds == pytest.approx(4 + 500 * (mean * 2e-3 + 2e-3))
     assert attack.seconds_at_most == pytest.approx(4 + 500 * (40 * 2e-3 + 2e-3))
-    made = 4 + 7500 * 4e-3 + 3 + 7500 * 1e-2 / os.cpu_count()
+    made = 4 + 7500 * 4e-3 + 3 + 7500 * 1e-2 / usable_cores()
     assert seconds["evaluate_corruptions", ""] == pytest.approx(made)
     summary = plan.totals(table)
     assert summary.seconds["in all"] == pytest.approx(table[table.left].seconds.sum())
     assert summary.jobs["train"] == 4
+
+
+def test_the_audit_is_planned_beside_the_run(digits, measured):
+    """What it attacks, and what it trains: an ablation takes as long as its own settings say."""
+    study = load_study("digits")
+    table = plan.plan(study, digits, measured, SIZES)
+    assert {*table[table.audit].rule} == {"evaluate_battery", "evaluate_ledger"}
+    ledger = table[table.rule == "evaluate_ledger"].seconds
+    assert ledger.to_numpy() == pytest.approx(4 + jobs.passes(study, "evaluate_ledger") * 1e-3)
+    longer = dataclasses.replace(study, ablations={"longer": {"method": "adv", "epochs": 30}})
+    job = {"rule": "train", "job": "method=longer, seed=0", "audit": True, "left": True}
+    found = plan.plan(longer, pd.DataFrame([job | {"benchmark": ""}]), measured, SIZES)
+    images = 30 * (1297 // 64) * 64
+    assert found.seconds[0] == pytest.approx(5 + images * 2e-2)
 
 
 def test_the_probe_runs_the_real_functions(tiny_study, monkeypatch, tmp_path, capfd):
