@@ -15,9 +15,9 @@ from advlib.importing import read_predictions
 
 ZOO = {
     "study": "tiny_zoo", "title": "Tiny <zoo>", "dataset": "digits", "model": "cifar_resnet8",
-    "zoo": True, "corruptions": "none", "train_images": 160, "test_images": 100,
+    "zoo": True, "corruptions": "none", "train_images": 320, "test_images": 100,
     "holdout_images": 40, "pretrain_method": "n_fgsm", "pretrain_epochs": 3, "pretrain_lr": 0.1,
-    "epochs": 2, "batch_size": 64, "eps": 0.1, "train_steps": 3, "n_resamples": 200,
+    "epochs": 2, "batch_size": 64, "eps": 0.03, "train_steps": 3, "n_resamples": 200,
     "methods": ["pretrained", "adv", "trades", "logit_offset", "wat"], "seeds": [0, 1],
     "own_methods": {"mine": {
         "objective": "notebooks/studies/my_method.py:MyMethod", "title": "Mine <b>",
