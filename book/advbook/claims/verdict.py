@@ -3,16 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from advbook.claims.claims import (
-    ABSENT,
-    ALIKE,
-    CEILING,
-    CLAIMS,
-    FAILS,
-    HOLDS,
-    OPEN,
-    UNLIKE,
-)
+from advbook.claims.claims import ABSENT, ALIKE, CEILING, CLAIMS, FAILS, HOLDS, OPEN, UNLIKE
 from advbook.studies.tables import in_per_cent, per_cent
 from advlib.metrics import t_interval
 
@@ -26,8 +17,7 @@ def in_points(row, digits: int = 2) -> str:
     """
     words = in_per_cent(row, digits)
     if row.n_seeds > 1:
-        ends = t_interval(row.value, row.sd, row.n_seeds)
-        low, high = (per_cent(end, digits) for end in ends)
+        low, high = (per_cent(end, digits) for end in t_interval(row.value, row.sd, row.n_seeds))
         words += f"; {row.n_seeds:.0f}\N{NO-BREAK SPACE}seeds [{low},\N{NO-BREAK SPACE}{high}]"
     return words
 

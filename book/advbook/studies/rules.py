@@ -133,11 +133,11 @@ def _check_ablations(study) -> None:
                 f"nothing to {base}, so leave it out"
             )
         known[name] = settings
-    for name in study.methods if study.zoo and len(study.seeds) > 1 else ():
-        if (base := study.recipes[name].base if name in study.recipes else "") in study.ablations:
+    for name in study.trained if study.zoo and len(study.seeds) > 1 else ():
+        if (base := study.recipes[name].base) in study.ablations:
             raise ValueError(
-                f"{name} has several seeds and its base, the ablation {base}, the "
-                f"first alone: move {base} to methods, or {name} to ablations"
+                f"{name} has several seeds and its base, the ablation {base}, the first alone: "
+                f"move {base} to methods, or {name} to ablations"
             )
     for name, number in study.late_epochs.items():
         check_choice("late_epochs", name, (*study.trained, *study.ablations))
