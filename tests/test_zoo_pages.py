@@ -110,7 +110,7 @@ def test_every_method_stands_beside_its_base(zoo):
     assert len(cells) == 8 and "Tiny &lt;zoo&gt;" in "".join(found["grids"])
     several = cells["change: average"].str.contains("2\N{NO-BREAK SPACE}seeds [", regex=False)
     assert {*several[several].index} == {"TRADES", "WAT", "Logit offsets"}
-    cost = cells["passes (time)"].str.split(" ")
+    cost = cells["passes (time)"].str.split("\N{NO-BREAK SPACE}")
     assert cost["Adv"] == ["9", "(1.0×)"] and cost["Logit offsets"] == ["0"]
     carried = run("carries", studies=studies)
     changes = carried["changes"].query("condition == 'PGD-40'").set_index("method")
