@@ -5,8 +5,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from advbook.zoo.comparison import compare, holm
+from advbook.claims.verdict import in_points
+from advbook.studies.schema import load_study
+from advbook.zoo.comparison import compare, holm, sure
 from advlib import metrics
+from advlib.importing import read_predictions
 
 K, N = 5, 400
 
@@ -28,10 +31,10 @@ def table(rates, seed=0):
 @pytest.fixture(scope="module")
 def tables():
     return {
-        "base": table([0.2, 0.3, 0.4, 0.5, 0.8]),
-        "same": table([0.2, 0.3, 0.4, 0.5, 0.8], seed=1),
-        "fair": table([0.3, 0.4, 0.5, 0.6, 0.65], seed=2),
-        "flat": table([0.5] * K, seed=3),
+        ("base", 0): table([0.2, 0.3, 0.4, 0.5, 0.8]),
+        ("same", 0): table([0.2, 0.3, 0.4, 0.5, 0.8], seed=1),
+        ("fair", 0): table([0.3, 0.4, 0.5, 0.6, 0.65], seed=2),
+        ("flat", 0): table([0.5] * K, seed=3),
     }
 
 
@@ -43,8 +46,8 @@ def found(tables):
 
 def test_figures_are_those_of_the_metrics(tables, found):
     for run, row in found.iterrows():
-        summary = metrics.class_summary(tables[run])
-        assert row.error == pytest.approx(metrics.error(tables[run]))
+        summary = metrics.class_summary(tables[run, 0])
+        assert row.error == pytest.approx(metrics.error(tables[run, 0]))
         assert row.worst == pytest.approx(summary.worst)
         assert row.worst_class == summary.worst_class
         assert row.sd == pytest.approx(summary.sd_noise_corrected)
@@ -61,8 +64,9 @@ def test_a_clear_worst_class_is_sure_and_equal_ones_are_not(found):
 
 def test_differences_are_paired_and_adjusted(tables, found):
     """McNemar's test of the base's hardest class, whose chi-square is the square of the normal."""
-    alone = compare({k: tables[k] for k in ("base", "same")}, {"same": "base"}, n_resamples=10)
-    before, after = (tables[run][lambda t: t.label == 4] for run in ("base", "same"))
+    both = {(run, 0): tables[run, 0] for run in ("base", "same")}
+    alone = compare(both, {"same": "base"}, n_resamples=10)
+    before, after = (table[table.label == 4] for table in both.values())
     wrong = [(t.predicted_class != t.label).to_numpy() for t in (before, after)]
     fixed, broken = (wrong[0] & ~wrong[1]).sum(), (~wrong[0] & wrong[1]).sum()
     assert alone.d_hardest["same"] == pytest.approx((broken - fixed) / N)
@@ -83,3 +87,65 @@ def test_holm_as_r_computes_it():
 def test_a_base_that_was_not_run_is_named(tables):
     with pytest.raises(ValueError, match="the base trades is not among the runs: base, same"):
         compare(tables, {"same": "trades"}, n_resamples=10)
+
+
+def test_seeds_are_compared_one_by_one_and_their_interval_stands_apart():
+    """Two seeds of a base and of a method, and an ablation with the first seed alone."""
+    rates = {
+        ("base", 0): [0.2, 0.3, 0.4, 0.7, 0.8],
+        ("fair", 1): [0.2, 0.3, 0.4, 0.85, 0.6],
+        ("base", 1): [0.2, 0.3, 0.4, 0.95, 0.6],
+        ("fair", 0): [0.2, 0.3, 0.4, 0.5, 0.8],
+        ("early", 0): [0.2, 0.3, 0.4, 0.5, 0.8],
+    }
+    tables = {key: table(each, seed=i) for i, (key, each) in enumerate(rates.items())}
+    wrong = {key: (t.predicted_class != t.label).to_numpy() for key, t in tables.items()}
+    found = compare(tables, {"fair": "base", "early": "base"}, n_resamples=500)
+    fair, early, base = (found.loc[run] for run in ("fair", "early", "base"))
+    assert (fair.n_seeds, early.n_seeds) == (2, 1)
+    worst = [wrong["base", s].reshape(K, N).mean(1).max() for s in (0, 1)]
+    assert (base.worst, base.worst_min, base.worst_max) == (np.mean(worst), min(worst), max(worst))
+    # The worst class of one seed each: of the mean it is 3, which is so in every second draw.
+    assert base.worst_class == 3 and base.p_worst == pytest.approx(0.5, abs=0.01)
+    assert early.worst_base == worst[0] and fair.worst_base == base.worst
+    # Class 3 is the base's hardest over both seeds, for the ablation too.
+    hard = {key: one[3 * N : 4 * N].astype(float) for key, one in wrong.items()}
+    each = [hard["fair", s] - hard["base", s] for s in (0, 1)]
+    apart = np.mean(each, 0)
+    half = 1.96 * apart.std(ddof=1) / np.sqrt(N)
+    ends = fair[["d_hardest", "d_hardest_low", "d_hardest_high"]]
+    assert ends.to_list() == pytest.approx([apart.mean(), apart.mean() - half, apart.mean() + half])
+    assert early.d_hardest == pytest.approx((hard["early", 0] - hard["base", 0]).mean())
+    spread = abs(each[0].mean() - each[1].mean()) / np.sqrt(2)
+    assert fair.d_hardest_between == pytest.approx(spread)
+    sds = {key: metrics.class_summary(t).sd_noise_corrected for key, t in tables.items()}
+    sds = [sds["fair", s] - sds["base", s] for s in (0, 1)]
+    assert (fair.d_sd, fair.d_sd_between) == pytest.approx((np.mean(sds), np.std(sds, ddof=1)))
+    # Sure of the images, but of two seeds Student's t is 12.7, and they differ by 10 points.
+    assert fair.p_hardest < 0.01 and sure(found, "hardest").to_dict() == {
+        "base": False, "fair": False, "early": True,
+    }  # fmt: skip
+    row = pd.Series([*ends, spread, 2], ["value", "low", "high", "sd", "n_seeds"])
+    low, high = (100 * (apart.mean() + sign * 12.7062 * spread / np.sqrt(2)) for sign in (-1, 1))
+    said = in_points(row, 1).replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    assert said.endswith(f"; 2 seeds [{low:.1f}, {high:.1f}]")
+    del tables["base", 1]
+    with pytest.raises(ValueError, match="base lacks the seed 1 of fair, whose base it is"):
+        compare(tables, {"fair": "base"}, n_resamples=10)
+
+
+def test_one_seed_is_as_it_was_published():
+    """FAAL on Fashion-MNIST, to the last digits."""
+    folder = load_study("fashion_mnist_zoo").published / "predictions/pgd40"
+    tables = {(m, 0): read_predictions(folder / f"{m}-seed0.parquet") for m in ("adv", "faal")}
+    row = compare(tables, {"faal": "adv"}).loc["faal"]
+    published = {
+        "worst": 0.502,
+        "p_worst": 0.5579,
+        "error_high": 0.2779,
+        "sd_low": 0.14858211570747032,
+        "d_sd_high": -0.054862435205395466,
+        "d_error_low": 0.009462758449553785,
+        "d_hardest": -0.302,
+    }
+    assert row[[*published]].to_dict() == pytest.approx(published, rel=1e-12)

@@ -1,9 +1,10 @@
-"""The pages on many methods, made from a tiny study of four of them."""
+"""The pages on many methods, made from a tiny study of four with two seeds, and of others."""
 
 import ast
 import json
 
 import altair as alt
+import numpy as np
 import pytest
 import yaml
 
@@ -14,15 +15,16 @@ from advlib.importing import read_predictions
 
 ZOO = {
     "study": "tiny_zoo", "title": "Tiny <zoo>", "dataset": "digits", "model": "cifar_resnet8",
-    "zoo": True, "corruptions": "none", "train_images": 320, "test_images": 200,
+    "zoo": True, "corruptions": "none", "train_images": 320, "test_images": 100,
     "holdout_images": 40, "pretrain_method": "n_fgsm", "pretrain_epochs": 3, "pretrain_lr": 0.1,
-    "epochs": 2, "batch_size": 64, "eps": 0.1, "train_steps": 3, "n_resamples": 200,
-    "methods": ["pretrained", "adv", "adv_plus", "trades", "logit_offset", "wat", "mine"],
+    "epochs": 2, "batch_size": 64, "eps": 0.03, "train_steps": 3, "n_resamples": 200,
+    "methods": ["pretrained", "adv", "trades", "logit_offset", "wat"], "seeds": [0, 1],
     "own_methods": {"mine": {
         "objective": "notebooks/studies/my_method.py:MyMethod", "title": "Mine <b>",
         "adversarial": True, "options": {"power": 1.0}}},
     "late_epochs": {"adv": 2, "mart": 2},
-    "ablations": {"mart": {"method": "mart"}, "half": {
+    "ablations": {"mart": {"method": "mart"}, "mine": {"method": "mine"},
+                  "adv_plus": {"method": "adv_plus"}, "half": {
         "method": "logit_offset", "options": {"strength": 0.5}, "title": "Offsets, half"}},
 }  # fmt: skip
 
@@ -58,9 +60,9 @@ def folder(tmp_path_factory):
         patch.setenv("ADVLIB_RUNS", str(folder / "runs"))
         study = load_study(file)
         run("data", study=str(file))
-        for name in (*study.methods, *study.ablations):
-            run("train", study=str(file), method=name)
-            run("evaluate_pgd", study=str(file), method=name)
+        for name, seed in (*study.method_runs, *study.ablation_runs):
+            run("train", study=str(file), method=name, seed=seed)
+            run("evaluate_pgd", study=str(file), method=name, seed=seed)
         run("evaluate_clean", study=str(file))
         run("evaluate_clean", study=str(file), ablations_only=True)
         for name in study.late_epochs:
@@ -92,16 +94,31 @@ def test_every_method_stands_beside_its_base(zoo):
         **dict.fromkeys(("adv_plus", "trades", "logit_offset", "mine", "mart", "half"), "adv"),
         "wat": "trades",
     }  # fmt: skip
-    for name, row in arrows.iterrows():
-        table = read_predictions(study.runs / f"predictions/pgd40/{name}-seed0.parquet")
+    classes = {}
+    for name, seed in (*study.method_runs, *study.ablation_runs):
+        table = read_predictions(study.runs / f"predictions/pgd40/{name}-seed{seed}.parquet")
         wrong = (table.predicted_class != table.label).groupby(table.label).mean()
-        assert (row.error, row.worst) == pytest.approx((wrong.mean(), wrong.max()), abs=1e-9)
+        classes.setdefault(name, []).append(wrong)
+    for name, row in arrows.iterrows():
+        errors, worst = zip(*((one.mean(), one.max()) for one in classes[name]), strict=True)
+        assert (row.error, row.worst) == pytest.approx((np.mean(errors), np.mean(worst)), abs=1e-9)
+        assert (row.n_seeds, row.worst_max) == (len(worst), max(worst))
     assert arrows.worst_base["wat"] == arrows.worst["trades"]
+    assert arrows.worst_base["mart"] == classes["adv"][0].max()  # with the first seed alone
     assert set(arrows.kind) == {*found["MARKS"]}
-    assert len(found["cells"]) == 8 and "Tiny &lt;zoo&gt;" in "".join(found["grids"])
+    cells = found["cells"].set_index("method")
+    assert len(cells) == 8 and "Tiny &lt;zoo&gt;" in "".join(found["grids"])
+    several = cells["change: average"].str.contains("2\N{NO-BREAK SPACE}seeds [", regex=False)
+    assert {*several[several].index} == {"TRADES", "WAT", "Logit offsets"}
+    cost = cells["passes (time)"].str.split("\N{NO-BREAK SPACE}")
+    assert cost["Adv"] == ["9", "(1.0×)"] and cost["Logit offsets"] == ["0"]
     carried = run("carries", studies=studies)
-    assert set(carried["changes"].method) == {"Adv⁺", "TRADES", "WAT", "Logit offsets", "Mine <b>"}
+    changes = carried["changes"].query("condition == 'PGD-40'").set_index("method")
+    assert set(changes.index) == {"TRADES", "WAT", "Logit offsets"}
+    adv, trades = (sum(classes[name]) / 2 for name in ("adv", "trades"))
+    assert changes.value["TRADES"] == pytest.approx((trades - adv)[adv.idxmax()])
     assert len(drawn(found)) == len(drawn(carried)) == 1
+    assert '"field": "worst_min"' in json.dumps(drawn(found))  # the range of the seeds
 
 
 def test_the_choice_of_a_checkpoint_is_shown_for_the_runs_that_kept_them(zoo):

@@ -104,6 +104,13 @@ def test_options_decide_a_run_and_are_said_by_study_and_ablation(zoo):
             "fair_ard consults the network of trades: add trades to methods",
         ),
         ({"pretrain_method": "nfgsm"}, "pretrain_method .* n_fgsm"),
+        (
+            {
+                **{"zoo": True, "seeds": [0, 1], "methods": ["pretrained", "adv", "wat"]},
+                **{"options": {}, "ablations": {"trades": {"method": "trades"}}},
+            },
+            "wat has several seeds and its base, the ablation trades, the first alone",
+        ),
     ],
 )
 def test_what_a_method_lacks_is_said_before_work_starts(zoo, changes, message):

@@ -153,11 +153,7 @@ def strong(study, found: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
 
 def confusions(tables: Tables, class_names: list[str]) -> pd.DataFrame:
     """Of each class's images, the share that is taken for each class: no result table's columns."""
-    parts = [
-        _keyed(metrics.confusion(table), key)
-        for key, table in tables.items()
-        if key[0] != "corruptions"
-    ]
+    parts = [_keyed(metrics.confusion(t), k) for k, t in tables.items() if k[0] != "corruptions"]
     found = pd.concat(parts, ignore_index=True)
     names = {"class_name": "label", "predicted_name": "predicted_class"}
     return found.assign(**{k: found[v].map(class_names.__getitem__) for k, v in names.items()})

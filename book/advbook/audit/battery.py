@@ -17,13 +17,7 @@ from torch import nn
 
 from advbook.studies.parts import kept
 from advlib.attacks.autoattack import COMPONENTS, autoattack, check_threat
-from advlib.attacks.pgd import (
-    attack_mode,
-    classify,
-    logits_and_gradient,
-    pgd_attack,
-    start_noise,
-)
+from advlib.attacks.pgd import attack_mode, classify, logits_and_gradient, pgd_attack, start_noise
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.batches import evaluation_batches, item_names, stream_seed
 from advlib.labels import class_logits

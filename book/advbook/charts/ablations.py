@@ -3,14 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from advbook.charts.base import (
-    LINE,
-    METHOD_COLOURS,
-    OTHER_COLOURS,
-    panels,
-    tips,
-    told_apart,
-)
+from advbook.charts.base import LINE, METHOD_COLOURS, OTHER_COLOURS, panels, tips, told_apart
 
 KINDS = {  # what a run is, or adds to Adv; whether it learns the extra label, its shape says
     "Std": METHOD_COLOURS["std"],

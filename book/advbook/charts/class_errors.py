@@ -6,15 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from advbook.charts.base import (
-    errors_on,
-    method_colour,
-    method_order,
-    panels,
-    pick,
-    spoken,
-    tips,
-)
+from advbook.charts.base import errors_on, method_colour, method_order, panels, pick, spoken, tips
 
 SHAPES = ["circle", "triangle-up", "square", "diamond", "cross", "triangle-down"]
 SIDE = 270  # px

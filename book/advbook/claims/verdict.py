@@ -4,30 +4,21 @@ import numpy as np
 import pandas as pd
 from scipy.special import nctdtr, ndtri, stdtrit
 
-from advbook.claims.claims import (
-    ABSENT,
-    ALIKE,
-    CEILING,
-    CLAIMS,
-    FAILS,
-    HOLDS,
-    OPEN,
-    UNLIKE,
-)
+from advbook.claims.claims import ABSENT, ALIKE, CEILING, CLAIMS, FAILS, HOLDS, OPEN, UNLIKE
 from advbook.studies.tables import in_per_cent, per_cent
 from advlib.metrics import t_interval
 
 MARKS = {HOLDS: "●", ALIKE: "●", OPEN: "○", FAILS: "✕", UNLIKE: "✕", CEILING: "–", ABSENT: "–"}
 
 
-def in_points(row) -> str:
+def in_points(row, digits: int = 2) -> str:
     """A comparison: its value, the 95 % interval over images, and with several seeds over these.
 
     "0.33 [0.14, 0.53]; 3 seeds [0.23, 0.44]", in points.
     """
-    words = in_per_cent(row)
+    words = in_per_cent(row, digits)
     if row.n_seeds > 1:
-        low, high = (per_cent(end) for end in t_interval(row.value, row.sd, row.n_seeds))
+        low, high = (per_cent(end, digits) for end in t_interval(row.value, row.sd, row.n_seeds))
         words += f"; {row.n_seeds:.0f}\N{NO-BREAK SPACE}seeds [{low},\N{NO-BREAK SPACE}{high}]"
     return words
 

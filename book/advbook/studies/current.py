@@ -94,10 +94,11 @@ def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
     seed = study.seeds[0]
     if part == "ablations":
         paths = {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.ablation_runs}
+        runs = [(m, s) for m, s in study.method_runs if study.zoo or s == seed]
         for benchmark in ("clean", "pgd40"):
             place = folder / "predictions" / benchmark
-            for name in (*study.methods, *study.ablations):
-                paths[place / f"{name}-seed{seed}.parquet"] = (benchmark, name, seed)
+            for m, s in (*runs, *study.ablation_runs):
+                paths[place / f"{m}-seed{s}.parquet"] = (benchmark, m, s)
         return paths
     seeds = study.seeds if part == "autoattack" else [seed]
     runs = [*study.method_runs, *(study.ablation_runs if part in ("ledger", "late") else [])]

@@ -133,6 +133,12 @@ def _check_ablations(study) -> None:
                 f"nothing to {base}, so leave it out"
             )
         known[name] = settings
+    for name in study.trained if study.zoo and len(study.seeds) > 1 else ():
+        if (base := study.recipes[name].base) in study.ablations:
+            raise ValueError(
+                f"{name} has several seeds and its base, the ablation {base}, the first alone: "
+                f"move {base} to methods, or {name} to ablations"
+            )
     for name, number in study.late_epochs.items():
         check_choice("late_epochs", name, (*study.trained, *study.ablations))
         if number > recipe_of(study, name)[0].epochs or not study.holdout_images:

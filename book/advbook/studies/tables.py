@@ -132,9 +132,10 @@ def read_audit(study, source: str, part: str) -> tuple[pd.DataFrame, dict[tuple,
     """What `make audit` found, for the first seed, as one table with columns method and seed.
 
     Of "ablations": clean and PGD-40 predictions of the ablations and, to compare, of the methods
-    (with a column benchmark). Of "ledger": predictions under every switch of the threat model. Of
-    "battery": under its attacks. These two have a column attack, the name of switch or test. Of
-    "autoattack": under AutoAttack on a draw, for `advlib.metrics.two_phase`.
+    (with a column benchmark; of a zoo's methods all seeds). Of "ledger": predictions under every
+    switch of the threat model. Of "battery": under its attacks. These two have a column attack, the
+    name of switch or test. Of "autoattack": under AutoAttack on a draw, for
+    `advlib.metrics.two_phase`.
 
     Returns
     -------

@@ -77,10 +77,7 @@ def optimism(
         one = np.zeros(len(labels), bool)
         for places in members:
             one[rng.permutation(places)[: len(places) // 2]] = True
-        here, there = (
-            class_errors(wrong[:, one], labels[one]),
-            class_errors(wrong[:, ~one], labels[~one]),
-        )
+        here, there = (class_errors(wrong[:, half], labels[half]) for half in (one, ~one))
         noise.append(here[-1].max() - there[-1, here[-1].argmax()])
         reported, fresh = figures(here), figures(there)
         for rule in RULES:
