@@ -62,7 +62,8 @@ SHOWN = {
     ).items()
 }
 # What the text of pages is about, and asserts.
-TOLD = ("cifar10", "cifar100", "fashion_mnist", "fashion_mnist_zoo", pages.DEFAULT)
+START = "fashion_mnist_pgd_start"  # the zoo's methods once more, from another start
+TOLD = ("cifar10", "cifar100", "fashion_mnist", "fashion_mnist_zoo", START, pages.DEFAULT)
 for name in TOLD:
     if "study" not in SHOWN.get((name, "committed"), []):
         raise WorkflowError(
@@ -488,8 +489,9 @@ QUICK = "results/fashion_mnist_quick/predictions"
 # The default study is published as a short example, whose numbers are no evidence; those that compare
 # many methods have pages of their own.
 ORDERED = sorted(SHOWN, key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]))
-ZOOS = [entry for entry in ORDERED if BY_ID[entry[0]].zoo]
-ASKED = [entry for entry in ORDERED if entry not in (*ZOOS, (pages.DEFAULT, "committed"))]
+BESIDE_OTHERS = [(pages.DEFAULT, "committed"), (START, "committed")]
+ZOOS = [entry for entry in ORDERED if BY_ID[entry[0]].zoo and entry not in BESIDE_OTHERS]
+ASKED = [entry for entry in ORDERED if entry not in (*ZOOS, *BESIDE_OTHERS)]
 # study file -> part -> its tables; None: there are none.
 WHERE = {
     file: {
@@ -519,6 +521,7 @@ ASKED_OF = {
     page: [entry for entry in ZOOS if part in SHOWN[entry]]
     for page, part in {"zoo": "ablations", "selection": "late", "carries": "study"}.items()
 }
+OTHER_START = f"_build/committed/{START}/study.ipynb"
 BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
@@ -546,7 +549,7 @@ PAGES = {
     "beyond": asks(tables=csvs("paper", "published")),
     "narrows": asks(read=SHORT),
     # Of studies that compare many methods, as far as their tables are there.
-    **{page: asks(found) for page, found in ASKED_OF.items() if found},
+    **{page: asks(found, after=[OTHER_START]) for page, found in ASKED_OF.items() if found},
     "methods": {"tables": csvs("paper", "zoo_published", "published")},
     "leaderboard": {"read": sorted(map(str, Path("results/leaderboard").glob("*.json")))},
     "attack": asks(read=SHORT, tables=csvs("paper", "published")),

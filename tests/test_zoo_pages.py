@@ -88,7 +88,7 @@ def drawn(found) -> list[dict]:
 def test_every_method_stands_beside_its_base(zoo):
     """On all three pages, by the figures of the prediction tables."""
     study, studies = load_study(zoo), [f"{zoo}:fresh"]
-    found = run("zoo", studies=studies)
+    found = run("zoo", studies=studies, start="")
     arrows = found["arrows"].query("condition == 'PGD-40'").set_index("method")
     assert arrows.base.dropna().to_dict() == {
         **dict.fromkeys(("adv_plus", "trades", "logit_offset", "mine", "mart", "half"), "adv"),
