@@ -56,10 +56,9 @@ def predict(
 
     Raises
     ------
-    TypeError, ValueError
-        For images, labels or file names that cannot be meant, or a model that gives no logits.
-    FloatingPointError
-        With the names of model and images, where logits are no numbers.
+    TypeError, ValueError, FloatingPointError
+        For images, labels or file names that cannot be meant, or a model that gives no logits; with
+        the names of model and images, where logits are no numbers.
     """
     import torch
 

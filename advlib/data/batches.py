@@ -66,31 +66,16 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch in random order; the last images that do not fill a batch are left out.
 
-    Parameters
-    ----------
-    batch_size : int
-        Images per step and process.
-    seed, epoch, start_step : int
-        Order and augmentation depend on (seed, epoch, step) only, so an epoch that is resumed at
-        `start_step` gives exactly the batches that an uninterrupted one gives from there.
-    augment : {"none", "crop", "crop_flip", "random_resized_crop"}
-        As in `augment`. ``random_resized_crop`` (area 8 to 100 %, aspect 3:4 to 4:3, then a flip;
-        Szegedy et al. 2015) is for images decoded from files and happens in the workers.
-    workers : int
-        How many processes decode image files; 0: this one.
-    rank, world_size : int
-        Each of several processes takes its share of a step's ``batch_size * world_size`` images.
-        Which images a step has, and how they are augmented, depends on that product alone.
+    Yields images, float32 (N, C, H, W) in [0, 1], labels, int64 (N,), and their positions in the
+    data set, int64 (N,) on the CPU. Order and augmentation depend on (seed, epoch, step) only, so
+    an epoch that is resumed at `start_step` gives exactly the batches that an uninterrupted one
+    gives from there. Each of several processes takes its share of a step's ``batch_size *
+    world_size`` images: which images these are, and how they are augmented, depends on that product
+    alone. So many `workers` decode image files; 0: this process.
 
-    Yields
-    ------
-    (float32 tensor (N, C, H, W) in [0, 1], int64 tensor (N,), int64 tensor (N,) on the CPU)
-        Images, labels, and their positions in the data set.
-
-    Raises
-    ------
-    ValueError
-        If the images do not fill one batch, or the augmentation is unknown or does not fit.
+    The kinds of `AUGMENTATIONS` are those of `augment`, none, and ``random_resized_crop`` (area 8
+    to 100 %, aspect 3:4 to 4:3, then a flip; Szegedy et al. 2015), which is for images decoded from
+    files and happens in the workers.
     """
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {augment!r}")

@@ -61,10 +61,8 @@ def build_model(
 
     Raises
     ------
-    ValueError
-        For an unknown name or weights that do not fit.
-    OSError
-        If published weights cannot be downloaded.
+    ValueError, OSError
+        For an unknown name or weights that do not fit; if published ones cannot be downloaded.
     """
     source, known = _find(name)
     if source != "cifar_resnet" and len(mean) != 3:
