@@ -208,12 +208,6 @@ def tables_of(study_id, source):
     return list(dict.fromkeys(paths))
 
 
-def logs_of(wildcards):
-    """The executed notebooks behind a run, for the shell; committed tables come without them."""
-    runs = shlex.quote(str(from_here(BY_ID[wildcards.study].runs)))
-    return f"{runs}/executed/*.ipynb" if wildcards.source == "fresh" else ""
-
-
 rule all:
     input:
         "_build/html/.buildinfo",
@@ -473,11 +467,9 @@ rule place_study:
         code=code_of("advbook.build.pages"),
     output:
         "book/generated/studies/{source}/{study}.ipynb",
-    params:
-        logs=logs_of,
     shell:
-        "shopt -s nullglob; {PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
-        "--source {wildcards.source} --tables {input.tables:q} --logs {params.logs}"
+        "{PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
+        "--source {wildcards.source} --tables {input.tables:q}"
 
 
 # The pages about all studies, each by what differs: `tables` it offers for download, `made` those that
