@@ -71,7 +71,7 @@ def training_batches(
     an epoch that is resumed at `start_step` gives exactly the batches that an uninterrupted one
     gives from there. Each of several processes takes its share of a step's ``batch_size *
     world_size`` images: which images these are, and how they are augmented, depends on that product
-    alone. So many `workers` decode image files; 0: this process.
+    alone. `workers` processes decode image files; 0: this one does.
 
     The kinds of `AUGMENTATIONS` are those of `augment`, none, and ``random_resized_crop`` (area 8
     to 100 %, aspect 3:4 to 4:3, then a flip; Szegedy et al. 2015), which is for images decoded from

@@ -21,8 +21,8 @@ LISTED_PROBLEMS = 20
 def locate_published(dataset: str, folder: Path | None = None) -> Path:
     """The folder of a data set's published corruptions; DataError if it is not there.
 
-    Without one that is said, it is that of its name in `PUBLISHED` in ``$ADVLIB_DATA`` or in
-    `advlib.data.fetch.DATA`.
+    Unless `folder` says where it is, it is looked for under its name in `PUBLISHED`, in
+    ``$ADVLIB_DATA`` and in `advlib.data.fetch.DATA`.
     """
     places = [] if folder is None else [folder]
     if folder is None and dataset in PUBLISHED:

@@ -18,7 +18,7 @@ NAMES = dict.fromkeys(("group", "class_name", "predicted_name"), str)
 def titled(study: Study, source: str | None) -> Study:
     """The study under the title that pages show: it says where the images are a copy.
 
-    That says the ``data.json`` of a source, "fresh" or "committed", if there is one.
+    The ``data.json`` of the source, "fresh" or else "committed", says so, if it is there.
     """
     folder = study.runs if source == "fresh" else study.published
     if not (folder / "data.json").is_file():
