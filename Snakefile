@@ -209,12 +209,6 @@ def tables_of(study_id, source):
     return list(dict.fromkeys(paths))
 
 
-def logs_of(wildcards):
-    """The executed notebooks behind a run, for the shell; committed tables come without them."""
-    runs = shlex.quote(str(from_here(BY_ID[wildcards.study].runs)))
-    return f"{runs}/executed/*.ipynb" if wildcards.source == "fresh" else ""
-
-
 rule all:
     input:
         "_build/html/.buildinfo",
@@ -474,11 +468,9 @@ rule place_study:
         code=code_of("advbook.build.pages"),
     output:
         "book/generated/studies/{source}/{study}.ipynb",
-    params:
-        logs=logs_of,
     shell:
-        "shopt -s nullglob; {PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
-        "--source {wildcards.source} --tables {input.tables:q} --logs {params.logs}"
+        "{PYTHON} -m advbook.build.pages study {input.executed:q} --file {input.file:q} "
+        "--source {wildcards.source} --tables {input.tables:q}"
 
 
 # The pages about all studies, each by what differs: `tables` it offers for download, `made` those that
@@ -521,7 +513,6 @@ ASKED_OF = {
     page: [entry for entry in ZOOS if part in SHOWN[entry]]
     for page, part in {"zoo": "ablations", "selection": "late", "carries": "study"}.items()
 }
-OTHER_START = f"_build/committed/{START}/study.ipynb"
 BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
@@ -549,7 +540,7 @@ PAGES = {
     "beyond": asks(tables=csvs("paper", "published")),
     "narrows": asks(read=SHORT),
     # Of studies that compare many methods, as far as their tables are there.
-    **{page: asks(found, after=[OTHER_START]) for page, found in ASKED_OF.items() if found},
+    **{page: asks(found, after=[f"_build/committed/{START}/study.ipynb"]) for page, found in ASKED_OF.items() if found},
     "methods": {"tables": csvs("paper", "zoo_published", "published")},
     "leaderboard": {"read": sorted(map(str, Path("results/leaderboard").glob("*.json")))},
     "attack": asks(read=SHORT, tables=csvs("paper", "published")),

@@ -39,11 +39,9 @@ def read_predictions(path: str | Path, dataset: str | None = None) -> pd.DataFra
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read or breaks the contract (`check_predictions`), or with a data set
-        if images are missing, unknown or labelled otherwise.
+    FileNotFoundError, ValueError
+        If there is no such file; if it cannot be read or breaks the contract (`check_predictions`),
+        or with a data set if images are missing, unknown or labelled otherwise.
     """
     path = Path(path)
     if not path.is_file():
@@ -188,17 +186,10 @@ def check_label_order(table: pd.DataFrame) -> None:
     needs two images in most classes and some 40 in all. An attack does exchange similar classes, so
     attacked images may trigger it.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Clean predictions of one model: ``label`` and ``predicted_class``, whole numbers from 0.
-
-    Raises
-    ------
-    ValueError
-        With the share of images that the other order makes right, and its name if it is a known
-        one: a shift by one (a background class), or numbers sorted as text (1, 10, 100, 2). Also
-        if the numbers are no places in a list of classes, such as 1440764 (of n01440764).
+    The table holds clean predictions of one model: ``label`` and ``predicted_class``, whole numbers
+    from 0. The ValueError has the share of images that the other order makes right, and its name if
+    it is a known one: a shift by one (a background class), or numbers sorted as text (1, 10, 100,
+    2). Also if the numbers are no places in a list of classes, such as 1440764 (of n01440764).
     """
     from scipy.optimize import linear_sum_assignment
 

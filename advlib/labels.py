@@ -62,21 +62,10 @@ def label_augmentation_loss(
     reduction: str = "mean",
     check: bool = True,
 ) -> torch.Tensor:
-    """Cross-entropy of Eq. 4 over all K+M logits.
+    """Cross-entropy of Eq. 4 over all logits (N, K+M): a scalar, or (N,) with reduction "none".
 
-    Parameters
-    ----------
-    logits : float tensor (N, K+M)
-    y, transform, num_classes, check
-        As in `label_augmentation_targets`; M is the number of logits beyond K.
-    delta : float
-        In [0, 1); 0 gives the plain cross-entropy over K+M logits.
-    reduction : {"mean", "sum", "none"}
-        Over the batch.
-
-    Returns
-    -------
-    float tensor, a scalar, or (N,) without reduction.
+    The other arguments are those of `label_augmentation_targets`; M is the number of logits beyond
+    K. A delta of 0 gives the plain cross-entropy over K+M logits.
     """
     targets = label_augmentation_targets(
         y, transform, num_classes=num_classes, num_transforms=logits.shape[1] - num_classes,

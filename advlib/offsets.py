@@ -26,36 +26,21 @@ def tune_offsets(
     In each round the network with its offsets is attacked on validation images, and the offset of
     class k grows by `rate` times its error less the mean error. The offsets of the round with the
     smallest error of the worst class (of equal ones the least spread) are kept, times `strength`.
-    Nothing is trained.
+    Nothing is trained. Returns the offsets that were added, a float tensor (K,) of mean 0. Raises
+    ValueError if the last layer has no bias, or a class has no validation image.
 
     Parameters
     ----------
-    model : nn.Module
-        Images in [0, 1] to K or K+M logits, with a bias in its last linear layer.
+    model, threat, num_classes, device
+        As in `evaluate_attack`; the model's last linear layer has a bias.
     validation : advlib.data.sets.Images
         Images that the network was not trained on, and that it is not tested on.
-    threat : ThreatModel
-    num_classes : int
-        K.
-    rounds : int
     rate : float
         In logits; it falls to 0 along the rounds.
     strength : float
         In [0, 1]; 0 leaves the network as it was.
     seed : int
         Of the attack's starts, the same in each round.
-    device : optional
-        As in `evaluate_attack`.
-
-    Returns
-    -------
-    float tensor (K,)
-        The offsets that were added, of mean 0.
-
-    Raises
-    ------
-    ValueError
-        If the last layer has no bias, or a class has no validation image.
     """
     _, head = find_head(model)
     if head.bias is None:

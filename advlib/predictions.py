@@ -40,8 +40,8 @@ def predict(
     dataset : advlib.data.sets.Images, or a sequence of (x, y) or (x, y, file_name)
     num_classes : int
         K.
-    batch_size, workers : int
-        Images predicted at once, and how many processes decode image files; 0: this one.
+    workers : int
+        How many processes decode image files; 0: this one.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     indices : sequence of int, optional
@@ -56,10 +56,9 @@ def predict(
 
     Raises
     ------
-    TypeError, ValueError
-        For images, labels or file names that cannot be meant, or a model that gives no logits.
-    FloatingPointError
-        With the names of model and images, where logits are no numbers.
+    TypeError, ValueError, FloatingPointError
+        For images, labels or file names that cannot be meant, or a model that gives no logits; with
+        the names of model and images, where logits are no numbers.
     """
     import torch
 
@@ -198,16 +197,10 @@ def write_predictions(
 ) -> Path:
     """Check a table and write it as Parquet, whole or not at all.
 
-    Parameters
-    ----------
-    table, num_classes, n_images
-        As in `check_predictions`. ``predicted_probability``, which no error depends on, is rounded
-        to `DECIMALS` decimals: tables are kept in a repository and have to be small.
-    path : path
-        Ends in ``.parquet``.
-    **facts
-        Stored beside the rows as JSON: study, method, seed, checkpoint hash, data fingerprint,
-        threat model, device, dtype. Time and library versions are added.
+    ``predicted_probability``, which no error depends on, is rounded to `DECIMALS` decimals: tables
+    are kept in a repository and have to be small. The facts are stored beside the rows as JSON:
+    study, method, seed, checkpoint hash, data fingerprint, threat model, device, dtype. Time and
+    library versions are added. Other arguments and errors are those of `check_predictions`.
     """
     path = Path(path)
     check_predictions(table, num_classes=num_classes, n_images=n_images)

@@ -151,13 +151,7 @@ def one_call(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def batch_share(training: Training, processes: int) -> int:
-    """The images of a training batch that fall to each process.
-
-    Raises
-    ------
-    ValueError
-        If they do not divide evenly, or not into the training's ``accumulate`` pieces.
-    """
+    """A process's part of a training batch; ValueError unless it and its pieces divide evenly."""
     share, rest = divmod(training.batch_size, processes)
     if rest:
         nearest = max(processes, training.batch_size - rest)

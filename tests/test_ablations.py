@@ -1,4 +1,4 @@
-"""Which run is the control of which, and the tables of made-up audits."""
+"""Which run is compared with which, and the tables of made-up audits."""
 
 import dataclasses
 from html import escape
@@ -38,56 +38,13 @@ def study():
     return dataclasses.replace(load_study("digits"), methods=METHODS, ablations=ABLATIONS)
 
 
-@pytest.mark.parametrize(
-    "run, control, lacking",
-    [
-        ("adv_extra_logit", "adv", ["logits", "train_objective"]),
-        ("adv_plus", "adv_extra_logit", ["label"]),
-        ("strong_label", "adv_extra_logit", ["label"]),  # delta = 0, not the paper's delta
-        ("adv_smoothing", "adv", ["smoothing"]),
-        ("adv_mix", "adv", ["mix"]),
-        ("mix_no_label", "adv_mix", ["logits", "train_objective"]),
-        ("adv_plus_mix", "mix_no_label", ["label"]),
-        ("adv_two", "adv", ["transforms"]),
-        ("plus_two", "adv_two", ["logits", "label", "train_objective"]),  # the same images
-        ("new_head", "adv_plus", ["replace_head"]),
-        ("cross_entropy", "adv", ["logits", "label"]),  # the same attack: the clean pair
-        ("adv_predicted", "adv", ["threat.label_source"]),
-        ("plus_predicted", "adv_plus", ["threat.label_source"]),
-        ("longer", "adv", ["epochs"]),
-    ],
-)
-def test_the_control_lacks_one_ingredient(study, run, control, lacking):
-    found, missing = ablations.control(study, run)
-    assert (found, sorted(missing)) == (control, sorted(lacking))
-
-
-def test_the_simplest_run_has_no_control_and_clean_training_is_none(study):
-    assert ablations.control(study, "adv") is None
-    assert not {"std", "pretrained"} & set(ablations.adversarial_runs(study))
-
-
-def test_without_a_run_in_between_the_control_lacks_more(study):
-    """Mixed batches are never traded for a closer match: they decide the images."""
-    few = dataclasses.replace(study, ablations={})
-    assert ablations.control(few, "adv_plus_mix")[0] == "adv_mix"
-    control, lacking = ablations.control(few, "adv_plus")
-    assert (control, set(lacking)) == ("adv", {"logits", "label", "train_objective"})
-
-
-def test_an_ablation_of_two_things_is_compared_where_one_is_missing(study):
-    two = {"method": "adv_plus", "replace_head": True, "delta": 0.3}
-    study = dataclasses.replace(study, ablations=ABLATIONS | {"both": two})
-    assert ablations.control(study, "both") == ("strong_label", ["replace_head"])
-
-
 def test_settings_that_do_nothing_to_a_run_tell_no_runs_apart(study):
     """The head of a network without extra logits is never widened, so never replaced."""
     other = dataclasses.replace(study, replace_head=True, ablations={})
     same = ablations.ingredients(study, "adv")
     theirs = ablations.ingredients(other, "adv")
     differ = {key for key in same if same[key] != theirs[key]}
-    assert differ == {"replace_head"} and ablations.control(other, "adv") is None
+    assert differ == {"replace_head"}
 
 
 def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study):
@@ -101,20 +58,21 @@ def test_the_attack_of_a_run_without_extra_logits_climbs_the_cross_entropy(study
         assert ablations.ingredients(study, name)["train_objective"] == "cross_entropy", name
 
 
-def test_comparisons_are_controls_pairs_and_the_same_attack(study):
+def test_every_run_is_compared_with_what_it_builds_on(study):
     rows = ablations.comparisons(study)
-    asked = set(rows.itertuples(index=False, name=None))
-    assert asked >= {
-        ("adv_plus", "adv"),
-        ("adv_plus_mix", "adv_mix"),
+    assert set(rows.itertuples(index=False, name=None)) == {
+        *(("adv_plus", "adv"), ("adv_plus_mix", "adv_mix"), ("adv_mix", "adv")),
+        *(("adv_extra_logit", "adv"), ("adv_smoothing", "adv")),
+        *(("adv_plus", "adv_extra_logit"), ("strong_label", "adv_extra_logit")),
         ("cross_entropy", "adv"),  # the same attack
         ("adv_plus", "cross_entropy"),  # what the attack climbs
-        ("adv_extra_logit", "adv"),
-        ("plus_two", "adv_two"),
-        ("strong_label", "adv_extra_logit"),
-        ("longer", "adv"),
+        *(("adv_two", "adv"), ("adv_predicted", "adv"), ("longer", "adv")),
+        *(("strong_label", "adv_plus"), ("plus_two", "adv_plus"), ("new_head", "adv_plus")),
+        *(("cross_entropy", "adv_plus"), ("plus_predicted", "adv_plus")),
+        ("mix_no_label", "adv_plus_mix"),
     }
     assert not rows.duplicated().any()
+    assert not {"std", "pretrained"} & set(ablations.adversarial_runs(study))
     assert ablations.same_attack(study) == "cross_entropy"
     assert ablations.same_attack(dataclasses.replace(study, ablations={})) is None
 
@@ -161,16 +119,6 @@ def audited(tmp_path):
     file.write_text(yaml.safe_dump(values, allow_unicode=True))
     made_up_run(load_study(file), {"adv_extra_logit": 0.7})
     return file
-
-
-def test_the_same_attack_is_compared_with_adv_though_another_run_is_nearer(study):
-    """The control of cross_entropy is here the network with the logit alone, not Adv."""
-    logit = {"method": "adv_extra_logit", "train_objective": "cross_entropy"}
-    study = dataclasses.replace(study, ablations=ABLATIONS | {"logit_only": logit})
-    assert ablations.control(study, "cross_entropy") == ("logit_only", ["label"])
-    pairs = ablations.comparisons(study)
-    assert not pairs.duplicated().any()
-    assert ("cross_entropy", "adv") in set(pairs.itertuples(index=False, name=None))
 
 
 def as_html(notebook) -> str:

@@ -18,9 +18,7 @@ PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit
 PACKAGES |= {"imagecorruptions": "imagecorruptions-imaug", "imagenet_x": "imagenet-x"}
 
 # What may not grow. The aim is 6,000 and 7,000 lines: lower these; a raise says why.
-# The book's package had 8,560 before the leaderboard, late checkpoints and methods side by side.
-# Three and four lines since: PGD-40 at half and twice ε, and a plan of a run in half the time.
-LINES = {"advlib": 8913, "book/advbook": 8689}
+LINES = {"advlib": 8553, "book/advbook": 8282}
 
 
 def lines(path: Path) -> int:

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import zipfile
 
 import nbformat
 import pandas as pd
@@ -151,16 +150,6 @@ def test_the_page_of_a_study_says_whose_run_it_is_and_that_its_images_are_a_copy
     assert "# Average error: Toy (JPEG copy), your run" in text
     assert "Errors, Toy (JPEG copy), your run, " in text and "fresh-toy-fig-x" in text
     assert "`data.json`" in text and "make audit STUDY=toy.yaml" in text
-
-
-def test_the_notebooks_of_a_run_make_the_same_archive_twice(planted, tmp_path):
-    logs = [executed(tmp_path / f"{name}.ipynb") for name in ("train", "data")]
-    made = []
-    for order in (logs, logs[::-1]):
-        page = placed(planted, "fresh", tmp_path, logs=order)
-        made.append(page.with_suffix(".zip").read_bytes())
-    assert made[0] == made[1]
-    assert zipfile.ZipFile(page.with_suffix(".zip")).namelist() == ["data.ipynb", "train.ipynb"]
 
 
 def test_a_title_that_says_it_already_says_it_once(planted):

@@ -5,7 +5,6 @@ import fcntl
 import json
 import re
 import shutil
-import zipfile
 
 import pandas as pd
 import pytest
@@ -74,12 +73,6 @@ def test_the_page_of_a_study_has_every_table_that_its_data_allow(project):
     assert not made & {"ablations", "ledger", "battery"}
     page = project / "_build/html/book/generated/studies/fresh/mine.html"
     assert "Error of each group of classes" in page.read_text()
-
-
-def test_the_notebooks_of_a_run_can_be_downloaded(project):
-    (archive,) = (project / "_build/html").rglob("mine.zip")
-    names = zipfile.ZipFile(archive).namelist()
-    assert {"data.ipynb", "train-adv-seed0.ipynb", "evaluate_clean.ipynb"} <= set(names)
 
 
 def test_the_books_example_leaves_a_readers_own_tables_alone(project):

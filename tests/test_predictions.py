@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from advbook.studies.inputs import images_of
-from advbook.studies.parts import check_parts, keep_part, missing_parts, read_parts
+from advbook.studies.parts import kept, kept_rows, parts_of
 from advbook.studies.tables import read_data
 from advlib.importing import read_predictions
 from advlib.predictions import COLUMNS, check_predictions, predict, read_facts, write_predictions
@@ -204,57 +204,27 @@ def test_no_flipped_bit_of_a_table_goes_unnoticed(table, tmp_path):
     ],
 )
 def test_a_part_that_is_damaged_or_foreign_is_made_anew(table, tmp_path, spoil):
-    names, made = table.file_name.tolist(), []
+    path, names, made = tmp_path / "part.parquet", table.file_name.tolist(), []
 
-    def make(positions):
-        made.append(positions)
-        return table.iloc[list(positions)]
+    def make():
+        made.append(len(made))
+        return table
 
-    def evaluate():
-        check_parts(tmp_path, names)
-        for positions in missing_parts(tmp_path, 3, 2):
-            keep_part(tmp_path, positions, make)
-        return read_parts(tmp_path)
-
-    evaluate()
-    spoil(tmp_path / "00000000-00000002.parquet")
-    with pytest.warns(UserWarning, match="00000002.parquet is damaged .*set aside.*made anew"):
-        pd.testing.assert_frame_equal(evaluate(), table)
-    pd.testing.assert_frame_equal(evaluate(), table)
-    assert made == [range(0, 2), range(2, 3), range(0, 2)]
+    kept(path, make, names)
+    spoil(path)
+    with pytest.warns(UserWarning, match="part.parquet is damaged .*set aside.*made anew"):
+        pd.testing.assert_frame_equal(kept(path, make, names), table)
+    pd.testing.assert_frame_equal(kept(path, make, names), table)
+    assert made == [0, 1]
+    # Of two networks, one after the other.
+    kept(tmp_path / "two.parquet", lambda: pd.concat([table, table]))
+    assert len(kept_rows(tmp_path / "two.parquet", names)) == 6
 
 
-def test_an_interrupted_evaluation_goes_on(table, tmp_path):
-    asked = []
-
-    def make(positions):
-        asked.append(list(positions))
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return table.iloc[list(positions)]
-
-    def run(part):
-        for positions in missing_parts(tmp_path, 3, part):
-            keep_part(tmp_path, positions, make)
-        return read_parts(tmp_path)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(1)
-    whole = run(1)
-    pd.testing.assert_frame_equal(run(2), table)  # parts of another size
-    asked = asked[:4]
-    assert asked == [[0], [1], [1], [2]]
-    pd.testing.assert_frame_equal(whole, table)
-
-
-def test_parts_that_overlap_give_each_image_once_a_network(table, tmp_path):
-    """Two processes at once, with parts of other sizes: here of two networks, one after another."""
-    names = table.file_name.tolist()
-    for first, last in ((0, 2), (0, 3)):
-        part = table.iloc[first:last]
-        both = pd.concat([part.assign(method=name) for name in ("std", "adv")])
-        keep_part(tmp_path, range(first, last), lambda _, both=both: both)
-    found = read_parts(tmp_path)
-    assert sorted(zip(found.file_name, found.method, strict=True)) == sorted(
-        (name, method) for name in names for method in ("std", "adv")
-    )
+@pytest.mark.parametrize("n_images, part, processes", [(101, 25, 1), (101, 25, 3), (3, 25, 2)])
+def test_parts_are_dealt_without_gaps_or_repetition(n_images, part, processes):
+    parts = parts_of(n_images, part, processes)
+    assert [i for one in parts for i in one] == list(range(n_images))
+    assert max(map(len, parts)) <= part
+    shares = [sum(map(len, parts[rank::processes])) for rank in range(processes)]
+    assert max(shares) - min(shares) <= max(map(len, parts))

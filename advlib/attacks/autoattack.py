@@ -1,15 +1,12 @@
 """AutoAttack (Croce & Hein 2020): four attacks, each on the images that those before it left."""
 
-import datetime
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -18,7 +15,6 @@ from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.attacks.pgd import attack_mode
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.batches import evaluation_batches, item_names
-from advlib.files import replacing
 from advlib.networks.device import default_device, resolve_dtype
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import read_facts
@@ -145,22 +141,6 @@ def autoattack(
     return table
 
 
-def write_state(table: pd.DataFrame, path: str | Path, components=COMPONENTS) -> None:
-    """Write the table of `autoattack` as a state file (JSON) of the published code.
-
-    ``_robust_flags`` are True where an image stands, in the order of the table. The file is for
-    reading (``EvaluationState.from_disk``): their ``run_standard_evaluation`` goes on from none,
-    not even from its own, since JSON holds no set of attacks.
-    """
-    ran = [name.replace("_", "-") for name in components]
-    state = {"_attacks_to_run": ran, "path": str(path), "_run_attacks": ran}
-    state["_robust_flags"] = (table.broken_by == "").tolist()
-    state |= {"_last_saved": str(datetime.datetime.now()), "_SAVE_TIMEOUT": 60}
-    state["_clean_accuracy"] = float((table.broken_by != "clean").mean())
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(state))
-
-
 def check_threat(threat: ThreatModel) -> None:
     """Raise ValueError for a threat model that AutoAttack is not made for."""
     wanted = {"eps_space": "pixel", "clip": True, "label_source": "true"}
@@ -212,5 +192,4 @@ def _resumed(state, facts, names):
 
 def _keep(state, table, facts, done) -> None:
     if state is not None:
-        rows = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
-        write_parquet(rows, state, facts | {"done": done})
+        write_parquet(table, state, facts | {"done": done})

@@ -76,21 +76,11 @@ def walk_on(model, walk, threat, num_classes) -> tuple[torch.Tensor, torch.Tenso
 
 
 def crossing(x, gradient, offset, norm) -> torch.Tensor:
-    """The smallest change of x within [0, 1] at which a linear function is zero.
+    """The smallest change of x (n, C, H, W) within [0, 1] at which linear functions are zero.
 
-    Parameters
-    ----------
-    x : float tensor (n, C, H, W) in [0, 1]
-    gradient : float tensor (n, C, H, W), of the functions
-    offset : float tensor (n,), their values at x
-    norm : {"Linf", "L2"}, of the change
+    Their values at x are `offset` (n,). Where nothing within [0, 1] is far enough, the change leads
+    to its corner.
 
-    Returns
-    -------
-    float tensor (n, C, H, W); where no image is far enough, that to the corner of [0, 1].
-
-    Notes
-    -----
     The change is λ in each pixel for Linf, λ times the gradient for L2, cut off where the pixel
     reaches 0 or 1. What it adds to the function is concave in λ and made of straight pieces, so
     that Newton's method from λ = 0 never overshoots and ends at the exact λ, without sorting.

@@ -19,22 +19,12 @@ def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     """A function that returns a faster copy of the network for attacks in evaluation mode.
 
     In evaluation mode a batch norm is a scale and a shift per channel, which the convolution before
-    it can take over. The time of an attack step beside the convolutions is then about halved.
+    it can take over. The time of an attack step beside the convolutions is then about halved. Each
+    call brings the one copy up to date with the weights of `model`, which is left as it is.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Images to logits. Left as it is.
-    x : float tensor (N, C, H, W)
-        Some images, on which the two networks are compared.
-
-    Returns
-    -------
-    callable
-        Brings the one folded network up to date with the weights of `model`, and returns it. Layers
-        that are not folded are shared. A network that `torch.fx` cannot follow, or that gives other
-        logits when folded (so does one that draws random numbers: a trace keeps the ones drawn), is
-        returned as it is, with a warning: the attack is then slower, not different.
+    A network that `torch.fx` cannot follow, or that gives other logits for the images x when folded
+    (so does one that draws random numbers: a trace keeps the ones drawn), is returned as it is,
+    with a warning: the attack is then slower, not different.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -45,23 +45,12 @@ BACKGROUND_TOLERANCE = 16  # grey levels of 255 by which a pixel may differ from
 def imagenet_x(which: str = "top", filter_prototypes: bool = True) -> pd.DataFrame:
     """ImageNet-X: the factors of variation that people saw in ImageNet's validation images.
 
-    Parameters
-    ----------
-    which : {"top", "multi"}
-        The one factor that stands out most, or all that were named.
-    filter_prototypes : bool
-        Leave out each class's three typical images, which the annotators compared with.
+    ``"top"``: the one factor that stands out most; ``"multi"``: all that were named. Each class's
+    three typical images, which the annotators compared with, are left out by `filter_prototypes`.
 
-    Returns
-    -------
-    DataFrame
-        ``file_name`` and ``factor``, one row per image and factor; one row with a missing factor
-        for an annotated image with none (it counts in `advlib.metrics.error_ratio`).
-
-    Raises
-    ------
-    ModuleNotFoundError
-        Without the package imagenet-x.
+    Returns ``file_name`` and ``factor``, one row per image and factor; one row with a missing
+    factor for an annotated image with none (it counts in `advlib.metrics.error_ratio`). Raises
+    ModuleNotFoundError without the package imagenet-x.
     """
     factors = list(IMAGENET_X_FACTORS)
     path = _annotation_file(f"imagenet_x_val_{which}_factor.jsonl")
@@ -189,16 +178,8 @@ def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
     beyond its class's median, so a constant measurement gives no factor. The four factors of an
     object are left out unless the set has a `plain_background`, ``color`` for grey images.
 
-    Parameters
-    ----------
-    measures : DataFrame
-        All images of the set: ``file_name``, ``label`` and the columns of `measure`.
-
-    Returns
-    -------
-    DataFrame
-        ``file_name`` and ``factor``, one row per image and factor, in the order of the images; one
-        row with a missing factor for an image with none.
+    ``measures`` are of all images of the set: ``file_name``, ``label`` and the columns of
+    `measure`. Returns a table as `imagenet_x`, in the order of the images.
     """
     table = measures.reset_index(drop=True)
     colour = table[["red_green", "yellow_blue"]]

@@ -26,17 +26,11 @@ def augment(
 ) -> torch.Tensor:
     """Augment a batch (N, C, H, W), each image by draws of its own.
 
-    Parameters
-    ----------
-    kind : {"crop", "crop_flip"}
-        Crop: a random window of the original size out of the image padded with zeros, by 4 px on
-        each side (He et al. 2016; a seventh of the side where that is less: 1 px for digits).
-        Flip: left to right with probability 1/2.
-    generator : torch.Generator
-        Of the CPU, which makes the same draws for every device.
-    rank, world_size : int
-        Which part of a batch `x` is, where several processes share one. Draws are made for the
-        whole batch, so that an image meets the same ones for any number of processes.
+    Crop: a random window of the original size out of the image padded with zeros, by 4 px on each
+    side (He et al. 2016; a seventh of the side where that is less: 1 px for digits). ``crop_flip``:
+    then left to right with probability 1/2. The generator is one of the CPU, which makes the same
+    draws for every device. Where several processes share a batch, x is the part of one `rank`;
+    draws are made for the whole, so that an image meets the same ones for any `world_size`.
     """
     n, channels, height, width = x.shape
     pad = max(1, min(4, min(height, width) // 7))
@@ -72,32 +66,16 @@ def training_batches(
 ) -> Iterator[Batch]:
     """One epoch in random order; the last images that do not fill a batch are left out.
 
-    Parameters
-    ----------
-    dataset : advlib.data.sets.Images
-    batch_size : int
-        Images per step and process.
-    seed, epoch, start_step : int
-        Order and augmentation depend on (seed, epoch, step) only, so an epoch that is resumed at
-        `start_step` gives exactly the batches that an uninterrupted one gives from there.
-    augment : {"none", "crop", "crop_flip", "random_resized_crop"}
-        As in `augment`. ``random_resized_crop`` (area 8 to 100 %, aspect 3:4 to 4:3, then a flip;
-        Szegedy et al. 2015) is for images decoded from files and happens in the workers.
-    workers, device : int, torch.device
-        How many processes decode image files; 0: this one. Where the batches are needed.
-    rank, world_size : int
-        Each of several processes takes its share of a step's ``batch_size * world_size`` images.
-        Which images a step has, and how they are augmented, depends on that product alone.
+    Yields images, float32 (N, C, H, W) in [0, 1], labels, int64 (N,), and their positions in the
+    data set, int64 (N,) on the CPU. Order and augmentation depend on (seed, epoch, step) only, so
+    an epoch that is resumed at `start_step` gives exactly the batches that an uninterrupted one
+    gives from there. Each of several processes takes its share of a step's ``batch_size *
+    world_size`` images: which images these are, and how they are augmented, depends on that product
+    alone. `workers` processes decode image files; 0: this one does.
 
-    Yields
-    ------
-    (float32 tensor (N, C, H, W) in [0, 1], int64 tensor (N,), int64 tensor (N,) on the CPU)
-        Images, labels, and their positions in the data set.
-
-    Raises
-    ------
-    ValueError
-        If the images do not fill one batch, or the augmentation is unknown or does not fit.
+    The kinds of `AUGMENTATIONS` are those of `augment`, none, and ``random_resized_crop`` (area 8
+    to 100 %, aspect 3:4 to 4:3, then a flip; Szegedy et al. 2015), which is for images decoded from
+    files and happens in the workers.
     """
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
@@ -140,19 +118,9 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Batches as `training_batches` yields, of every image once; the last may be smaller.
 
-    Parameters
-    ----------
-    dataset : advlib.data.sets.Images, or a sequence of (x, y, …)
-        x a float tensor (C, H, W) in [0, 1].
-    batch_size, workers, device
-        As in `training_batches`.
-    indices : optional
-        Only these positions, in this order; None: all, in order.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `dataset` is no data set, its items are no such pairs, or there are no images.
+    `dataset` is `advlib.data.sets.Images` or a sequence of (x, y, …), x a float tensor (C, H, W) in
+    [0, 1]. With `indices`, only the images at these positions, in this order. TypeError or
+    ValueError if it is no such data set, or holds no images.
     """
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(

@@ -32,14 +32,10 @@ def prepare(images, *, published: Path | None = None) -> dict:
     A published set is compared with the images, file by file. Without one, what is missing from
     ``data/cache/`` is generated there, on all cores; an interruption keeps each finished condition.
 
-    Parameters
-    ----------
-    images : advlib.data.sets.Images
-        The clean images, or some of them.
-    published : Path, optional
-        A set in the form of ImageNet-C, ``<corruption>/<severity>/<class>/<file>``, with or without
-        a folder for each group of corruptions above it; or in that of CIFAR-10-C,
-        ``<corruption>.npy`` and ``labels.npy``.
+    A published set has the form of ImageNet-C, ``<corruption>/<severity>/<class>/<file>``, with or
+    without a folder for each group of corruptions above it; or that of CIFAR-10-C,
+    ``<corruption>.npy`` and ``labels.npy``. DataError lists what is wrong with it; or as
+    `check_generated`.
 
     Returns
     -------
@@ -47,12 +43,6 @@ def prepare(images, *, published: Path | None = None) -> dict:
         ``source`` ("published" or "generated"), ``recipe`` (how, in a sentence), ``library`` (name
         and version) or None, ``folder`` (the published set's name) or None, ``n_images``; for a
         published set also ``content``, SHA-256 in hex of what it holds for these images.
-
-    Raises
-    ------
-    DataError
-        If the published set lacks an image or does not fit, listing what is wrong; or as
-        `check_generated`.
     """
     facts = {"library": None, "folder": None, "n_images": len(images)}
     if published is None:
@@ -74,25 +64,11 @@ def prepare(images, *, published: Path | None = None) -> dict:
 
 
 def corrupted(images, corruption: str, severity: int, *, published: Path | None = None):
-    """The images under one condition, after `prepare`.
+    """The images under one of `CORRUPTIONS` at a severity of 1 to 5, after `prepare`.
 
-    Parameters
-    ----------
-    images, published
-        As in `prepare`.
-    corruption, severity : str, int
-        One of `CORRUPTIONS`, and 1 to 5.
-
-    Returns
-    -------
-    advlib.data.sets.Images
-        In the same order, with the same names, labels and title. Files of a published set are
-        decoded when asked for, without a resize where they have the images' size.
-
-    Raises
-    ------
-    DataError
-        If the condition has not been generated, or the published set lacks an image.
+    They have the same order, names, labels and title. Files of a published set are decoded when
+    asked for, without a resize where they have the images' size. Raises DataError if the condition
+    has not been generated, or the published set lacks an image.
     """
     if published is None:
         source, found = _library(), {"pixels": _read_generated(images, corruption, severity)}

@@ -73,23 +73,11 @@ def locate(name: str, data_dir: str | Path | None = None, download=True) -> tupl
 
     The order: `data_dir`; ``$ADVLIB_DATA/<name>/`` or torchvision's folder there; an earlier fetch
     in ``data/<name>/``; Debian's package where installed; unless ``download`` is False, a download
-    of what is published, or of Debian's package. ImageNet and `folder` are never downloaded.
+    of what is published, or of Debian's package. ImageNet and `folder` are never downloaded. A
+    `data_dir` is the set's own folder or the one above it; nothing else is tried then.
 
-    Parameters
-    ----------
-    name : {"fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"}
-    data_dir : optional
-        The set's own folder or the one above it. If it is given, nothing else is tried.
-
-    Returns
-    -------
-    (Path, str)
-        The folder, and the source in words.
-
-    Raises
-    ------
-    DataError
-        With each source tried and its reason.
+    `name` is a key of `LAYOUTS`. Returns the folder, and the source in words; DataError has each
+    source that was tried, and its reason.
     """
     below, _, wanted = LAYOUTS[name]
     if data_dir is not None:

@@ -29,22 +29,10 @@ class Tree:
 def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
     """The images below ``folder/train`` or, for "test", ``folder/test`` or ``folder/val``.
 
-    Files with other endings than `ENDINGS` are left out, with a warning that counts them.
-
-    Parameters
-    ----------
-    folder : Path
-    split : {"train", "test"}
-    imagenet : bool
-        ``val`` is the only test folder, and an image is named by its base name.
-
-    Raises
-    ------
-    DataError
-        For a missing split, fewer than two class folders, a class that only one split has, an
-        empty class, or a link to a folder above itself.
-    OSError
-        For a folder that cannot be read.
+    Files with other endings than `ENDINGS` are left out, with a warning that counts them. Of
+    ImageNet, ``val`` is the only test folder, and an image is named by its base name. Raises
+    DataError for a missing split, fewer than two class folders, a class that only one split has, an
+    empty class, or a link to a folder above itself; OSError for a folder that cannot be read.
     """
     present = split_folders(folder, imagenet=imagenet)
     if split not in present:
@@ -123,15 +111,9 @@ def imagenet_labels(tree: Tree, folder: Path) -> tuple[list[str], list[int]]:
     """The 1,000 class names, and each image's class among them.
 
     The classes are numbered in the order of their WordNet ids. A tree with only some of them is
-    numbered by the list of all that the package imagenet-x holds.
-
-    Raises
-    ------
-    DataError
-        For folders that are not ImageNet's classes, and for validation images in another class's
-        folder, if the package imagenet-x is there to tell.
-    ModuleNotFoundError
-        Without it, if some classes are missing.
+    numbered by the list of all that the package imagenet-x holds, or ModuleNotFoundError is raised.
+    DataError for folders that are not ImageNet's classes, and for validation images in another
+    class's folder, if that package is there to tell.
     """
     from advlib.data import annotations
     from advlib.data.vision import torchvision

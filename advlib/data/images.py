@@ -18,52 +18,26 @@ from advlib.data.fetch import DataError
 class Images(Dataset):
     """Labelled images, in memory or decoded when asked for.
 
-    An item is (image, label, file_name): float32 tensor (C, H, W) in [0, 1], int, str.
-
-    Attributes
-    ----------
-    title, source : str
-        Name for the reader; the origin of the data, in words.
-    labels : int64 tensor (N,)
-    file_names : list of str
-        Unique within the split: ``train-00012`` (position in the original file), the path below
-        the split's folder, or for ImageNet the base name.
-    class_names : tuple of str
-    num_classes : int
-    pixels : uint8 tensor (N, C, H, W), or None
-        None where images are decoded from `paths`.
-    paths : list of str, or None
-    resize, image_size : int, or None
-        For `paths`: px of the short side, then of the centre crop.
-    interpolation : {"bilinear", "bicubic"}
-        For `paths`, when resizing.
-    positions : int64 tensor (N,), or None
-        Each image's place in the file that the set is distributed as, where that is known. The
-        published corruptions of CIFAR keep that order.
-    contents : structured array (N,), or None
-        Result of `decoding.contents` for images from files. For `paths` it is found on demand.
-    fingerprint : str
-        SHA-256 in hex. In memory: of the shape, the pixels and the labels. Else: of the name,
-        content and label of each file, in order.
-
-    Raises
-    ------
-    DataError
-        If file names are not unique, or (for `paths`, when read) an image does not decode.
+    An item is (image, label, file_name): float32 tensor (C, H, W) in [0, 1], int, str. Raises
+    DataError if file names are not unique, or (for `paths`, when read) an image does not decode.
     """
 
-    title: str
-    source: str
-    labels: torch.Tensor
+    title: str  #: name for the reader
+    source: str  #: the origin of the data, in words
+    labels: torch.Tensor  #: int64 (N,)
+    #: Unique within the split: ``train-00012`` (position in the original file), the path below the
+    #: split's folder, or for ImageNet the base name.
     file_names: Sequence[str]
     class_names: Sequence[str]
-    pixels: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None  #: uint8 (N, C, H, W); None: decoded from `paths`
     paths: Sequence[str] | None = None
-    resize: int | None = None
-    image_size: int | None = None
-    interpolation: str = "bilinear"
+    resize: int | None = None  #: px of the short side of an image from `paths`
+    image_size: int | None = None  #: px of the centre crop after that
+    interpolation: str = "bilinear"  #: of the resizing, or "bicubic"
+    #: int64 (N,), each image's place in the file that the set is distributed as, where that is
+    #: known. The published corruptions of CIFAR keep that order.
     positions: torch.Tensor | None = None
-    contents: np.ndarray | None = None
+    contents: np.ndarray | None = None  #: of `decoding.contents`; for `paths` found on demand
 
     def __post_init__(self):
         self.labels = torch.as_tensor(self.labels, dtype=torch.int64)
@@ -100,6 +74,7 @@ class Images(Dataset):
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of shape, pixels and labels, or of each file's name, content and label."""
         if self.pixels is not None:
             return decoding.content_fingerprint(self.pixels.numpy(), self.labels.numpy())
         if self.contents is None:

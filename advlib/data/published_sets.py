@@ -19,28 +19,15 @@ LISTED_PROBLEMS = 20
 
 
 def locate_published(dataset: str, folder: Path | None = None) -> Path:
-    """The folder of a data set's published corruptions.
+    """The folder of a data set's published corruptions; DataError if it is not there.
 
-    Parameters
-    ----------
-    dataset : str
-        A key of `advlib.data.sets.DATASETS`.
-    folder : Path, optional
-        Where it is said to be; None: the folder of its published name (``CIFAR-10-C``,
-        ``CIFAR-100-C``, ``ImageNet-C``) in ``$ADVLIB_DATA`` or in the project's ``data/``.
-
-    Raises
-    ------
-    DataError
-        If it is not there.
+    Unless `folder` says where it is, it is looked for under its name in `PUBLISHED`, in
+    ``$ADVLIB_DATA`` and in `advlib.data.fetch.DATA`.
     """
-    if folder is not None:
-        places = [folder]
-    elif dataset in PUBLISHED:
-        bases = [*filter(None, [os.environ.get("ADVLIB_DATA")]), fetch.DATA]
+    places = [] if folder is None else [folder]
+    if folder is None and dataset in PUBLISHED:
+        bases = filter(None, [os.environ.get("ADVLIB_DATA"), fetch.DATA])
         places = [Path(base).expanduser().absolute() / PUBLISHED[dataset] for base in bases]
-    else:
-        places = []
     if found := next((place for place in places if place.is_dir()), None):
         return found
     raise DataError(
@@ -73,15 +60,7 @@ def check_published(images, published: Path) -> None:
 def published_condition(images, published: Path, corruption: str, severity: int) -> dict:
     """The images of one condition: their ``pixels``, or their ``paths`` and size.
 
-    Parameters
-    ----------
-    images, published, corruption, severity
-        As in `advlib.data.corruptions.corrupted`.
-
-    Raises
-    ------
-    DataError
-        If an image is not there, or another one than it should be.
+    Raises DataError if an image is not there, or another one than it should be.
     """
     if (published / "labels.npy").is_file():
         return {"pixels": _from_arrays(images, published, corruption, severity)}

@@ -50,11 +50,6 @@ def load_dataset(
     interpolation : {"bilinear", "bicubic"}, optional
         For image files, when resizing; None: bilinear. Always antialiased.
 
-    Returns
-    -------
-    Images
-        In memory for sides up to 96 px (and cached in ``data/cache/``), else decoded on demand.
-
     Raises
     ------
     ValueError
@@ -64,9 +59,10 @@ def load_dataset(
 
     Notes
     -----
-    scikit-learn's digits have 17 grey levels and no test set. A pixel v is stored as
-    round(255 v / 16), so an item differs from v / 16 by at most 0.002. The test set is 50 images of
-    each class, always the same ones, whose writers also occur in the training set.
+    Images with sides up to 96 px are kept in memory (and cached in ``data/cache/``), larger ones
+    are decoded on demand. scikit-learn's digits have 17 grey levels and no test set. A pixel v is
+    stored as round(255 v / 16). The test set is 50 images of each class, always the same ones,
+    whose writers also occur in the training set.
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}: choose one of {', '.join(DATASETS)}")

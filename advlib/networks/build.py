@@ -61,10 +61,8 @@ def build_model(
 
     Raises
     ------
-    ValueError
-        For an unknown name or weights that do not fit.
-    OSError
-        If published weights cannot be downloaded.
+    ValueError, OSError
+        For an unknown name or weights that do not fit; if published ones cannot be downloaded.
     """
     source, known = _find(name)
     if source != "cifar_resnet" and len(mean) != 3:
@@ -187,26 +185,13 @@ def _check_classes(weights: str, outputs: int, num_classes: int, new_head: bool)
 
 
 def preprocessing(name: str, weights: str | None) -> dict:
-    """The preparation of images that a network with these weights needs.
+    """The preparation of images that a network with these weights, as in `build_model`, needs.
 
-    Parameters
-    ----------
-    name, weights
-        As in `build_model`.
-
-    Returns
-    -------
-    dict
-        ``mean`` and ``std`` (lists of float, per channel of pixels in [0, 1]), ``resize`` (px of
-        the short side), ``image_size`` (px of the centre crop) and ``interpolation`` ("bilinear"
-        or "bicubic"): torchvision's or timm's own for published weights, and those of a timm
-        architecture's default weights for a file. None where unknown: no weights, or a file for
-        another architecture. ``resize`` alone is None where timm does not crop the centre.
-
-    Raises
-    ------
-    ValueError
-        For an unknown network or name of weights.
+    These are ``mean`` and ``std`` (lists of float, per channel of pixels in [0, 1]), ``resize`` (px
+    of the short side), ``image_size`` (px of the centre crop) and ``interpolation`` ("bilinear" or
+    "bicubic"): torchvision's or timm's own for published weights, and those of a timm
+    architecture's default weights for a file. None where unknown: no weights, or a file for another
+    architecture. ``resize`` alone is None where timm does not crop the centre.
     """
     keys = ("mean", "std", "resize", "image_size", "interpolation")
     source, known = _find(name)
@@ -230,13 +215,7 @@ def preprocessing(name: str, weights: str | None) -> dict:
 
 
 def pixel_std(model: nn.Module) -> torch.Tensor:
-    """The standard deviations (1, C, 1, 1) that the model divides by.
-
-    Raises
-    ------
-    ValueError
-        If the model has no `Normalize` layer, so that normalised units mean nothing.
-    """
+    """The standard deviations (1, C, 1, 1) that the model's `Normalize` layer divides by."""
     if found := next((m for m in model.modules() if isinstance(m, Normalize)), None):
         return found.std
     raise ValueError(

@@ -10,13 +10,7 @@ CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(?:_w(\d+))?(_s2)?")
 
 
 def cifar_resnet(name: str, num_classes: int, channels: int) -> nn.Module:
-    """A network by its name, ``cifar_resnet<depth>[_w<width>][_s2]``, with random weights.
-
-    Raises
-    ------
-    ValueError
-        If the depth is not 6n+2.
-    """
+    """A network by its name, ``cifar_resnet<depth>[_w<width>][_s2]``, with random weights."""
     match = CIFAR_RESNET.fullmatch(name)
     depth, width, stem = int(match[1]), int(match[2] or 16), 2 if match[3] else 1
     if depth < 8 or (depth - 2) % 6:

@@ -21,28 +21,16 @@ _NORMALISATION |= {"std": "std", "new_std": "std", "sigma": "std"}
 
 
 def read_weights(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights in a file, under the names that they have in a model of `build_model`.
+    """The weights in a file, under the names that they have in a `model` of `build_model`.
 
-    Parameters
-    ----------
-    path : Path
-        ``.safetensors``, or what ``torch.save`` wrote as ``.pt``, ``.pth`` or ``.pth.tar``: a state
-        dict of the bare network or of this project, alone or under the first name of `WRAPPERS`
-        that holds one. What stands before all names of the network (``module.``, ``model.``) is
-        taken off. Code is never unpickled.
-    model : nn.Module
-        Of `build_model`, for the names.
+    The file is ``.safetensors``, or what ``torch.save`` wrote as ``.pt``, ``.pth`` or ``.pth.tar``:
+    a state dict of the bare network or of this project, alone or under the first name of `WRAPPERS`
+    that holds one. What stands before all names of the network (``module.``, ``model.``) is taken
+    off. Code is never unpickled.
 
-    Returns
-    -------
-    dict
-        ``net.<name>``, and ``normalize.mean`` and ``normalize.std`` for a file that holds them.
-        What lies beside the network, such as training state, is left out.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing, holds something else, or holds two networks.
+    Returns ``net.<name>``, and ``normalize.mean`` and ``normalize.std`` for a file that holds them;
+    what lies beside the network, such as training state, is left out. FileNotFoundError or
+    ValueError if the file is missing, holds something else, or holds two networks.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}: correct the path")
@@ -115,20 +103,10 @@ def head_outputs(model: nn.Module, state: dict[str, torch.Tensor]) -> int | None
 
 
 def load_weights(model: nn.Module, path: Path, state: dict | None = None) -> nn.Module:
-    """Load a weights file into a model of `build_model`.
+    """Load a weights file, or the `state` that `read_weights` read from it, into such a model.
 
-    Parameters
-    ----------
-    model : nn.Module
-    path : Path
-    state : dict, optional
-        What `read_weights` read from it.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_weights`, and if a tensor is missing, superfluous or of another shape, or holds a
-        value that is not finite or a negative variance.
+    Raises as `read_weights`, and ValueError if a tensor is missing, superfluous or of another
+    shape, or holds a value that is not finite or a negative variance.
     """
     state = read_weights(path, model) if state is None else state
     # Files may lack the normalisation, and old ones the counters of batches: the model's stay.

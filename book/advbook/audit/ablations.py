@@ -1,4 +1,4 @@
-"""Which ingredient does what: the runs of a study, each with the control that lacks one of them."""
+"""Which ingredient does what: the runs of a study, each beside one that lacks something of it."""
 
 import dataclasses
 
@@ -8,9 +8,6 @@ import pandas as pd
 from advbook.studies.identity import recipe_for, recipe_of, training_settings
 from advlib import metrics
 
-WITHOUT = {"mix": False, "transforms": [], "logits": 0, "label": 0.0, "smoothing": 0.0}
-WITHOUT |= {"train_objective": "cross_entropy"}
-ATTACK = ("transforms", "train_objective")  # of the training attack, beside its threat model
 MEASURES = {  # of a run and of a difference: (benchmark, statistic) and what pages call it
     ("clean", "error"): "Clean error",
     ("pgd40", "error"): "PGD-40 error",
@@ -33,14 +30,11 @@ def adversarial_runs(study) -> dict[str, str]:
 def ingredients(study, name: str) -> dict:
     """What decides the weights of an adversarial run beside data and seed, each thing apart.
 
-    Returns
-    -------
-    dict
-        mix, transforms, logits (M, 0 for none), label (its weight delta: 0 is no label), smoothing
-        (its delta), replace_head, train_objective (what the training attack climbs: without extra
-        logits always the cross-entropy over the K classes), the training attack's keys as
-        "threat.<key>", and all other settings of the training. What has no effect on a run is as in
-        the study.
+    These are mix, transforms, logits (M, 0 for none), label (its weight delta: 0 is no label),
+    smoothing (its delta), replace_head, train_objective (what the training attack climbs: without
+    extra logits always the cross-entropy over the K classes), the training attack's keys as
+    "threat.<key>", and all other settings of the training. What has no effect on a run is as in the
+    study.
     """
     changed, method = recipe_of(study, name)
     recipe = recipe_for(changed, method)
@@ -50,7 +44,7 @@ def ingredients(study, name: str) -> dict:
     found = {key: value for key, value in settings.items() if key not in apart}
     # These settings are stated only of networks with extra logits.
     found.setdefault("replace_head", study.replace_head)
-    found.setdefault("train_objective", WITHOUT["train_objective"])
+    found.setdefault("train_objective", "cross_entropy")
     found |= {f"threat.{k}": v for k, v in dataclasses.asdict(changed.train_threat).items()}
     return found | {
         "mix": recipe.mix,
@@ -61,46 +55,20 @@ def ingredients(study, name: str) -> dict:
     }
 
 
-def control(study, name: str) -> tuple[str, list[str]] | None:
-    """The run that shows what an ingredient of this run does: the same without it.
-
-    Of the adversarial runs that lack some of its ingredients and add none, the one that lacks the
-    fewest: best one alone. Runs with the same kind of batches (``mix``) come first, since these
-    decide which images a network sees; between equals, those with the same training attack.
-
-    Returns
-    -------
-    (str, list of str) or None
-        The control and the ingredients that it lacks; None for a run without any.
-    """
-    # What counts as the absence of an ingredient: none of it, or the study's own value.
-    plain = next(iter(adversarial_runs(dataclasses.replace(study, ablations={}))))
-    without, own = ingredients(study, plain) | WITHOUT, ingredients(study, name)
-    found = []
-    for other in adversarial_runs(study):
-        theirs = ingredients(study, other)
-        lacking = [key for key in own if own[key] != theirs[key]]
-        if lacking and all(theirs[key] == without[key] for key in lacking):
-            attack = any(key in ATTACK or key.startswith("threat.") for key in lacking)
-            found.append((("mix" in lacking, len(lacking), attack), other, lacking))
-    if not found:
-        return None
-    _, other, lacking = min(found, key=lambda entry: entry[0])
-    return other, lacking
-
-
 def comparisons(study) -> pd.DataFrame:
-    """Every run beside its `control`, the study's pairs, and what `same_attack` is between.
+    """Which runs are set against each other, as columns run and control: one row per comparison.
 
-    Returns
-    -------
-    DataFrame
-        run, control: one row per comparison.
+    A method stands beside its base, an ablation beside its method, Adv⁺ beside its logit without
+    the label, and so does Adv⁺ with another δ; then the study's pairs, and `same_attack`.
     """
     runs, same = adversarial_runs(study), same_attack(study)
-    told = [*study.pairs, ("adv", same), (same, "adv_plus")]
+    told = [*study.pairs, ("adv", same), (same, "adv_plus"), ("adv_extra_logit", "adv_plus")]
+    for run in runs:
+        method = recipe_of(study, run)[1]
+        told.append((study.recipes[run].base if run in study.recipes else method, run))
+        if method == "adv_plus" and "delta" in study.ablations.get(run, {}):
+            told.append(("adv_extra_logit", run))
     pairs = [(after, before) for before, after in told if before in runs and after in runs]
-    pairs += [(name, found[0]) for name in runs if (found := control(study, name))]
     return pd.DataFrame(list(dict.fromkeys(pairs)), columns=["run", "control"])
 
 
@@ -155,18 +123,9 @@ def _measured(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 def off_the_line(tables: pd.DataFrame, run: str, n_resamples: int) -> tuple[float, float, float]:
     """How far a run's class-wise SD lies from the line that joins Std and Adv at the run's error.
 
-    Parameters
-    ----------
-    tables : DataFrame
-        Clean predictions of one seed, with a column method: of std, adv and the run.
-    run : str
-    n_resamples : int
-
-    Returns
-    -------
-    (float, float, float)
-        The noise-corrected SD less that of the line (negative: more even), and the centred 95 %
-        interval over images. An image is drawn with all three networks, from its own class.
+    The tables are clean predictions of one seed, with a column method: of std, adv and the run.
+    Returns the noise-corrected SD less that of the line (negative: more even), and the ends of the
+    centred 95 % interval over images, each drawn with all three networks from its own class.
     """
     tables = tables[tables.method.isin(["std", "adv", run])]
     wrong = tables.assign(wrong=tables.predicted_class != tables.label)

@@ -82,24 +82,19 @@ def battery(
 
     Parameters
     ----------
-    model : nn.Module
-        Images in [0, 1] to K or K+M logits, the first K of classes.
-    images : advlib.data.sets.Images, or a sequence of (x, y) or (x, y, file_name)
+    model, images, num_classes
+        As in `advlib.evaluate_attack`.
     threat : ThreatModel
         In pixels, on the true label and the class logits, in evaluation mode.
-    num_classes : int
-        K.
     sources : dict of str to nn.Module, optional
         Other networks: what PGD makes on them is tried on this one.
     batch_size : int
         Images attacked at once; fixed, so that numbers repeat to the last digit.
-    strength : {"standard", "quick"}
-        Of AutoAttack (`STRENGTHS`).
+    strength : str
+        Of AutoAttack: one of `STRENGTHS`.
     folder : Path, optional
         Each finished condition is kept there, so that a killed run goes on. Its name must hold what
-        decides them all.
-    progress : callable, optional
-        Called with the name of each finished condition.
+        decides them all. `progress` is called with the name of each.
 
     Returns
     -------

@@ -44,20 +44,9 @@ def attack_errors(table: pd.DataFrame) -> pd.DataFrame:
 def change_rows(table: pd.DataFrame, before: str, after: str, n_resamples: int) -> pd.DataFrame:
     """What one network errs more than another on the same images, under PGD-40 and AutoAttack.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As in `broken_images`, of several networks, with a column method.
-    before, after : str
-        Methods.
-    n_resamples : int
-        Of the bootstrap over images, within their classes.
-
-    Returns
-    -------
-    DataFrame
-        Rows of a result table, fractions, with the condition "pgd40", or "square", at which
-        AutoAttack's errors stand. None of an attack that was not run.
+    The table is one as in `broken_images`, of several networks, with a column method; before and
+    after are methods. Returns rows of a result table, fractions, with the condition "pgd40", or
+    "square", at which AutoAttack's errors stand; none of an attack that was not run.
     """
     wrong = {}
     for method in (before, after):

@@ -28,11 +28,8 @@ GAPS = (  # what it is called, which iterate counts, the attack, and the weaker 
 def switch_errors(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     """Error under each switch and its paired difference from the default, with 95 % intervals.
 
-    Returns
-    -------
-    DataFrame
-        method, attack, value, low, high; change, change_low, change_high (missing for the clean
-        images). nan: no interval, as in `advlib.metrics.bootstrap`.
+    Returns method, attack, value, low, high; change, change_low, change_high (missing for the clean
+    images). nan: no interval, as in `advlib.metrics.bootstrap`.
     """
     rows = []
     for method, part in _resampled(table).groupby("method", sort=False, observed=True):
@@ -53,11 +50,8 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     logits; the label gap the error when the attack leaves the true label less that when it leaves
     the predicted one. Above zero, the weaker attack makes a model look more robust.
 
-    Returns
-    -------
-    DataFrame
-        method, gap ("masking", "label"), success ("any", "last"), value, low, high. There is no
-        masking gap without transformation logits, and for ablations none by the last iterate.
+    Returns method, gap ("masking", "label"), success ("any", "last"), value, low, high. There is no
+    masking gap without transformation logits, and for ablations none by the last iterate.
     """
     rows = []
     for method, part in _resampled(table).groupby("method", sort=False, observed=True):
@@ -88,11 +82,7 @@ def pair_changes(
     """How much one method errs more than another under each switch, paired, with 95 % intervals.
 
     ``same`` holds by method the switches that were not run, and which one each of them repeats.
-
-    Returns
-    -------
-    DataFrame
-        attack, value, low, high: the error of ``after`` less that of ``before``.
+    Returns attack, value, low, high: the error of ``after`` less that of ``before``.
     """
     tables = dict(list(_resampled(table).groupby(["method", "attack"], observed=True)))
     rows = []
@@ -188,14 +178,9 @@ def combinations(errors: pd.DataFrame, same: Mapping, pairs: Mapping, pattern: M
     """Every combination of trained networks and a switch, nearest to the pattern first.
 
     ``errors`` are those of `switch_errors`, ``same`` as in `pair_changes`, pairs and pattern those
-    of `trained_pairs` and `published_pattern`.
-
-    Returns
-    -------
-    DataFrame
-        pair, switch (titles), the six errors as ``clean_std`` to ``attacked_adv_plus`` (fractions),
-        and what `distance` returns. The same switch is applied to Std, Adv and Adv⁺; combinations
-        that were not run for all three are left out.
+    of `trained_pairs` and `published_pattern`. The same switch is applied to Std, Adv and Adv⁺;
+    combinations that were not run for all three are left out. Returns pair, switch (titles), the
+    six errors as ``clean_std`` to ``attacked_adv_plus`` (fractions), and what `distance` returns.
     """
     value = errors.set_index(["method", "attack"]).value.to_dict()
     rows = []

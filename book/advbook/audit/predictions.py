@@ -30,16 +30,8 @@ def ledger_predictions(study: Study, method: str, seed: int) -> Path:
     an interrupted call goes on. ``method`` is a method or an ablation (fewer switches);
     ``ledger_images`` of the study's evaluated images are attacked.
 
-    Returns
-    -------
-    Path
-        Of the prediction table, with ``attack`` (the name of the switch, or "clean") and ``linf``.
-        Its facts hold every threat model, and in ``same`` what was not run again.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the network has not been trained yet.
+    Returns the path of the prediction table, with ``attack`` (the name of the switch, or "clean")
+    and ``linf``. Its facts hold every threat model, and in ``same`` what was not run again.
     """
     model, run = load_run(study, method, seed)
     whole = images_of(study, study.evaluation_split)
@@ -84,18 +76,10 @@ def ledger_predictions(study: Study, method: str, seed: int) -> Path:
 def late_predictions(study: Study, method: str, seed: int) -> Path:
     """Predictions of the networks of a run's last epochs, under PGD-10 at the study's ε.
 
-    They are those that ``late_epochs`` of the study kept; the last is the network itself.
-
-    Returns
-    -------
-    Path
-        Of the prediction table of the evaluated images, with ``attack`` as ``epoch-<n>``. Its facts
-        hold ``validation``: the class errors of each epoch on the study's ``holdout_images``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the network has not been trained yet, or one of an epoch was not kept.
+    They are those that ``late_epochs`` of the study kept, else FileNotFoundError is raised; the
+    last is the network itself. Returns the path of the prediction table of the evaluated images,
+    with ``attack`` as ``epoch-<n>``. Its facts hold ``validation``: the class errors of each epoch
+    on the study's ``holdout_images``.
     """
     model, run = load_run(study, method, seed)
     images, holdout = images_of(study, study.evaluation_split), images_of(study, "holdout")
@@ -135,17 +119,8 @@ def battery_predictions(
     """The battery for one trained network of a study, on a stratified subset of its images.
 
     The study's other methods are sources of transferred attacks. The draws of the attacks do not
-    depend on ``seed``, which is that of the networks.
-
-    Returns
-    -------
-    Path
-        Of the prediction table; its facts hold those of `battery` under the same names.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, RuntimeError
-        If a network has not been trained yet; and as in `battery`.
+    depend on ``seed``, which is that of the networks. Returns the path of the prediction table; its
+    facts hold those of `battery` under the same names. Raises as `battery`.
     """
     model, run = load_run(study, method, seed)
     others = [name for name in study.methods if name != method]

@@ -14,13 +14,8 @@ HOMES = {"advlib": ROOT, "advbook": ROOT / "book", "pipeline": ROOT}
 def code_of(*sources: Path | str) -> list[str]:
     """Paths from the project's root, sorted, of all own modules that the sources import.
 
-    A style sheet beside a module is a part of it.
-
-    Parameters
-    ----------
-    *sources : path
-        Notebooks, or modules by their dotted name. Imports inside functions count, and the
-        packages above a module, whose ``__init__`` runs with it.
+    Sources are notebooks, or modules by their dotted name. Imports inside functions count, the
+    packages above a module, whose ``__init__`` runs with it, and a style sheet beside a module.
     """
     todo = [name for source in sources for name in _named(source)]
     found: set[Path] = set()

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,14 +9,8 @@ import pandas as pd
 
 from advbook.build.place import GENERATED, place_notebook, write_toc
 from advbook.commands import plainly
-from advbook.studies.current import (
-    SAMPLES,
-    audit_paths,
-    audit_tables,
-    samples_table,
-    study_tables,
-    table_paths,
-)
+from advbook.studies import current
+from advbook.studies.current import SAMPLES, audit_paths, table_paths
 from advbook.studies.identity import HOW
 from advbook.studies.places import ROOT, STUDIES, find_study, given_name, shown_path, tables_folder
 from advbook.studies.results import titled
@@ -59,11 +52,11 @@ def outdated(study: Study, folder: Path, part: str) -> str:
     """
     try:
         if part == "study":
-            study_tables(study, folder)
+            current.study_tables(study, folder)
         elif part == "samples":
-            samples_table(study, folder)
+            current.samples_table(study, folder)
         else:
-            audit_tables(study, folder, part)
+            current.audit_tables(study, folder, part)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
     return ""
@@ -105,17 +98,9 @@ def check_ids(one: tuple[Study, str], other: tuple[Study, str]) -> None:
 
 
 def studies_of_book(running: str | None) -> list[tuple[Study, str]]:
-    """Every study and the file it comes from; the one that is being run, if any, first.
+    """Every study and the file it comes from; first that of the file `running`, if one is run.
 
-    Parameters
-    ----------
-    running : str or None
-        The file of the study that is being run. None: the book is only read.
-
-    Raises
-    ------
-    ValueError
-        If two studies have the same title, or two files the same id (`check_ids`).
+    Raises ValueError if two studies have the same title, or two files the same id (`check_ids`).
     """
     files = [STUDIES / f"{DEFAULT}.yaml", *sorted(STUDIES.glob("*.yaml"))]
     if running is not None:
@@ -138,14 +123,9 @@ def studies_of_book(running: str | None) -> list[tuple[Study, str]]:
 def tables_shown(study: Study, making: Sequence[str] | None) -> dict[str, list[str]]:
     """The parts of a study that the book shows, by source, "committed" and "fresh".
 
-    A run of the reader's own stands beside the published tables and takes nothing from them.
-
-    Parameters
-    ----------
-    study : Study
-    making : sequence of str, or None
-        The parts that are being made: they will be there. None: the book is only read, and shows
-        published tables alone.
+    A run of the reader's own stands beside the published tables and takes nothing from them. Parts
+    that are in the making will be there; None: the book is only read, and shows published tables
+    alone.
     """
     found = {"committed": [p for p in parts_of(study) if not outdated(study, study.published, p)]}
     if making is not None:
@@ -160,21 +140,12 @@ def place_study(
     file: str,
     source: str,
     tables: Iterable[Path | str] = (),
-    logs: Sequence[Path | str] = (),
     generated: Path | str = GENERATED,
 ) -> Path:
     """Place the page with all tables of a study: ``studies/<source>/<study>.ipynb``.
 
-    Parameters
-    ----------
-    executed
-        ``notebooks/study.ipynb`` as papermill left it.
-    file, source
-        The study's file, and "fresh" or "committed".
-    tables
-        The tables that it reads, which the page offers for download where they are not too large.
-    logs
-        Notebooks as they ran: the page offers them as one archive.
+    ``executed`` is ``notebooks/study.ipynb`` as papermill left it; ``tables`` are those that it
+    reads, which the page offers for download where they are not too large.
     """
     study = titled(load_study(file), source)
     name, path = given_name(study, file), Path(executed)
@@ -191,20 +162,10 @@ def place_study(
         words={"first_seed": str(study.seeds[0])},
         source=(own if source == "fresh" else came) + note,
         tables=sorted((path.parent / "results").glob("*.csv")),
-        links=[_archive(logs, target.with_suffix(".zip"))] if logs else [],
         read=tables,
         made_by=_made_by(study, file, name),
         files=_files(study, source, map(Path, tables)),
     )
-
-
-def _archive(logs: Sequence[Path | str], path: Path) -> str:
-    """One archive of executed notebooks beside the page, the same for the same; its link."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for log in sorted(map(Path, logs)):
-            archive.writestr(zipfile.ZipInfo(log.name), log.read_bytes(), zipfile.ZIP_DEFLATED)
-    return f"{{download}}`the notebooks of this run, as they ran <{path.name}>`"
 
 
 def _made_by(study: Study, file: str, name: str) -> str:
@@ -268,7 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     one.add_argument("--file", required=True)
     one.add_argument("--source", required=True, choices=("fresh", "committed"))
     one.add_argument("--tables", type=Path, nargs="*", default=[])
-    one.add_argument("--logs", type=Path, nargs="*", default=[])
     toc = commands.add_parser("toc", help="write the table of contents")
     toc.add_argument("entries", nargs="*", metavar="SOURCE/STUDY")
     toc.add_argument("--without", nargs="*", default=[], metavar="PAGE")

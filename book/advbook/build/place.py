@@ -35,18 +35,15 @@ def place_notebook(
     study_title: str = "",
     source: str = "",
     tables: Iterable[Path | str] = (),
-    links: Sequence[str] = (),
     read: Iterable[Path | str] = (),
     made_by: str = "",
     words: Mapping[str, str] = MappingProxyType({}),
     files: str = "",
 ) -> Path:
-    """Make a page of the book from an executed notebook.
+    """Make a page of the book from an executed notebook, as papermill left it; its path.
 
     Parameters
     ----------
-    executed
-        Notebook as papermill left it. It is not changed.
     target
         The page to write, a ``.ipynb`` under ``book/generated``.
     study_id, study_title
@@ -57,9 +54,9 @@ def place_notebook(
         notebook's own metadata say, `advbook.source`. They are shown with the downloads, the
         version, the date of the tables, and the command that makes the page again: under the
         heading, or where the text says ``{{ provenance }}``.
-    tables, links
-        CSV files that the page offers for download, each also as LaTeX (they are copied into
-        ``tables/`` beside the page), and further downloads, Markdown.
+    tables
+        CSV files that the page offers for download, each also as LaTeX; they are copied into
+        ``tables/`` beside the page.
     read, made_by
         The tables that the page reads, the newest of which dates it, and how they are made:
         Markdown for the folded block *Run this yourself*.
@@ -68,11 +65,6 @@ def place_notebook(
         `study_title`.
     files
         Markdown for the end of the page.
-
-    Returns
-    -------
-    Path
-        ``target``.
 
     Raises
     ------
@@ -90,7 +82,7 @@ def place_notebook(
     title, body = heading[1].strip(), first.source[heading.end() :]
     study_title, date = as_typed(study_title), results_date(list(read))
     source = source or notebook.metadata.get("advbook", {}).get("source", "")
-    links = [f"{{download}}`notebook with all its code <{target.name}>`", *links]
+    links = [f"{{download}}`notebook with all its code <{target.name}>`"]
     links += [_place_table(Path(table), target.parent / "tables") for table in tables]
     box = f"{_provenance(source, links, date)}\n\n{_run_yourself(notebook, made_by)}"
     marked = any("{{ provenance }}" in cell.source for cell in notebook.cells)

@@ -18,16 +18,10 @@ LABEL = {False: "without the extra label", True: "with it"}
 def trade_off(table: pd.DataFrame, x: str, y: str, joined: tuple[str, str]) -> alt.FacetChart:
     """Two figures of every run against each other, one panel per study, each with its scales.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per run: ``title`` (of the study), ``name``, ``kind`` (of `KINDS`), ``label``
-        (whether it learns the extra label), and the two figures, in per cent or points.
-    x, y : str
-        Columns, whose names are the titles of the axes.
-    joined : (str, str)
-        Names of two runs that a dashed line joins. They alone have their names: the first
-        above its mark, the second to the left.
+    The table has one row per run: ``title`` (of the study), ``name``, ``kind`` (of `KINDS`),
+    ``label`` (whether it learns the extra label), and the two figures, in per cent or points, whose
+    columns are the titles of the axes. A dashed line joins the two runs that `joined` names. They
+    alone have their names: the first above its mark, the second to the left.
     """
     known = [kind for kind in KINDS if kind in set(table.kind)]
     colour = told_apart("kind", None, known, [KINDS[kind] for kind in known], columns=2)["color"]

@@ -27,14 +27,10 @@ SHAPES = ["circle", "square", "triangle-up", "cross", "triangle-down", "triangle
 def readings(table: pd.DataFrame, paper: dict) -> alt.LayerChart:
     """Adv⁺'s error under attack against Adv's: a point for each reading, and the paper's.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per study, pair of networks and reading of the attack, with columns title, pair,
-        switch, attacked_adv and attacked_adv_plus (fractions): ``ledger-combinations`` as
-        `advbook.studies.results.results` returns it.
-    paper : dict
-        Of `advbook.audit.ledger.published_pattern`.
+    The table has one row per study, pair of networks and reading of the attack, with columns title,
+    pair, switch, attacked_adv and attacked_adv_plus (fractions): ``ledger-combinations`` as
+    `advbook.studies.results.results` returns it. The paper's errors are those of
+    `advbook.audit.ledger.published_pattern`.
     """
     studies = table.title.unique().tolist()
     picked, opacity = pick("title", 0.08)
@@ -73,12 +69,9 @@ def readings(table: pd.DataFrame, paper: dict) -> alt.LayerChart:
 def added_by_attack(table: pd.DataFrame) -> alt.FacetChart:
     """What each attack breaks that those before it left: a column for each network.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns title (of the study), name (of the network), step, and value, low and high of the
-        error (fractions); the steps in their order. Where a step's own error is below the last
-        one's, the column stays as high as it is.
+    The table has columns title (of the study), name (of the network), step, and value, low and high
+    of the error (fractions); the steps in their order. Where a step's own error is below the last
+    one's, the column stays as high as it is.
     """
     steps, titles = table.step.drop_duplicates().tolist(), table.title.unique().tolist()
     network = table.groupby(["title", "name"], sort=False)
@@ -121,14 +114,9 @@ def error_against(
 ) -> alt.LayerChart:
     """Each method's error against ε or the number of steps, with its interval.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns method, value, low, high (fractions), and the one that `x` names.
-    x, title : str
-        The column of the horizontal axis (logarithmic; 0 has a place of its own), and its title.
-    marked : float, optional
-        Where to draw a dashed line.
+    The table has columns method, value, low, high (fractions), and the one that `x` names: it goes
+    on the horizontal axis (logarithmic; 0 has a place of its own), under this title, with a dashed
+    line at `marked`.
     """
     picked, opacity = pick()
     positive = table.loc[table[x] > 0, x].min()

@@ -156,12 +156,8 @@ def tips(form: str = "", /, **titles: str) -> list[alt.Tooltip]:
 def spoken(table: pd.DataFrame, form: str) -> pd.DataFrame:
     """The table with a column for the channel description: what a screen reader says of a mark.
 
-    Else it reads out the plain fractions under an axis' title in per cent.
-
-    Parameters
-    ----------
-    form : str
-        Of `str.format`, with the names of columns: "{method}: error {error:.1%}".
+    Else it reads out the plain fractions under an axis' title in per cent. `form` names columns:
+    "{method}: error {error:.1%}".
     """
     said = [form.format(**row) for row in table.to_dict("records")]
     return table.assign(description=pd.Series(said, table.index, dtype=object))
@@ -181,10 +177,7 @@ def errors_on(
 def names_above(half: float) -> alt.Axis:
     """An axis of names that stand above their marks, so that a telephone has room for both.
 
-    Parameters
-    ----------
-    half : float
-        From the middle of a name's marks to their upper edge, in px.
+    From the middle of a name's marks to their upper edge are `half` px.
     """
     place = {"labelAlign": "left", "labelBaseline": "bottom", "labelOffset": -half - 2}
     return alt.Axis(**place, labelPadding=-4, labelLimit=360, ticks=False, zindex=1)
@@ -198,14 +191,7 @@ def dots(
 ) -> alt.LayerChart:
     """A dot for each row, and a line from column low to column high where these are not missing.
 
-    Parameters
-    ----------
-    base : Chart
-        With all channels but that of the value.
-    at : X or Y
-        Where the value stands.
-    **channels
-        Of the dots alone, such as shape.
+    `base` has all channels but `at`, where the value stands; `channels` are of the dots alone.
     """
     ends, along = at.copy(), type(at).__name__.lower()
     ends["shorthand"] = "low:Q"
@@ -228,10 +214,7 @@ DASHED = {"strokeDash": [4, 4]}
 def pick(field: str = "method", rest: float = 0.1) -> tuple[alt.Parameter, dict]:
     """Click an entry of the legend to see it alone; shift-click adds, a click beside resets.
 
-    Returns
-    -------
-    (Parameter, dict)
-        For the chart, and the channel opacity, which is `rest` for what is not picked.
+    Returns a parameter of the chart, and the channel opacity: `rest` for what is not picked.
     """
     picked = alt.selection_point(fields=[field], bind="legend")
     return picked, alt.condition(picked, alt.value(1), alt.value(rest))

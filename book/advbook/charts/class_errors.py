@@ -17,13 +17,8 @@ NAMED = 20  # classes that all have their names in the chart; of more classes, t
 def class_arrows(table: pd.DataFrame, title: str) -> alt.Chart:
     """Each class's way from method to method, in the plane of clean error and error under attack.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns title (of the study, one panel each), class_name, method, clean, attacked
-        (fractions). The way follows the order of the methods in the table.
-    title : str
-        Of the vertical axis.
+    The table has columns title (of the study, one panel each), class_name, method, clean, attacked
+    (fractions). The way follows the order of the methods in it. `title` is of the vertical axis.
     """
     table = table.round({"clean": 4, "attacked": 4}).reset_index(drop=True)
     methods = list(dict.fromkeys(table.method))
@@ -128,10 +123,7 @@ def _placed(table: pd.DataFrame, named: pd.DataFrame) -> tuple[float, list]:
 def sorted_errors(table: pd.DataFrame) -> alt.Chart:
     """The paper's Figure 1: each method's class errors, sorted from its best class to its worst.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns title (of the panel), class_name, method, error (fraction).
+    The table has columns title (of the panel), class_name, method, error (fraction).
     """
     keys = ["title", "method"]
     rank = table.groupby(keys).error.rank(method="first")

@@ -54,11 +54,8 @@ def class_explorer(
     corruptions : DataFrame
         Columns method, corruption, label, error; no row if nothing was corrupted.
     ranking : Series
-        By label, a fraction: what orders the classes. The largest is shown first.
-    class_names : sequence of str
-        By label. Where several classes have one name, their numbers are added.
-    title, unit : str
-        What `ranking` is, and the title of its axis.
+        By label, a fraction: what orders the classes. The largest is shown first. `title` says what
+        it is, `unit` is the title of its axis.
     """
     names, methods = distinct(class_names), method_order(errors.method)
     benchmarks = list(errors.benchmark.unique())

@@ -23,13 +23,8 @@ KINDS = {
 def probability_chart(steps: pd.DataFrame, class_names: list[str], n_steps: int) -> alt.LayerChart:
     """Probability of the true class and of the strongest other class against the step.
 
-    Parameters
-    ----------
-    steps : DataFrame
-        Rows of `advbook.widgets.explorer.attack_steps` with a column method, its name.
-    class_names : list of str
-    n_steps : int
-        Where the axis ends, so that it stands still while the attack runs.
+    The steps are rows of `advbook.widgets.explorer.attack_steps` with a column method, its name.
+    The axis ends at `n_steps`, so that it stands still while the attack runs.
     """
     parts = [
         pd.DataFrame(
@@ -80,14 +75,9 @@ def verdict(steps: pd.DataFrame) -> str:
 def pictures(images: dict, steps: pd.DataFrame, class_names: list[str], threat) -> str:
     """What each network sees in the clean and the attacked image, a column a method, as HTML.
 
-    Parameters
-    ----------
-    images : dict of str to (float tensor, float tensor)
-        By name of the method: the clean image and the last iterate, each (1, C, H, W) in [0, 1].
-    steps, class_names
-        As in `probability_chart`.
-    threat : advlib.threat.ThreatModel
-        Black and white are a change of ±ε under Linf, of the largest one under L2.
+    By name of the method, `images` holds the clean image and the last iterate, float tensors
+    (1, C, H, W) in [0, 1]. Black and white are a change of ±ε under Linf, of the largest one under
+    L2. Steps as in `probability_chart`.
     """
     columns = {}
     for method, pair in images.items():

@@ -20,15 +20,9 @@ STYLE = f"<style>\n{Path(__file__).with_suffix('.css').read_text(encoding='utf-8
 def choice(name: str, title: str, options: Sequence[tuple[str, str, str]]) -> str:
     """Buttons, one for each option; the first is chosen and shown. `STYLE` must be on the page.
 
-    Parameters
-    ----------
-    name : str
-        Of the choice, another one for each choice of a page.
-    title : str
-        What is chosen, for those who do not see it.
-    options : sequence of (value, label, html)
-        An address such as ``see.html?study=cifar10`` chooses the option of this value
-        (``book/_static/book.js``). A single option is shown without a button.
+    An option is (value, label, html); an address such as ``see.html?study=cifar10`` chooses one by
+    its value (``book/_static/book.js``). A single option is shown without a button. Each choice of
+    a page has another `name`; its `title` says what is chosen to those who do not see it.
     """
     if len(options) == 1:
         return options[0][2]
@@ -70,16 +64,13 @@ def heat_table(
         level of columns is written upright. A missing value has an empty cell.
     title : str
         Above the table.
-    full : float
-        The value of the strongest colour.
-    least : float
-        Smaller values, of either sign, are coloured but not written.
+    full, least : float
+        The value of the strongest colour. Values smaller than `least`, of either sign, are coloured
+        but not written.
     sign : {"", "+"}
         "+": values above zero have a sign too.
-    links : mapping, optional
-        An address for the name of each row.
-    tips : DataFrame, optional
-        What the pointer shows of a cell, a text for each of `values`.
+    links, tips
+        An address for the name of each row; what the pointer shows of each cell.
     """
     if values.columns.nlevels == 2:
         groups, names = zip(*values, strict=True)

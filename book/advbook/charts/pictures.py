@@ -29,20 +29,11 @@ def gallery(
     """The samples of one class at a time as HTML that needs neither script nor network.
 
     A column an image, a row a method: the perturbation, the attacked image, and what the network
-    sees in the clean and in the attacked image. Where all pictures would make the page too heavy,
-    one pixel of every 2 × 2 (3 × 3, …) is shown.
+    sees in the clean and in the attacked image. Where the HTML would have more than `most`
+    characters, one pixel of every 2 × 2 (3 × 3, …) is shown.
 
-    Parameters
-    ----------
-    samples : DataFrame
-        Of `advbook.studies.samples.read_samples`.
-    names : dict of str to str
-        What pages call each method that is shown.
-    class_names : list of str
-    name : str
-        Of the choice of the class, another one for each gallery of a page.
-    most : int
-        Characters of the HTML.
+    The samples are those of `advbook.studies.samples.read_samples`; `names` holds what pages call
+    each method that is shown. Each gallery of a page has another `name`.
     """
     shown, step = samples[samples.method.isin(names)], 1
     while len(html := _gallery(shown, names, class_names, name, step)) > most:
@@ -107,17 +98,10 @@ def _answer(label, predicted, probability, class_names) -> str:
 
 
 def picture(pixels: np.ndarray, text: str, side: int = SIZE, kind: str = "") -> str:
-    """An image as an ``<img>`` with an alternative text.
+    """An image (C, H, W), values in [0, 255], as an ``<img>`` with an alternative text.
 
-    Parameters
-    ----------
-    pixels : array (C, H, W) with values in [0, 255]
-    text : str
-        What those who cannot see it are told.
-    side : int
-        Its side on the page in px, about: a whole multiple of small images.
-    kind : str
-        Its class in the style sheet.
+    Its `side` on the page is about so many px, a whole multiple of small images; `kind` is its
+    class in the style sheet.
     """
     png = base64.b64encode(encode_png(np.rint(pixels).clip(0, 255))).decode()
     width = pixels.shape[-1] * max(1, round(side / pixels.shape[-1]))

@@ -33,19 +33,10 @@ def against_accuracy(
 ) -> alt.LayerChart:
     """Figures of every network by its error, the trend of those that are not robust, and names.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per network: ``model``, ``kind`` (of `KINDS`), ``name`` (empty: not written out),
-        and the columns that are shown.
-    accuracy : str
-        A column, the fraction of images classified rightly.
-    figures : dict of Trend
-        By column; of several, a drop-down shows one at a time, the first to begin with.
-    title : str
-        Of the vertical axis.
-    as_error : bool
-        The figures are accuracies, and their errors are shown; else they are ratios.
+    The table has one row per network: ``model``, ``kind`` (of `KINDS`), ``name`` (empty: not
+    written out), the column `accuracy` (the fraction of images classified rightly), and those of
+    `figures`. Of several figures a drop-down shows one at a time, the first to begin with. They are
+    accuracies whose errors are shown under `title`, or ratios.
     """
     clean, parts, bands = 1 - table[accuracy], [], []
     for column, trend in figures.items():

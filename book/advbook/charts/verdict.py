@@ -11,12 +11,9 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 def shares_of_the_paper(table: pd.DataFrame, ends: tuple[float, float]) -> alt.Chart:
     """Measured differences as shares of the paper's: a row for each claim, a shape for each study.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As of `advbook.claims.verdict.shares`, its studies and variants as readers call them.
-    ends : (float, float)
-        Of the axis: a mark beyond is written at its edge, an interval is cut off there.
+    The table is that of `advbook.claims.verdict.shares`, its studies and variants as readers call
+    them. A mark beyond the axis, which has these ends, is written at its edge; an interval is cut
+    off there.
     """
     claims, studies, readings = (
         table[column].unique().tolist() for column in ("claim", "study", "variant")

@@ -18,22 +18,11 @@ def read_data(folder: Path) -> dict:
 
 
 def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
-    """The path and the facts of each prediction table, if all belong to the study as it stands.
+    """The path and the facts of each prediction table, by (benchmark, method, seed).
 
-    The folder is ``runs/<study>`` or ``results/<study>``.
-
-    Returns
-    -------
-    dict
-        (path, facts) by (benchmark, method, seed).
-
-    Raises
-    ------
-    FileNotFoundError
-        If a table or training log is missing.
-    ValueError
-        If one was made from other images, under another threat model or with other training
-        settings than the study file's.
+    The folder is ``runs/<study>`` or ``results/<study>``. Raises FileNotFoundError if a table or
+    training log is missing, ValueError if one was made from other images, under another threat
+    model or with other training settings than the study file's.
     """
     return _checked(study, folder, table_paths(study, folder), to_make(study))
 

@@ -1,7 +1,7 @@
 """Predictions of a study's trained networks: clean, corrupted or attacked images.
 
 Of processes that work together each takes other images. What is finished is kept, so an evaluation
-that was interrupted goes on, with any number of processes.
+that was interrupted goes on.
 """
 
 import functools
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from advbook.studies import launch
 from advbook.studies.identity import digest
 from advbook.studies.inputs import corruption_set, images_of
-from advbook.studies.parts import check_parts, keep_part, kept, kept_rows, missing_parts, read_parts
+from advbook.studies.parts import kept, kept_rows, parts_of
 from advbook.studies.runs import load_run
 from advbook.studies.schema import Study
 from advlib import distributed
@@ -34,21 +34,12 @@ def clean_predictions(study: Study, *, ablations: bool = False) -> dict[tuple[st
     """Predictions of all trained networks for the evaluated images, in one pass and in float32.
 
     Where the study wants several ``devices`` and this process works alone, so many are started.
-    With ``ablations``, of the networks of its ablations instead of its methods'.
+    With ``ablations``, of the networks of its ablations instead of its methods'. Returns the paths
+    of the prediction tables by (method, seed).
 
-    Returns
-    -------
-    dict
-        (method, seed) to the path of its prediction table.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a network has not been trained yet.
-    ValueError
-        If a network trained elsewhere numbers the classes in another order than the labels.
-    RuntimeError
-        With the message of the process that failed first, if it is one of several.
+    Raises FileNotFoundError if a network has not been trained yet, ValueError if one that was
+    trained elsewhere numbers the classes in another order than the labels, RuntimeError with the
+    message of the process that failed first, if it is one of several.
     """
     paths = _paths(study, "clean", study.ablation_runs if ablations else study.method_runs)
     if launch.to_launch(study):
@@ -117,11 +108,7 @@ def corruption_predictions(study: Study) -> dict[tuple[str, int], Path]:
         return pd.concat(tables).assign(corruption=corruption, severity=severity)
 
     parts = {(c, s): folder / f"{c}-{s}.parquet" for c in CORRUPTIONS for s in SEVERITIES}
-    names = images.file_names
-    missing = distributed.from_first(
-        lambda: [k for k in parts if kept_rows(parts[k], names) is None]
-    )
-    own = missing[distributed.rank() :: distributed.world_size()]
+    own = _own_missing(parts, lambda _: images.file_names)
     for key in tqdm(own, unit=" conditions", mininterval=2, disable=distributed.rank() > 0):
         kept(parts[key], functools.partial(judge, *key))
     distributed.barrier()
@@ -140,17 +127,9 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str) -> Pat
     """Predictions of one trained network under attack: each image's worst case.
 
     The attack is one of `advlib.threat.PROTOCOLS`, at the study's own ε. Starts are drawn from (0,
-    file name, restart), so they do not depend on the process that takes the image.
-
-    Returns
-    -------
-    Path
-        Of the prediction table, with ``attack``, ``linf`` and ``steps_used``.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError
-        As in `clean_predictions`.
+    file name, restart), so they do not depend on the process that takes the image. Returns the path
+    of the prediction table, with ``attack``, ``linf`` and ``steps_used``. Errors as in
+    `clean_predictions`.
     """
     (path,) = _paths(study, attack, [(method, seed)]).values()
     if launch.to_launch(study):
@@ -187,18 +166,8 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
 
     So many are drawn that the draw adds at most the study's ``autoattack_width`` to the interval of
     the error. PGD-40's table is read where there is one of this network, a published one too.
-
-    Returns
-    -------
-    Path
-        Of the prediction table, with ``broken_by`` and ``drawn``, for `advlib.metrics.two_phase`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the network has not been trained yet.
-    ValueError
-        If the study does not state ``autoattack_width``, or this is one of several processes.
+    Returns the path of the prediction table, with ``broken_by`` and ``drawn``, for
+    `advlib.metrics.two_phase`.
     """
     if distributed.world_size() > 1:
         raise ValueError("AutoAttack on a draw works in one process: start it without torchrun")
@@ -244,18 +213,26 @@ def _in_parts(
     The parts are dealt to the processes; all rows are returned on the first. They are kept in a
     folder whose name holds the `facts` that decide them.
     """
-    folder = study.runs / "parts" / digest(facts)
-    rank, world_size = distributed.rank(), distributed.world_size()
-    if rank == 0:
-        check_parts(folder, names)
-    parts = distributed.from_first(lambda: missing_parts(folder, len(names), part, world_size))
-    own = parts[rank::world_size]
+    folder, rank = study.runs / "parts" / digest(facts), distributed.rank()
+    parts = {
+        positions: folder / f"{positions.start:08d}-{positions.stop:08d}.parquet"
+        for positions in parts_of(len(names), part, distributed.world_size())
+    }
+    own = _own_missing(parts, lambda positions: names[positions.start : positions.stop])
     total = sum(map(len, own))
     with tqdm(total=total, unit=" images", mininterval=2, disable=rank > 0) as bar:
         for positions in own:
-            keep_part(folder, positions, functools.partial(judge, bar.update))
+            kept(parts[positions], functools.partial(judge, bar.update, positions))
     distributed.barrier()
-    return read_parts(folder) if rank == 0 else None
+    return pd.concat(map(read_table, parts.values()), ignore_index=True) if rank == 0 else None
+
+
+def _own_missing(parts: dict, names_of: Callable) -> list:
+    """The parts, by key, whose rows no earlier run kept, as far as this process is to make them."""
+    missing = distributed.from_first(
+        lambda: [key for key, path in parts.items() if kept_rows(path, names_of(key)) is None]
+    )
+    return missing[distributed.rank() :: distributed.world_size()]
 
 
 def _paths(study, benchmark: str, runs) -> dict[tuple[str, int], Path]:

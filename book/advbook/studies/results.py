@@ -18,11 +18,7 @@ NAMES = dict.fromkeys(("group", "class_name", "predicted_name"), str)
 def titled(study: Study, source: str | None) -> Study:
     """The study under the title that pages show: it says where the images are a copy.
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    source : {"fresh", "committed"} or None
-        Whose ``data.json`` says what the images are; None: the committed one, if there is one.
+    The ``data.json`` of the source, "fresh" or else "committed", says so, if it is there.
     """
     folder = study.runs if source == "fresh" else study.published
     if not (folder / "data.json").is_file():
@@ -46,10 +42,7 @@ class Shown(NamedTuple):
 def shown_studies(entries: Sequence[str]) -> dict[str, Shown]:
     """The studies of a page, by id; the reader's own run of a study as "<id>:fresh".
 
-    Parameters
-    ----------
-    entries : sequence of str
-        Each a study file or id, a colon, and "fresh" or "committed". The first is the headline.
+    An entry is a study file or id, a colon, and "fresh" or "committed". The first is the headline.
     """
     found = {}
     for entry in entries:
@@ -62,18 +55,10 @@ def shown_studies(entries: Sequence[str]) -> dict[str, Shown]:
 
 
 def results(shown: Mapping[str, Shown], name: str) -> pd.DataFrame:
-    """One result table of all studies that have it.
+    """One result table of all studies that have it; FileNotFoundError if none has.
 
-    Returns
-    -------
-    DataFrame
-        The table's columns, and before them `entry`, the key of `shown`, and `title`. Where it has
-        methods, `name` is what pages call the method or the ablation.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no study has it.
+    Before the table's columns stand `entry`, the key of `shown`, and `title`. Where it has methods,
+    `name` is what pages call the method or the ablation.
     """
     parts = []
     for key, (study, _, title, folder) in shown.items():

@@ -39,30 +39,15 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     """Train one method of a study, or find the finished run, and write its tables.
 
     Where the study wants several ``devices`` and this process works alone, it starts so many and
-    waits for them. A network of ``study.checkpoints``, and ``pretrained`` without epochs, is taken
-    as it is.
+    waits for them. The method is one of the study's methods, checkpoints or ablations, or
+    ``pretrained``; a checkpoint, and ``pretrained`` without epochs, is taken as it is.
 
-    Parameters
-    ----------
-    study : Study
-    method : str
-        One of the study's methods, ``pretrained``, or a name of its checkpoints or ablations.
-    seed : int
-    device : optional
-        As in `fit`.
+    Returns the run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
+    hash, data fingerprint, number of images, and how it was computed at last.
 
-    Returns
-    -------
-    dict
-        The run's facts, as in ``train/<method>-seed<seed>.json``: settings, folder, checkpoint
-        hash, data fingerprint, number of images, and how it was computed at last.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError, RuntimeError
-        If the network that it starts from has not been trained yet, or a weights file is missing;
-        if weights do not fit the network or the data, or a batch does not divide; with the message
-        of the process that failed first, if it is one of several.
+    Raises FileNotFoundError, ValueError or RuntimeError if the network that it starts from has not
+    been trained yet, or a weights file is missing; if weights do not fit the network or the data,
+    or a batch does not divide; with the message of the process that failed first, of several.
     """
     brought, start = method in study.checkpoints, None
     taken = brought or (method == "pretrained" and not study.pretrain_epochs)
@@ -284,12 +269,9 @@ def load_run(study: Study, method: str, seed: int, source: str = "fresh") -> tup
     """The trained network of one method and the facts of its run.
 
     ``source`` is "fresh" for a network of this machine's run, "committed" for the published one.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError, ValueError
-        If it has not been trained yet or is not published; if the checkpoint is not the one that
-        the facts were written for; if it was trained with other settings than the study's.
+    Raises FileNotFoundError, RuntimeError or ValueError if it has not been trained yet or is not
+    published; if the checkpoint is not the one that the facts were written for; if it was trained
+    with other settings than the study's.
     """
     run = read_run(study, method, seed, source)
     _check_current(study, method, run, tables_folder(study, source))

@@ -107,16 +107,9 @@ def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd
     """The prediction tables of a study, one after the other.
 
     ``source`` is "fresh" for all tables of the reader's own run, "committed" for all published
-    ones; never a mixture. ``benchmarks`` are some of ``study.benchmarks``; None: all.
-
-    Yields
-    ------
-    (benchmark, method, seed), table, facts
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `advbook.studies.current.study_tables`, and where a table breaks the contract.
+    ones; never a mixture. ``benchmarks`` are some of ``study.benchmarks``; None: all. Yields
+    (benchmark, method, seed), table, facts. Raises as `advbook.studies.current.study_tables`, and
+    ValueError where a table breaks the contract.
     """
     folder = tables_folder(study, source)
     found = study_tables(study, folder)
@@ -137,15 +130,8 @@ def read_audit(study, source: str, part: str) -> tuple[pd.DataFrame, dict[tuple,
     name of switch or test. Of "autoattack": under AutoAttack on a draw, for
     `advlib.metrics.two_phase`.
 
-    Returns
-    -------
-    (DataFrame, dict)
-        The table, and the facts of each of its parts by (benchmark or part, method, seed).
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As in `read_tables`.
+    With the table come the facts of each of its parts by (benchmark or part, method, seed). Raises
+    as `read_tables`.
     """
     folder = tables_folder(study, source)
     num_classes = len(read_data(folder)["class_names"])
@@ -165,19 +151,11 @@ def is_validation(dataset: str, file_names: pd.Series) -> bool:
 
 
 def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dict) -> None:
-    """Write a result table: one value a row, each with its threat model and its origin.
+    """Write a result table as CSV: one value a row, each with its threat model and its origin.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Columns method, seed, benchmark, group, statistic, value, low, high; n_images unless every
-        row is about all images; condition unless the benchmark says it.
-    path : Path
-        A CSV, written whole or not at all.
-    study : advbook.studies.schema.Study
-    source : {"fresh", "committed"}
-    facts : dict
-        Those of `read_tables` or `read_audit`, by (benchmark, method, seed).
+    The rows have columns method, seed, benchmark, group, statistic, value, low, high; n_images
+    unless every row is about all images; condition unless the benchmark says it. The facts are
+    those of `read_tables` or `read_audit`, by (benchmark, method, seed).
     """
     known = [facts[key] for key in zip(rows.benchmark, rows.method, rows.seed, strict=True)]
     conditions = {b: condition_of(study, b) for b in set(rows.benchmark)}

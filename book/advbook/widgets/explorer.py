@@ -43,25 +43,11 @@ def attack_steps(
 ) -> Iterator[tuple[dict, torch.Tensor]]:
     """Attack one image, and say after each step what the network sees.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Images in [0, 1] to K or K+M logits.
-    x : float tensor (1, C, H, W) in [0, 1]
-    label : int
-        The true class.
-    threat : ThreatModel
-    num_classes, seed : int
-        K, and the seed of the random start.
-
-    Yields
-    ------
-    dict
-        ``step`` (-1 for the clean image, 0 for the start), ``label``, ``probability`` of that class
-        over the K class logits, ``other_class`` and ``other_probability`` of the strongest other
-        class, ``predicted_class`` and ``predicted_probability``.
-    float tensor (1, C, H, W)
-        The image of that step; the last one is that of `advlib.attacks.pgd.pgd_attack`.
+    Arguments are those of `advlib.attacks.pgd.pgd_attack`, for one image x (1, C, H, W) and its
+    `label`; the `seed` is that of the random start. Each step yields a dict and the image:
+    ``step`` (-1 for the clean image, 0 for the start), ``label``, ``probability`` of that class
+    over the K class logits, ``other_class`` and ``other_probability`` of the strongest other class,
+    ``predicted_class`` and ``predicted_probability``.
     """
 
     @torch.no_grad()
@@ -90,10 +76,7 @@ def attack_steps(
 class Background:
     """One job at a time in a thread of its own; a new one takes the place of the one before.
 
-    Parameters
-    ----------
-    failed : callable
-        Gets the exception of a job, in the thread.
+    `failed` gets the exception of a job, in the thread.
     """
 
     def __init__(self, failed: Callable[[Exception], None]):
@@ -135,10 +118,8 @@ class Explorer(widgets.VBox):
         An id, or a study that was read.
     source : {"committed", "fresh"}
         The published networks and images, or those of the reader's own run.
-    methods : sequence of str
-        Those compared at first.
-    image : str
-        The file name of the first image; empty: the study's first one.
+    methods, image
+        Those shown at first, the image by its file name; empty: the study's first one.
     delay : float
         Seconds without another change before an attack starts.
 
@@ -148,12 +129,6 @@ class Explorer(widgets.VBox):
         What the reader moves: image, methods, eps, …
     steps : DataFrame
         What is drawn: rows of `attack_steps` with a column method; empty at first.
-    background : Background
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        For a study, method or image that there is not.
     """
 
     def __init__(
