@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import datetime
+import json
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from advbook.studies.samples import decode_png, read_samples
 from advbook.studies.schema import load_study
 from advlib.attacks import components
 from advlib.attacks.apgd import apgd_attack
-from advlib.attacks.autoattack import COMPONENTS, autoattack
+from advlib.attacks.autoattack import COMPONENTS, autoattack, write_state
 from advlib.attacks.fab import crossing, start_walk, walk_on
 from advlib.attacks.pgd import classify
 from advlib.attacks.square import draws_needed, hunt_on, start_hunt
@@ -392,6 +394,20 @@ def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tm
         autoattack(model, digit_images, THREAT, state=state, **options | {"queries": 100})
     with pytest.raises(ValueError, match="state of another run .other weights"):
         autoattack(digit_networks["std"], digit_images, THREAT, state=state, **options)
+
+
+def test_a_state_file_is_what_the_published_code_reads(attacked, tmp_path):
+    """The fields of its dataclass `EvaluationState`, and the types that it makes of them."""
+    path = tmp_path / "state.json"
+    write_state(attacked, path)
+    state = json.loads(path.read_text())
+    names = "_attacks_to_run path _run_attacks _robust_flags _last_saved _SAVE_TIMEOUT"
+    assert set(state) == {*names.split(), "_clean_accuracy"}
+    flags = torch.tensor(state["_robust_flags"], dtype=torch.bool)
+    assert (flags.numpy() == (attacked.label == attacked.predicted_class)).all()
+    assert state["_clean_accuracy"] == (attacked.broken_by != "clean").mean() > flags.float().mean()
+    assert set(state["_run_attacks"]) == {"apgd-ce", "apgd-t", "fab-t", "square"}
+    assert datetime.datetime.fromisoformat(state["_last_saved"])
 
 
 def test_few_classes(digit_networks, digit_images):

@@ -1,6 +1,8 @@
 """AutoAttack (Croce & Hein 2020): four attacks, each on the images that those before it left."""
 
+import datetime
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.attacks.pgd import attack_mode
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
 from advlib.data.batches import evaluation_batches, item_names
+from advlib.files import replacing
 from advlib.networks.device import default_device, resolve_dtype
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import read_facts
@@ -139,6 +142,22 @@ def autoattack(
             if progress:
                 progress(component, len(y))
     return table
+
+
+def write_state(table: pd.DataFrame, path: str | Path, components=COMPONENTS) -> None:
+    """Write the table of `autoattack` as a state file (JSON) of the published code.
+
+    ``_robust_flags`` are True where an image stands, in the order of the table. The file is for
+    reading (``EvaluationState.from_disk``): their ``run_standard_evaluation`` goes on from none,
+    not even from its own, since JSON holds no set of attacks.
+    """
+    ran = [name.replace("_", "-") for name in components]
+    state = {"_attacks_to_run": ran, "path": str(path), "_run_attacks": ran}
+    state["_robust_flags"] = (table.broken_by == "").tolist()
+    state |= {"_last_saved": str(datetime.datetime.now()), "_SAVE_TIMEOUT": 60}
+    state["_clean_accuracy"] = float((table.broken_by != "clean").mean())
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(state))
 
 
 def check_threat(threat: ThreatModel) -> None:
