@@ -112,7 +112,9 @@ def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor
         # Processes exchange gradients once per step, with the last piece.
         waits = isinstance(networks.forward, DistributedDataParallel) and i < pieces - 1
         with networks.forward.no_sync() if waits else contextlib.nullcontext():
-            loss, wrong = objective(piece)
+            found = objective(piece)
+            check_loss(found)
+            loss, wrong = found
             (loss / pieces).backward()
         networks.put_back()
         radii = networks.radii or [torch.zeros(())]
@@ -121,6 +123,18 @@ def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor
         outcomes.append(torch.stack(said))
         radii.clear()
     return outcomes
+
+
+def check_loss(found) -> None:
+    """Raise TypeError for what no training can go on with: here, torch's words would not help."""
+    loss = found[0] if isinstance(found, tuple) and len(found) == 2 else None
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        raise TypeError("an objective returns a pair: the loss, a scalar, and which were wrong")
+    if not loss.requires_grad:
+        raise TypeError(
+            "the objective's loss has no gradient: what is trained on comes from step.logits(…), "
+            "step.scores(…) only looks at the network"
+        )
 
 
 def validation_steps(run: Run, epoch: int) -> Iterator[Step]:

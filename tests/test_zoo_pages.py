@@ -2,11 +2,14 @@
 
 import ast
 import json
+import shutil
 
 import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from pandas.io.formats.style import Styler
 
 from advbook.studies import results
 from advbook.studies.places import ROOT
@@ -119,6 +122,23 @@ def test_every_method_stands_beside_its_base(zoo):
     assert changes.value["TRADES"] == pytest.approx((trades - adv)[adv.idxmax()])
     assert len(drawn(found)) == len(drawn(carried)) == 1
     assert '"field": "worst_min"' in json.dumps(drawn(found))  # the range of the seeds
+
+
+def test_a_study_without_autoattack_stands_beside_one_with_it(zoo, folder):
+    """As a reader's own, and the methods of a file of theirs stand among the fairest."""
+    made = folder / "_build/fresh/tiny_zoo/results"
+    other = shutil.copytree(made, folder / "_build/committed/tiny_zoo/results")
+    errors = pd.read_csv(other / "classwise_error.csv").query("benchmark == 'pgd40'")
+    both = [errors.assign(condition=name) for name in ("pgd40", "autoattack")]
+    pd.concat(both).to_csv(other / "autoattack.csv", index=False)
+    found = run("carries", studies=[f"{zoo}:committed", f"{zoo}:fresh"])
+    shown = (one for one in found["Out"] if isinstance(one, Styler))
+    _, words, pairs = (one.data for one in shown)
+    assert {*words.study} == {"Tiny &lt;zoo&gt;"}
+    first = words.iloc[0]
+    assert first["class"] == "all classes" and " → " in first["Adv"]
+    assert list(pairs)[:2] == ["study", "method"] and len(pairs) > 4
+    assert not pairs.isna().any(axis=None) and not words.isna().any(axis=None)
 
 
 def test_the_choice_of_a_checkpoint_is_shown_for_the_runs_that_kept_them(zoo):

@@ -95,10 +95,18 @@ def test_options_decide_a_run_and_are_said_by_study_and_ablation(zoo):
     [
         (
             {"own_methods": {"mine": {"objective": "a.py:A", "title": "Mine", "base": "trade"}}},
-            "own method mine: base .* 'trade'",
+            "own method mine: its base is .* got 'trade'",
+        ),
+        (
+            {"own_methods": {"mine": {"objective": "a.py:A", "title": "M", "base": "mart"}}},
+            "own method mine: its base is a method that this study trains too, got 'mart'",
+        ),
+        (
+            {"own_methods": {"mine": {"objective": "a.py:A", "title": "M", "options": {"b": "x"}}}},
+            "(?s)own method mine: .*options.b",
         ),
         ({"options": {"frl": {"tua": 1.0}}}, "FRL has no option 'tua': known are beta, tau"),
-        ({"holdout_images": 0}, "frl looks at validation images .* set holdout_images"),
+        ({"holdout_images": 0}, "frl looks at validation images: set holdout_images"),
         (
             {"methods": ["pretrained", "adv", "fair_ard"], "ablations": {}},
             "fair_ard consults the network of trades: add trades to methods",
@@ -165,4 +173,26 @@ def test_a_method_that_attacks_says_so(zoo):
     )
     train_method(study, "pretrained", 0)
     with pytest.raises(ValueError, match="says `adversarial: true`"):
+        train_method(study, "mine", 0)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("= step.logits(x_adv)", "= [step.scores(x_adv)]", "no gradient: .* from step.logits"),
+        (".mean(), wrong", ", wrong", "a pair: the loss, a scalar"),
+        (".mean(), wrong", ".mean()", "a pair: the loss, a scalar"),
+    ],
+)
+def test_a_loss_that_trains_nothing_is_said(zoo, tmp_path, old, new, message):
+    text = (STUDIES / "my_method.py").read_text(encoding="utf-8")
+    mine = tmp_path / "mine.py"
+    assert text.count(old) == 1
+    mine.write_text(text.replace(old, new), encoding="utf-8")
+    own = {"objective": f"{mine}:MyMethod", "title": "Mine", "adversarial": True}
+    own |= {"options": {"power": 1.0}}
+    changes = {"methods": ["pretrained", "mine"], "own_methods": {"mine": own}, "options": {}}
+    study = dataclasses.replace(zoo, **changes, pretrain_epochs=1, ablations={})
+    train_method(study, "pretrained", 0)
+    with pytest.raises(TypeError, match=message):
         train_method(study, "mine", 0)

@@ -83,7 +83,7 @@ class Step:
     first: int = 0
 
     def logits(self, *images: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of each batch of images, to be trained on. Called once per step, with all."""
+        """Logits of each batch of images, to be trained on: a list. Call it once, with all."""
         # Each batch has a forward pass, and so batch-norm statistics, of its own.
         nets = self.networks
         with autocast(self.x.device, nets.dtype):
@@ -147,7 +147,10 @@ class Step:
         return x_adv, transform
 
     def scores(self, images: torch.Tensor) -> torch.Tensor:
-        """Class logits (N, K) of the attacked network, in evaluation mode and without a graph."""
+        """Class logits (N, K) of the attacked network in evaluation mode, to look at.
+
+        They have no graph: a part of the loss that is made of them trains nothing.
+        """
         return self._scores(self._attacked(), images)
 
     def helper(self, images: torch.Tensor) -> torch.Tensor:

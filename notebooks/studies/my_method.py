@@ -11,8 +11,10 @@ Name it in a study file, train and compare it as any other method::
         options: {power: 1.0}
 
 `make book STUDY=<your file>` trains all of them and builds the pages. What else a recipe may say
-is in `advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on. With `zoo: true` in the
-study and `make audit`, pages compare it with Adv, or with the method that `base` names.
+is in `advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on. A method that builds on
+TRADES says `base: trades, mix: true, forwards: 1` and begins with `trades_parts(step)`. With
+`zoo: true` in the study and `make audit`, pages compare it with Adv, or with the method that `base`
+names.
 
 This one weighs classes by how often they were wrong under attack in the epoch before. So it differs
 from Adv from the second epoch on.
@@ -34,7 +36,8 @@ class MyMethod(ClassMethod):
     def forward(self, step):
         """A step: the loss, and which predictions were wrong."""
         x_adv, _ = step.attack()  # or attack(objective, radius=…, step_size=…, start=…)
-        (logits,) = step.logits(x_adv)  # once per step, with all batches of images
+        # Once per step, with all batches of images; what `step.scores` gives trains nothing.
+        (logits,) = step.logits(x_adv)
         wrong = step.wrong(logits)
         self.errors.add(step.y, wrong)
         return (self.weight[step.y] * cross_entropy(logits, step.y)).mean(), wrong

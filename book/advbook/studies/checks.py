@@ -13,9 +13,11 @@ COLUMNS = "label other benchmark direction place largest method seed class_name 
 
 
 def check_choice(name: str, value, allowed: tuple) -> None:
-    """Raise ValueError unless the value is one of these."""
+    """Raise ValueError unless the value is one of these, with the nearest of them."""
     if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
+        close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}{hint}")
 
 
 def refuse_unknown(unknown: set[str], known: list[str]) -> None:

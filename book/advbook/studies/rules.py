@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from pydantic import TypeAdapter
+
 from advbook.studies.checks import COLUMNS, check_choice, check_distinct, may_name, refuse_unknown
 from advbook.studies.identity import ABLATED, recipe_for, recipe_of, training_settings
 from advlib.recipes import RECIPES, Recipe
@@ -67,7 +69,15 @@ def _check_methods(study) -> None:
                 f"own method {name}: give it a name that no other method has, a title, and an "
                 'objective such as "my_method.py:MyMethod"'
             )
-        check_choice(f"own method {name}: base", said.get("base", ""), ("", *study.recipes))
+        try:
+            TypeAdapter(Recipe).validate_python({**said})
+        except ValueError as error:
+            raise ValueError(f"own method {name}: {error}") from error
+        trained = {*study.methods, *(what.get("method") for what in study.ablations.values())}
+        if (base := said.get("base")) and (base not in trained or base == name):
+            raise ValueError(
+                f"own method {name}: its base is a method that this study trains too, got {base!r}"
+            )
     for name in study.methods:
         check_choice("methods", name, (*study.recipes, *study.checkpoints))
     check_choice("pretrain_method", study.pretrain_method, tuple(study.recipes))
@@ -97,8 +107,8 @@ def _check_recipe(study, method: str) -> None:
     recipe = recipe_for(study, method)
     if recipe.validation and not study.holdout_images:
         raise ValueError(
-            f"{method} looks at validation images after each epoch: set holdout_images, the number "
-            "of training images that are kept apart for it"
+            f"{method} looks at validation images: set holdout_images, the number of training "
+            "images that are kept apart for it"
         )
     if recipe.helper and (recipe.helper not in study.methods or method == recipe.helper):
         raise ValueError(
