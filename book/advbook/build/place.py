@@ -1,8 +1,9 @@
 """Place executed notebooks among the book's pages, and write the toc of what is there.
 
-papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed copies.
+papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed copies,
+and can be told to run papermill first: one process does both in less time than two.
 
-    python -m advbook.build.place EXECUTED TARGET --read TABLE ...
+    python -m advbook.build.place EXECUTED TARGET --read TABLE ... --papermill NOTEBOOK EXECUTED ...
 """
 
 import argparse
@@ -276,7 +277,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--tables", type=Path, nargs="*", default=[])
     parser.add_argument("--read", type=Path, nargs="*", default=[])
-    place_notebook(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--papermill", nargs=argparse.REMAINDER, help="run it first, with these")
+    options = vars(parser.parse_args(arguments))
+    if words := options.pop("papermill"):
+        from papermill.cli import papermill
+
+        papermill(words, standalone_mode=False)
+    place_notebook(**options)
 
 
 if __name__ == "__main__":
