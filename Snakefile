@@ -96,7 +96,7 @@ PAPERMILL = f"{PYTHON} -m papermill --log-output {HOW_RUN}"
 # A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
 # their own end an error. Pages are made side by side, so threads of their own would only wait.
 PAGE = f"2> >(grep -v '^.IPKernelApp' >&2) OPENBLAS_NUM_THREADS=1 {PYTHON} -m"
-QUIETLY = f"--log-level WARNING {HOW_RUN}"
+QUIETLY = f"--log-level WARNING --no-request-save-on-cell-execute {HOW_RUN}"
 JUPYTER_BOOK = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
