@@ -30,16 +30,13 @@ def varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 def draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple]:
     """Yield, for each class and block of resamples: rows, n, counts, distinct.
 
-    ``rows`` is the block, a slice of the resamples; ``n`` the number of the class's images, drawn
-    with replacement among themselves, all m columns of ``values`` (N, m) together. The sums of the
-    drawn values are counts (rows, d) @ distinct (d, m).
+    ``rows`` is a slice of the resamples, ``n`` how many images the class has. They are drawn with
+    replacement, all m columns of ``values`` (N, m) together, and sum to counts @ distinct (d, m).
     """
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind="stable")
     for images in np.split(values[order], np.flatnonzero(np.diff(labels[order])) + 1):
         # Images of equal values are interchangeable: where most are, only their counts are drawn.
-        ranked = images[np.lexsort(images.T[::-1])]  # as by np.unique, which takes longer
-        first = np.r_[True, (ranked[1:] != ranked[:-1]).any(1)]
-        distinct, sizes = ranked[first], np.diff(np.flatnonzero(np.r_[first, True]))
+        distinct, sizes = np.unique(images, axis=0, return_counts=True)
         n, few = len(images), 8 * len(distinct) <= len(images)
         for rows in np.array_split(np.arange(n_resamples), -(-n_resamples // 1000)):
             if few:
@@ -101,8 +98,7 @@ def error_ends(labels: np.ndarray, values: np.ndarray, unit: int) -> np.ndarray:
         histogram = np.bincount(one) / len(one)
         product_by_size[len(one)] *= np.fft.rfft(histogram, period)
     of_sum = np.prod([product**n for n, product in product_by_size.items()], axis=0)
-    mean_of_sum = round((by_class - lowest).sum())
-    window_start = mean_of_sum - period // 2
+    window_start = round((by_class - lowest).sum()) - period // 2  # around the mean of S
     probabilities = np.roll(np.fft.irfft(of_sum, period), -window_start)
     ends = window_start + np.searchsorted(np.cumsum(probabilities), [0.025, 0.975])
     return (ends + lowest * len(units)) / (unit * len(units))

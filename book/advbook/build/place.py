@@ -147,19 +147,14 @@ def write_toc(
     for page in [page for part in toc["parts"] for page in part["chapters"]]:
         if "glob" in page.get("sections", [{}])[0]:
             folder = page["sections"][0]["glob"].removesuffix("/*")
-            paths = {entry: generated / f"studies/{entry}.ipynb" for entry in entries}
-            page["sections"] = [
-                {"file": f"{folder}/{entry}", "title": _title(path)}
-                for entry, path in paths.items()
-            ]
+            page["sections"] = []
+            for entry in entries:
+                text = (generated / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
+                title = json.loads(text)["metadata"]["advbook"]["title"]
+                page["sections"].append({"file": f"{folder}/{entry}", "title": title})
     out.parent.mkdir(parents=True, exist_ok=True)
     note = f"# Written by advbook.build.pages from {template.name}.\n"
     out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
-
-
-def _title(path: Path) -> str:
-    """What the table of contents calls a placed page."""
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"]["advbook"]["title"]
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
