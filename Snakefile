@@ -92,11 +92,12 @@ if MODE == "audit" and not STUDY.audits:
 
 PYTHON = shlex.quote(sys.executable)
 # A kernel may be slow to start on a busy machine.
-PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeout 300 --kernel python3"
+HOW_RUN = "--no-progress-bar --start-timeout 300 --kernel python3"
+PAPERMILL = f"{PYTHON} -m papermill --log-output {HOW_RUN}"
 # A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
 # their own end an error. Pages are made side by side, so threads of their own would only wait.
-PAGE = "2> >(grep -v '^.IPKernelApp' >&2) OPENBLAS_NUM_THREADS=1 "
-PAGE += PAPERMILL.replace("--log-output", "--log-level WARNING")
+PAGE = f"2> >(grep -v '^.IPKernelApp' >&2) OPENBLAS_NUM_THREADS=1 {PYTHON} -m"
+QUIETLY = f"--log-level WARNING --no-request-save-on-cell-execute {HOW_RUN}"
 JUPYTER_BOOK = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
@@ -456,8 +457,9 @@ rule analyse:
     benchmark:
         "_build/benchmarks/analyse-{source}-{study}.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} -p study {params.file:q} -p source {wildcards.source} "
-        "-y 'parts: {params.parts}' -p output {params.folder:q} && cp {log:q} {output.executed:q}"
+        "{PAGE} papermill {QUIETLY} {input.notebook:q} {log:q} -p study {params.file:q} "
+        "-p source {wildcards.source} -y 'parts: {params.parts}' -p output {params.folder:q} "
+        "&& cp {log:q} {output.executed:q}"
 
 
 rule place_study:
@@ -597,8 +599,8 @@ rule page:
     benchmark:
         "_build/benchmarks/{page}.tsv"
     shell:
-        "{PAGE} {input.notebook:q} {log:q} {params.told:q} && {PYTHON} -m advbook.build.place {log} "
-        "{output} --tables {input.tables} {params.made} --read {input.read:q}"
+        "{PAGE} advbook.build.place {log} {output} --tables {input.tables} {params.made} "
+        "--read {input.read:q} --papermill {QUIETLY} {input.notebook:q} {log:q} {params.told:q}"
 
 
 rule toc:

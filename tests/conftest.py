@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from advbook.studies.schema import ROOT, load_study
 from advlib.attacks.pgd import pgd_attack
 from advlib.data.sets import load_dataset, stratified_subset
 from advlib.threat import ThreatModel
+from processes import exit_code, run_snakemake
 
 torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
 
@@ -90,11 +92,21 @@ def on_path(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(places)}
 
 
+def look(folder: Path, env: dict[str, str], *options: str) -> subprocess.CompletedProcess:
+    """A dry run of Snakemake; forked, since there are many, and half of their time is imports."""
+    with tempfile.NamedTemporaryFile("r") as said:
+        code = exit_code(run_snakemake, options, folder, on_path(folder) | env, said.name)
+        return subprocess.CompletedProcess(options, code, said.read(), "")
+
+
 def snakemake(folder: Path, *options: str, runs=None) -> subprocess.CompletedProcess:
     """Run the pipeline of a copy of the project on its own study file."""
     env = on_path(folder) | {"ADVLIB_RUNS": str(runs or folder / "runs")}
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "study=my_study.yaml"]
-    return subprocess.run([*command, *options], cwd=folder, env=env, capture_output=True, text=True)
+    options = ["--cores", "2", "--config", "study=my_study.yaml", *options]
+    if "-n" not in options:
+        command = [sys.executable, "-m", "snakemake", *options]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return look(folder, env, *options)
 
 
 def save_digits(folder: Path) -> None:

@@ -147,6 +147,14 @@ def test_autoattack_keeps_the_worst_case(adv):
     assert abs(broken.square.mean() - broken.pgd40.mean()) < 0.1
 
 
+@pytest.fixture
+def short(monkeypatch):
+    """Few steps, draws and queries, for what does not depend on what the attacks find."""
+    monkeypatch.setattr(battery_module, "STEPS", (1, 2))
+    monkeypatch.setattr(battery_module, "NOISE_DRAWS", 2)
+    monkeypatch.setitem(STRENGTHS, "quick", {"steps": 3, "targets": 2, "queries": 10})
+
+
 @pytest.mark.parametrize("change", [{"eps_space": "normalized"}, {"label_source": "predicted"}])
 def test_other_threat_models_are_refused(digit_networks, digit_images, change):
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -158,7 +166,7 @@ def test_other_threat_models_are_refused(digit_networks, digit_images, change):
         )
 
 
-def test_a_killed_battery_goes_on(digit_networks, digit_images, tmp_path):
+def test_a_killed_battery_goes_on(digit_networks, digit_images, tmp_path, short):
     few = stratified_subset(digit_images, 20)
     done = []
 
@@ -395,7 +403,7 @@ def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(trained):
         battery_predictions(dataclasses.replace(study, methods=["std", "adv_plus"]), "std", 0)
 
 
-def test_what_is_kept_is_made_anew_where_it_would_differ(trained, monkeypatch):
+def test_what_is_kept_is_made_anew_where_it_would_differ(trained, monkeypatch, short):
     study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=10)
     made = []
 
@@ -501,7 +509,7 @@ def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     assert marks(chart[0]).count('aria-roledescription="point"') == len(drawn) == 2 * 2 * 11
 
 
-def test_the_study_says_how_many_images_are_attacked_at_once(trained, monkeypatch):
+def test_the_study_says_how_many_images_are_attacked_at_once(trained, monkeypatch, short):
     study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=10)
     sizes = set()
 

@@ -3,12 +3,14 @@
 import copy
 import random
 import warnings
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import VisionTransformer
 
 from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.networks.build import Normalize, build_model, pixel_std
@@ -186,8 +188,10 @@ def test_a_sharp_end_shows_changes_that_bfloat16_hides(name, shown):
 
 
 def test_the_sharp_end_of_a_transformer_is_its_head():
-    model = network("vit_b_16")
-    folded = folding(model, F.interpolate(IMAGES[:2], 224))()
+    size = {"image_size": 64, "patch_size": 16, "hidden_dim": 32, "mlp_dim": 64}
+    net = VisionTransformer(**size, num_layers=2, num_heads=2, num_classes=10)
+    model = nn.Sequential(OrderedDict(normalize=Normalize((0.5,) * 3, (0.2,) * 3), net=net))
+    folded = folding(model.eval(), IMAGES)()
     sharpen(folded)
     assert [name for name, m in folded.named_modules() if type(m).__name__ == "_InFloat32"] == [
         "net.heads.head"

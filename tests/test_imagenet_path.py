@@ -3,9 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pandas as pd
@@ -23,6 +20,7 @@ from advlib.data.batches import training_batches
 from advlib.data.sets import load_dataset
 from advlib.networks.build import build_model
 from advlib.predictions import predict
+from processes import exit_code, train_with_dropout
 
 timm = pytest.importorskip("timm")
 HALF = (0.5, 0.5, 0.5)
@@ -284,43 +282,13 @@ def test_brought_networks_of_other_shape_say_so(brought, tmp_path):
 
 # --- networks with dropout --------------------------------------------------------------------
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    from advlib import train
-    from advlib.networks.build import build_model
-    from advbook.studies.schema import make_study
-    from advbook.studies.identity import training_of
-    from advbook.studies.inputs import images_of
-    from advlib.recipes import RECIPES
-
-    torch.set_num_threads(1)
-    torch.manual_seed(int(sys.argv[4]))
-    study = make_study(dict(
-        study="s", dataset="folder", data_dir=sys.argv[2], model="mobilenet_v3_small",
-        image_size=32, pretrain_epochs=1, epochs=2, batch_size=4, train_steps=1, dtype="float32",
-    ))
-    model = build_model(study.model, num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3)
-    kill = int(sys.argv[3])
-    before = torch.get_rng_state()
-    train.fit(
-        model, images_of(study, "train"), training_of(study, "adv"), RECIPES["adv"], seed=0,
-        folder=Path(sys.argv[1]),
-        checkpoint_seconds=0,
-        on_step=lambda done: done == kill and os.kill(os.getpid(), signal.SIGKILL),
-    )
-    assert torch.equal(torch.get_rng_state(), before), "the global generator is not as it was"
-"""
-
 
 def test_dropout_is_resumed_and_belongs_to_the_seed(tmp_path):
     """MobileNet drops a fifth of its features; another process draws other numbers globally."""
     root = write_tree(tmp_path / "tree", ("a", "b"), 40, 6)
 
     def start(folder, kill, noise):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / folder)]
-        return subprocess.run([*command, str(root), str(kill), str(noise)]).returncode
+        return exit_code(train_with_dropout, tmp_path / folder, root, kill, noise)
 
     assert start("whole", -1, 1) == 0
     assert start("killed", 2, 2) == -signal.SIGKILL

@@ -173,6 +173,11 @@ def attacked(monkeypatch):
     return count_attacks(monkeypatch)
 
 
+def shorter(threat):
+    """The attack in 5 steps, for 40: what is asked for is kept, and here that is what counts."""
+    return dataclasses.replace(threat, steps=5)
+
+
 def count_attacks(monkeypatch):
     calls, real = [], evaluate_attack
 
@@ -180,7 +185,7 @@ def count_attacks(monkeypatch):
         if len(calls) == calls_until_killed[0]:
             raise KeyboardInterrupt
         calls.append(threat)
-        return real(model, dataset, threat, **options)
+        return real(model, dataset, shorter(threat), **options)
 
     calls_until_killed = [math.inf]
     monkeypatch.setattr(predictions, "evaluate_attack", counted)
@@ -216,7 +221,7 @@ def test_rows_are_those_of_the_attack_itself(with_ledgers):
     model, _ = load_run(study, "adv_plus", 0)
     images = audit_set(images_of(study, "test"), 20)
     for name in ("default", "last_predicted"):
-        threat = switches.ledger_threats(study)[name]
+        threat = shorter(switches.ledger_threats(study)[name])
         direct = evaluate_attack(model, images, threat, num_classes=10, dtype="float32")
         rows = table[table.attack == name]
         assert rows.file_name.tolist() == direct.file_name.tolist()

@@ -24,6 +24,7 @@ from advlib.networks.weights import load_weights
 
 timm = pytest.importorskip("timm")  # after torchvision, which advlib imports in its own way
 RGB = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+NET = "shufflenet_v2_x0_5"  # with batch norms and `fc`, like a ResNet; its files are small
 
 
 def build(name="cifar_resnet8", **changes):
@@ -111,9 +112,9 @@ def test_normalisation_is_inside():
 
 
 @pytest.fixture(scope="module")
-def resnet():
+def trained():
     """Weights that are not a fresh network's, also in the running means."""
-    model = build("resnet18", **RGB).train()
+    model = build(NET, **RGB).train()
     with torch.no_grad():
         model(torch.rand(4, 3, 32, 32))
     return model.eval()
@@ -153,13 +154,13 @@ def without_counters(model):
         ),
     ],
 )
-def test_weights_files_of_every_make(resnet, tmp_path, name, content):
+def test_weights_files_of_every_make(trained, tmp_path, name, content):
     path, x = tmp_path / name, torch.rand(2, 3, 32, 32)
     save = save_file if name.endswith("safetensors") else torch.save
-    save(content(resnet), path)
+    save(content(trained), path)
     other = {} if "ours" in name else RGB  # ours brings its own normalisation
-    again = build("resnet18", **{"mean": (0.1,) * 3, "std": (0.9,) * 3} | other, weights=str(path))
-    assert torch.equal(again.cpu()(x), resnet(x))
+    again = build(NET, **{"mean": (0.1,) * 3, "std": (0.9,) * 3} | other, weights=str(path))
+    assert torch.equal(again.cpu()(x), trained(x))
 
 
 def under(prefix, state, **more):
@@ -186,33 +187,33 @@ OWN = {"normalize.mean": MEAN[None], "normalize.std": STD[None]}
         lambda s: {"model": s, "model_ema": under("module.", s)},
     ],
 )
-def test_layouts_of_other_projects(resnet, tmp_path, content):
+def test_layouts_of_other_projects(trained, tmp_path, content):
     path, x = tmp_path / "w.pt", torch.rand(2, 3, 32, 32)
-    content = content(resnet.net.state_dict())
+    content = content(trained.net.state_dict())
     torch.save(content, path)
     held = any(k.endswith(("mean", "new_mean")) and "running" not in k for k in content)
     held |= "module.normalizer.new_mean" in content.get("model", ())
     other = {"mean": (0.1,) * 3, "std": (0.9,) * 3} if held else RGB
-    assert torch.equal(build("resnet18", **other, weights=str(path))(x), resnet(x))
+    assert torch.equal(build(NET, **other, weights=str(path))(x), trained(x))
 
 
-def test_two_networks_in_one_file_are_not_chosen_from(resnet, tmp_path):
-    state = resnet.net.state_dict()
+def test_two_networks_in_one_file_are_not_chosen_from(trained, tmp_path):
+    state = trained.net.state_dict()
     ema = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     torch.save(under("model.", state) | under("ema.", ema), tmp_path / "w.pt")
     with pytest.raises(ValueError, match="several networks, under 'model.', 'ema.': save the"):
-        build("resnet18", **RGB, weights=str(tmp_path / "w.pt"))
+        build(NET, **RGB, weights=str(tmp_path / "w.pt"))
 
 
-def test_weights_that_are_not_finite(resnet, tmp_path):
-    state, path = resnet.net.state_dict(), tmp_path / "w.pt"
+def test_weights_that_are_not_finite(trained, tmp_path):
+    state, path = trained.net.state_dict(), tmp_path / "w.pt"
     for name, values in (
         ("fc.bias", state["fc.bias"] * float("nan")),
-        ("bn1.running_var", -state["bn1.running_var"]),
+        ("conv1.1.running_var", -state["conv1.1.running_var"]),
     ):
         torch.save({**state, name: values}, path)
         with pytest.raises(ValueError, match=f"w.pt .*{name} holds values .* not finite or"):
-            build("resnet18", **RGB, weights=str(path))
+            build(NET, **RGB, weights=str(path))
 
 
 class Bomb:
@@ -258,28 +259,28 @@ def test_a_missing_weights_file(tmp_path):
         build(weights=str(tmp_path / "gone.pt"))
 
 
-def test_weights_that_do_not_fit_name_a_few_tensors(tmp_path, resnet):
-    save_file(resnet.net.state_dict(), tmp_path / "a.safetensors")
+def test_weights_that_do_not_fit_name_a_few_tensors(tmp_path, trained):
+    save_file(trained.net.state_dict(), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="do not fit") as caught:
         build(weights=str(tmp_path / "a.safetensors"))
     message = str(caught.value)
     assert 'Missing key(s) in state_dict: "net.0.weight", "net.1.weight"' in message
     assert len(message) < 500 + len(str(tmp_path))
-    state = resnet.net.state_dict()
-    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    state = trained.net.state_dict()
+    state["conv1.0.weight"] = torch.zeros(24, 1, 3, 3)
     torch.save(state, tmp_path / "b.pt")
-    with pytest.raises(ValueError, match=r"size mismatch for net.conv1.weight"):
-        build("resnet18", **RGB, weights=str(tmp_path / "b.pt"))
+    with pytest.raises(ValueError, match=r"size mismatch for net.conv1.0.weight"):
+        build(NET, **RGB, weights=str(tmp_path / "b.pt"))
 
 
-def test_a_file_for_other_classes(tmp_path, resnet):
+def test_a_file_for_other_classes(tmp_path, trained):
     path = tmp_path / "ten.pt"
-    torch.save(resnet.net.state_dict(), path)
+    torch.save(trained.net.state_dict(), path)
     with pytest.raises(ValueError, match="ten.pt are for 10 classes, the data have 7: set pretr"):
-        build("resnet18", **RGB, num_classes=7, weights=str(path))
-    fresh = build("resnet18", **RGB, num_classes=7, seed=3)
-    model = build("resnet18", **RGB, num_classes=7, seed=3, weights=str(path), new_head=True)
-    assert torch.equal(model.net.conv1.weight, resnet.net.conv1.weight)
+        build(NET, **RGB, num_classes=7, weights=str(path))
+    fresh = build(NET, **RGB, num_classes=7, seed=3)
+    model = build(NET, **RGB, num_classes=7, seed=3, weights=str(path), new_head=True)
+    assert torch.equal(model.net.conv1[0].weight, trained.net.conv1[0].weight)
     assert torch.equal(model.net.fc.weight, fresh.net.fc.weight)
 
 

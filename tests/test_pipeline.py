@@ -25,7 +25,7 @@ ANALYSED = ("analyse", "source=fresh, study=mine")
 def planned(folder, *config) -> list[tuple[str, str]]:
     """Rules that a dry run would execute, each with its wildcards; pages by their names."""
     done = snakemake(folder, *config, "-n")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     jobs = re.split(r"\n(?:local)?rule (\w+):\n", done.stdout + done.stderr)[1:]
     found = []
     for rule, text in zip(jobs[::2], jobs[1::2], strict=True):

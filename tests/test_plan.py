@@ -1,10 +1,8 @@
 """What a study costs: on paper, against published figures and by hand; and its plan."""
 
 import dataclasses
-import os
 import re
 import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -16,6 +14,7 @@ from advlib.data import fetch
 from advlib.data.fetch import DataError
 from advlib.files import usable_cores
 from advlib.recipes import RECIPES
+from conftest import look
 from pipeline import cost, jobs, plan, probe
 
 A100 = {"forward_gflop": 8.178, "tflops": 312.0, "efficiency": 0.2}
@@ -169,11 +168,10 @@ SIZES |= {"image_size": 8, "in_memory": True}
 
 
 def test_plan_names_every_job_that_snakemake_lists(digits, measured, tmp_path):
-    command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--cores", "1", "--quiet"]
-    command += ["rules", "--config", "study=digits", "mode=audit"]
-    env = os.environ | {"ADVLIB_RUNS": str(tmp_path / "other")}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    counts = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.M)
+    options = "-n --nolock --cores 1 --quiet rules --config study=digits mode=audit".split()
+    done = look(ROOT, {"ADVLIB_RUNS": str(tmp_path / "other")}, *options)
+    assert done.returncode == 0, done.stdout
+    counts = re.findall(r"^(\w+) +(\d+)$", done.stdout, flags=re.M)
     table = plan.plan(load_study("digits"), digits, measured, SIZES)
     assert table[table.left].groupby("rule").size().to_dict() == {
         rule: int(count) for rule, count in counts if rule != "total"

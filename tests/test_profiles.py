@@ -15,7 +15,7 @@ from PIL import Image
 
 from advbook.studies.inputs import images_of
 from advbook.studies.schema import ROOT, load_study
-from conftest import copy_project, snakemake
+from conftest import copy_project, look, snakemake
 from pipeline import gpus, jobs
 
 PROFILES = ROOT / "profiles"
@@ -111,10 +111,8 @@ def asked(text: str) -> dict[str, dict[str, str]]:
 
 
 def dry_run(profile, tmp_path, *options: str, dry=("-n",)) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", *dry, "-p", "--nolock"]
-    command += ["--profile", str(profile)]
-    env = os.environ | {"ADVLIB_RUNS": str(tmp_path)}
-    return subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True)
+    options = [*dry, "-p", "--nolock", "--profile", str(profile), *options]
+    return look(ROOT, {"ADVLIB_RUNS": str(tmp_path)}, *options)
 
 
 def test_jobs_on_slurm_ask_for_what_the_study_file_says(tmp_path):
@@ -126,7 +124,7 @@ def test_jobs_on_slurm_ask_for_what_the_study_file_says(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(left))
     options = ("study=imagenet", "devices=8", "passes_per_second=1000")
     done = dry_run(tmp_path, tmp_path / "runs", "--config", *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     found = asked(done.stdout)
     for key, rule, method in (
         ("train method=adv, seed=0", "train", "adv"),
@@ -147,7 +145,7 @@ def test_jobs_on_slurm_ask_for_what_the_study_file_says(tmp_path):
 def test_jobs_beside_each_other_share_gpus_and_cores(tmp_path):
     options = ("--cores", "8", "--resources", "gpu=4", "--config", "study=digits")
     done = dry_run(PROFILES / "local-gpus", tmp_path, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     found = re.findall(r"threads: (\d+)\n(?:.*\n)*?Shell command: (.*train\.ipynb)", done.stdout)
     assert len(found) == 4
     assert all(int(n) == 2 and "ADVLIB_GPUS=1 " in line and "gpus.py" in line for n, line in found)
@@ -164,7 +162,7 @@ def test_an_audit_meets_autoattack_where_the_study_asks_for_it(tmp_path):
     study = load_study(file)
     options = ("--config", f"study={file}", "mode=audit")
     done = dry_run(PROFILES / "local-gpus", tmp_path / "runs", *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     drawn = {key: r for key, r in asked(done.stdout).items() if key.startswith("evaluate_auto")}
     runs = {f"method={method}, seed={seed}" for method, seed in study.method_runs}
     assert drawn.keys() == {f"evaluate_autoattack {run}" for run in runs} and len(runs) == 8
@@ -196,7 +194,7 @@ def test_after_an_interrupted_audit_a_plain_run_attacks_nothing_more(tmp_path):
     ignored = shutil.ignore_patterns("battery", "models")
     shutil.copytree(study.published, tmp_path / study.study, ignore=ignored)
     done = dry_run(PROFILES / "local-gpus", tmp_path, "--config", f"study={study.study}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout
     assert "rule place_study" in done.stdout and "rule evaluate_battery" not in done.stdout
 
 
@@ -213,7 +211,7 @@ def test_other_files_in_a_folder_of_images_are_noticed(tmp_path):
     def fetch(*options):
         options = ("--directory", str(tmp_path), "--config", f"study={file}", *options)
         done = dry_run(PROFILES / "local-gpus", tmp_path, *options, "--", target, dry=())
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout
         return done.stdout + done.stderr
 
     fetch()

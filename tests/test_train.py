@@ -1,10 +1,8 @@
 import dataclasses
 import json
+import re
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 
 import filelock
 import pytest
@@ -26,6 +24,7 @@ from advlib.objectives import step as objective_step
 from advlib.predictions import predict, write_predictions
 from advlib.recipes import RECIPES, cosine_lr, one_cycle_lr
 from advlib.train import fit
+from processes import exit_code, train_digits
 
 
 def weights(path):
@@ -200,59 +199,18 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_study, tmp_path):
     assert same(a, b) and not same(a, c)
 
 
-KILLED = """
-    import dataclasses, os, signal, sys
-    from pathlib import Path
-    from advlib import checkpoints, train
-    from advlib.networks.build import build_model
-    from advbook.studies.schema import load_study
-    from advbook.studies.identity import training_of
-    from advbook.studies.inputs import images_of
-    from advlib.recipes import RECIPES
-
-    folder, moment, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    study = dataclasses.replace(
-        load_study("digits"), train_images=320, epochs=3, train_steps=3, augment="crop"
-    )
-
-    def die(*_):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if moment == "writing":
-        save = checkpoints.save_file
-        def half(tensors, path, **more):
-            save(tensors, path, **more)
-            if os.path.exists(path.with_name("checkpoint.safetensors")):
-                with open(path, "r+b") as file:
-                    file.truncate(os.path.getsize(path) // 2)
-                die()
-        checkpoints.save_file = half
-    model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
-    train.fit(
-        model, images_of(study, "train"), training_of(study, "adv_mix"), RECIPES["adv_mix"], seed=0,
-        folder=folder,
-        checkpoint_seconds=0, on_step=lambda done: moment == "step" and done == step and die(),
-    )
-"""
-
-
-def start(folder, moment, step=0):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), moment, str(step)]
-    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert start(folder, "never") == 0
+    assert exit_code(train_digits, folder, "never", 0) == 0
     return load_file(folder / "checkpoint.safetensors")
 
 
 @pytest.mark.parametrize("moment, step", [("step", 3), ("step", 13), ("writing", 0)])
 def test_killed_and_resumed_ends_with_the_same_weights(uninterrupted, tmp_path, moment, step):
     """SIGKILL between steps, and while a checkpoint is being written; the log has no gaps."""
-    assert start(tmp_path, moment, step) == -signal.SIGKILL
-    assert start(tmp_path, "never") == 0
+    assert exit_code(train_digits, tmp_path, moment, step) == -signal.SIGKILL
+    assert exit_code(train_digits, tmp_path, "never", 0) == 0
     killed = load_file(tmp_path / "checkpoint.safetensors")
     assert all(name.startswith("model.") for name in killed)  # as it is published
     assert same(uninterrupted, killed)
@@ -261,14 +219,9 @@ def test_killed_and_resumed_ends_with_the_same_weights(uninterrupted, tmp_path, 
 
 
 def test_two_processes_cannot_train_in_one_folder(tiny_study, tmp_path):
-    with filelock.FileLock(tmp_path / "lock"):
-        holder = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), "never", "0"],
-            capture_output=True,
-            text=True,
-        )
-    assert holder.returncode == 1
-    assert f"another process is training in {tmp_path}" in holder.stderr
+    said = f"another process is training in {re.escape(str(tmp_path))}"
+    with filelock.FileLock(tmp_path / "lock"), pytest.raises(RuntimeError, match=said):
+        run(tiny_study, folder=tmp_path)
 
 
 def test_a_folder_of_another_run_is_refused(tiny_study, tmp_path):

@@ -30,9 +30,8 @@ def varied(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 def draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -> Iterator[tuple]:
     """Yield, for each class and block of resamples: rows, n, counts, distinct.
 
-    ``rows`` is the block, a slice of the resamples; ``n`` the number of the class's images, drawn
-    with replacement among themselves, all m columns of ``values`` (N, m) together. The sums of the
-    drawn values are counts (rows, d) @ distinct (d, m). A block fits in the processor's cache.
+    ``rows`` is a slice of the resamples, ``n`` how many images the class has. They are drawn with
+    replacement, all m columns of ``values`` (N, m) together, and sum to counts @ distinct (d, m).
     """
     rng, order = np.random.default_rng(seed), np.argsort(labels, kind="stable")
     for images in np.split(values[order], np.flatnonzero(np.diff(labels[order])) + 1):
@@ -44,8 +43,10 @@ def draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -
                 counts = rng.multinomial(n, sizes / n, size=len(rows))
             else:
                 drawn = rng.integers(n, size=(len(rows), n), dtype=np.min_scalar_type(max(n, 256)))
-                drawn = drawn + n * np.arange(len(rows))[:, None]
-                counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+                counts = np.empty((len(rows), n))
+                for part in np.array_split(rows - rows[0], 10):  # which fits in the cache
+                    own = drawn[part] + n * np.arange(len(part))[:, None]
+                    counts[part] = np.bincount(own.ravel(), minlength=own.size).reshape(own.shape)
             yield slice(rows[0], rows[-1] + 1), n, counts, distinct if few else images
 
 
@@ -97,8 +98,7 @@ def error_ends(labels: np.ndarray, values: np.ndarray, unit: int) -> np.ndarray:
         histogram = np.bincount(one) / len(one)
         product_by_size[len(one)] *= np.fft.rfft(histogram, period)
     of_sum = np.prod([product**n for n, product in product_by_size.items()], axis=0)
-    mean_of_sum = round((by_class - lowest).sum())
-    window_start = mean_of_sum - period // 2
+    window_start = round((by_class - lowest).sum()) - period // 2  # around the mean of S
     probabilities = np.roll(np.fft.irfft(of_sum, period), -window_start)
     ends = window_start + np.searchsorted(np.cumsum(probabilities), [0.025, 0.975])
     return (ends + lowest * len(units)) / (unit * len(units))

@@ -1,8 +1,9 @@
 """Place executed notebooks among the book's pages, and write the toc of what is there.
 
-papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed copies.
+papermill executes the notebooks, outside of Sphinx; this script makes pages of the executed copies,
+and can be told to run papermill first: one process does both in less time than two.
 
-    python -m advbook.build.place EXECUTED TARGET --read TABLE ...
+    python -m advbook.build.place EXECUTED TARGET --read TABLE ... --papermill NOTEBOOK EXECUTED ...
 """
 
 import argparse
@@ -138,19 +139,14 @@ def write_toc(
     for page in [page for part in toc["parts"] for page in part["chapters"]]:
         if "glob" in page.get("sections", [{}])[0]:
             folder = page["sections"][0]["glob"].removesuffix("/*")
-            paths = {entry: generated / f"studies/{entry}.ipynb" for entry in entries}
-            page["sections"] = [
-                {"file": f"{folder}/{entry}", "title": _title(path)}
-                for entry, path in paths.items()
-            ]
+            page["sections"] = []
+            for entry in entries:
+                text = (generated / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
+                title = json.loads(text)["metadata"]["advbook"]["title"]
+                page["sections"].append({"file": f"{folder}/{entry}", "title": title})
     out.parent.mkdir(parents=True, exist_ok=True)
     note = f"# Written by advbook.build.pages from {template.name}.\n"
     out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
-
-
-def _title(path: Path) -> str:
-    """What the table of contents calls a placed page."""
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"]["advbook"]["title"]
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
@@ -268,7 +264,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--tables", type=Path, nargs="*", default=[])
     parser.add_argument("--read", type=Path, nargs="*", default=[])
-    place_notebook(**vars(parser.parse_args(arguments)))
+    parser.add_argument("--papermill", nargs=argparse.REMAINDER, help="run it first, with these")
+    options = vars(parser.parse_args(arguments))
+    if words := options.pop("papermill"):
+        from papermill.cli import papermill
+
+        papermill(words, standalone_mode=False)
+    place_notebook(**options)
 
 
 if __name__ == "__main__":

@@ -72,12 +72,13 @@ def optimism(
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    wrong, of_class = wrong.astype(np.float32), np.eye(len(members), dtype=np.float32)[labels]
+    errs, sizes = wrong @ of_class, of_class.sum(0)
     found, noise = {rule: [] for rule in RULES}, []
     for _ in range(n_splits):
-        one = np.zeros(len(labels), bool)
-        for places in members:
-            one[rng.permutation(places)[: len(places) // 2]] = True
-        here, there = (class_errors(wrong[:, half], labels[half]) for half in (one, ~one))
+        half = np.concatenate([rng.permutation(p)[: len(p) // 2] for p in members])
+        own_errs, own_sizes = wrong[:, half] @ of_class[half], of_class[half].sum(0)
+        here, there = own_errs / own_sizes, (errs - own_errs) / (sizes - own_sizes)
         noise.append(here[-1].max() - there[-1, here[-1].argmax()])
         reported, fresh = figures(here), figures(there)
         for rule in RULES:
@@ -88,4 +89,4 @@ def optimism(
         row = dict(zip(("reported", "fresh", "last"), np.mean(values, 0), strict=True))
         sd = np.diff(values, axis=1)[:, 0].std()
         rows.append({"rule": rule, "optimism": row["fresh"] - row["reported"], "sd": sd, **row})
-    return pd.DataFrame(rows).assign(half=int(one.sum()), noise=[0, *[np.mean(noise)] * 2])
+    return pd.DataFrame(rows).assign(half=len(half), noise=[0, *[np.mean(noise)] * 2])
