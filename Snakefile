@@ -62,8 +62,8 @@ SHOWN = {
     ).items()
 }
 # What the text of pages is about, and asserts.
-START = "fashion_mnist_pgd_start"  # the zoo's methods once more, from another start
-TOLD = ("cifar10", "cifar100", "fashion_mnist", "fashion_mnist_zoo", START, pages.DEFAULT)
+SECOND_START = "fashion_mnist_pgd_start"  # the zoo's methods once more, from another start
+TOLD = ("cifar10", "cifar100", "fashion_mnist", "fashion_mnist_zoo", SECOND_START, pages.DEFAULT)
 for name in TOLD:
     if "study" not in SHOWN.get((name, "committed"), []):
         raise WorkflowError(
@@ -92,12 +92,12 @@ if MODE == "audit" and not STUDY.audits:
 
 PYTHON = shlex.quote(sys.executable)
 # A kernel may be slow to start on a busy machine.
-HOW_RUN = "--no-progress-bar --start-timeout 300 --kernel python3"
-PAPERMILL = f"{PYTHON} -m papermill --log-output {HOW_RUN}"
+PAPERMILL = f"{PYTHON} -m papermill --no-progress-bar --log-output --start-timeout 300 --kernel python3"
 # A page takes seconds: it speaks only of what fails. Kernels also warn of an open port, and call
 # their own end an error. Pages are made side by side, so threads of their own would only wait.
 PAGE = f"2> >(grep -v '^.IPKernelApp' >&2) OPENBLAS_NUM_THREADS=1 {PYTHON} -m"
-QUIETLY = f"--log-level WARNING --no-request-save-on-cell-execute {HOW_RUN}"
+QUIETLY = PAPERMILL.partition("papermill ")[2].replace("--log-output", "--log-level WARNING")
+QUIETLY += " --no-request-save-on-cell-execute"
 JUPYTER_BOOK = f"{PYTHON} -c 'from jupyter_book.cli.main import main; main()'"
 
 # A cluster is told how many jobs it may hold, this machine how many cores it has. With
@@ -480,10 +480,9 @@ rule place_study:
 # is `told`. Where its numbers come from, its notebook's metadata say.
 QUICK = "results/fashion_mnist_quick/predictions"
 # On pages by question: published studies, the one of most seeds first, then runs of the reader's own.
-# The default study is published as a short example, whose numbers are no evidence; those that compare
-# many methods have pages of their own.
+# A short example, whose numbers are no evidence, is not; and zoos have pages of their own.
 ORDERED = sorted(SHOWN, key=lambda entry: (entry[1] == "fresh", -len(BY_ID[entry[0]].seeds), entry[0]))
-BESIDE_OTHERS = [(pages.DEFAULT, "committed"), (START, "committed")]
+BESIDE_OTHERS = [(pages.DEFAULT, "committed"), (SECOND_START, "committed")]
 ZOOS = [entry for entry in ORDERED if BY_ID[entry[0]].zoo and entry not in BESIDE_OTHERS]
 ASKED = [entry for entry in ORDERED if entry not in (*ZOOS, *BESIDE_OTHERS)]
 # study file -> part -> its tables; None: there are none.
@@ -542,7 +541,7 @@ PAGES = {
     "beyond": asks(tables=csvs("paper", "published")),
     "narrows": asks(read=SHORT),
     # Of studies that compare many methods, as far as their tables are there.
-    **{page: asks(found, after=[f"_build/committed/{START}/study.ipynb"]) for page, found in ASKED_OF.items() if found},
+    **{page: asks(found, after=[f"_build/committed/{SECOND_START}/study.ipynb"]) for page, found in ASKED_OF.items() if found},
     "methods": {"tables": csvs("paper", "zoo_published", "published")},
     "leaderboard": {"read": sorted(map(str, Path("results/leaderboard").glob("*.json")))},
     "attack": asks(read=SHORT, tables=csvs("paper", "published")),
