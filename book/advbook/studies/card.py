@@ -36,8 +36,10 @@ def _images(study) -> str:
     held_out = study.evaluation_split == "holdout"
     evaluated = f"{known['holdout' if held_out else 'test']} "
     evaluated += "training images held out" if held_out else "test images"
-    trained = f"{known['train']} training images, " if study.trained else ""
-    return f"{trained}{evaluated}"
+    trained = f"{known['train']} training images" if study.trained else ""
+    if study.holdout_images and not held_out:
+        trained += f" besides {known['holdout']} that are held out"
+    return ", ".join(filter(None, [trained, evaluated]))
 
 
 def _start(study) -> str:
@@ -46,7 +48,9 @@ def _start(study) -> str:
         path = Path(study.weights)
         return f", weights {as_code(shown_path(path) if path.suffix else path)}"
     if study.pretrain_epochs:
-        return f", {study.pretrain_epochs} clean epochs first, learning rate {study.pretrain_lr:g}"
+        kind = study.recipes[study.pretrain_method]
+        epochs = f"epochs of {as_typed(kind.title)}" if kind.adversarial else "clean epochs"
+        return f", {study.pretrain_epochs} {epochs} first, learning rate {study.pretrain_lr:g}"
     return ""
 
 
