@@ -679,8 +679,8 @@ def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
         for output in cell.get("outputs", [])
         if "text/markdown" in output.get("data", {})
     ]
-    assert ":class: dropdown" in said[-1]
-    assert "−30.00 [−3" in said[-1] and "2\u00a0seeds [−30.00,\u00a0−30.00]" in said[-1]
+    (behind,) = (text for text in said if "The numbers behind the marks" in text)
+    assert "−30.00 [−3" in behind and "2\u00a0seeds [−30.00,\u00a0−30.00]" in behind
     table = pd.read_csv(tmp_path / "out/verdict.csv")
     assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)
 

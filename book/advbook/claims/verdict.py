@@ -187,4 +187,5 @@ def needed(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
             named[f"seeds_{name}"] = seeds_needed(effect, row.sd)
             named[f"images_{name}"] = images_needed(effect, row)
         rows.append(named)
-    return pd.DataFrame(rows)
+    each = [f"{what}_{whose}" for what in ("seeds", "images") for whose in ("paper", "here")]
+    return pd.DataFrame(rows, columns=["claim", "study", "variant", "n_seeds", "n_images", *each])
