@@ -307,6 +307,7 @@ def report(name: str, compare: bool = False) -> None:
         print(shown.to_string(float_format="%.3g", na_rep=""), end="\n\n")
     for of, part in table[table.left].groupby("audit"):
         said = in_words(part.seconds.sum()), in_words(part.seconds_at_most.sum())
-        what = "its audit, besides" if of else f"{study.title}, without its audit"
+        own = f"{study.title}, without its audit" if table.audit.any() else study.title
+        what = "its audit, besides" if of else own
         print(f"{what}: about {said[0]}, at most {said[1]}, one job after the other")
     print(f"({sizes.get('found', 'predictions')}; probe {time.monotonic() - started:.0f} s)")
