@@ -383,11 +383,18 @@ def test_factors_by_group_are_those_of_each_group():
     assert len(by_class) == 3 * 4 and by_class.query("factor == 'rare'")["n_images"].sum() == 3
 
 
+def factor_summary(table, annotations, paired_with=None, **how):
+    """Of one table, or of the difference of two."""
+    tables = {"after": table} | ({} if paired_with is None else {"before": paired_with})
+    sides = (["after"], [*tables][1:])
+    return next(metrics.factor_summary(metrics.together(tables), annotations, [sides], **how))
+
+
 def test_factor_intervals_agree_with_a_plain_bootstrap():
     table, annotations = factor_study(0)
     other = factor_study(1)[0]
-    summary = metrics.factor_summary(table, annotations, n_resamples=4000)
-    paired = metrics.factor_summary(table, annotations, paired_with=other, n_resamples=4000)
+    summary = factor_summary(table, annotations, n_resamples=4000)
+    paired = factor_summary(table, annotations, paired_with=other, n_resamples=4000)
     values = {}
     for mark, t in (("a", table), ("b", other)):
         errors = metrics.factor_error(t, annotations)
@@ -425,19 +432,19 @@ def test_no_interval_of_a_factor_where_none_is_honest():
     table, annotations = factor_study(0)
     ends = ["low", "high", "ratio_low", "ratio_high"]
     options = {"n_resamples": 200}
-    rows = metrics.factor_summary(table, annotations, **options).set_index("factor")
+    rows = factor_summary(table, annotations, **options).set_index("factor")
     assert rows.loc["odd", ["error", "error_ratio", *ends]].isna().all()  # it has no image
     assert rows.loc[["color", "pose"], ends].notna().all(axis=None)
     rare = table["file_name"].isin(annotations.query("factor == 'rare'")["file_name"])
     wrong = table.assign(predicted_class=table["predicted_class"].mask(rare, -1))
-    row = metrics.factor_summary(wrong, annotations, **options).set_index("factor").loc["rare"]
+    row = factor_summary(wrong, annotations, **options).set_index("factor").loc["rare"]
     assert row["error"] == 1 and row["error_ratio"] > 1 and row[ends].isna().all()
-    same = metrics.factor_summary(table, annotations, paired_with=table, **options)
+    same = factor_summary(table, annotations, paired_with=table, **options)
     assert (same["error"].dropna() == 0).all() and same[ends].isna().all(axis=None)
     single = table.assign(label=np.arange(90))
-    assert metrics.factor_summary(single, annotations, **options)[ends].isna().all(axis=None)
+    assert factor_summary(single, annotations, **options)[ends].isna().all(axis=None)
     with pytest.raises(ValueError, match="same images"):
-        metrics.factor_summary(table, annotations, paired_with=table.iloc[:50])
+        factor_summary(table, annotations, paired_with=table.iloc[:50])
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -463,7 +470,7 @@ def test_coverage_of_factor_intervals(paired):
             for u, rate in zip(luck, (p, q), strict=True)
         )
         annotations = pd.DataFrame({"file_name": a["file_name"], "factor": factor})
-        rows = metrics.factor_summary(
+        rows = factor_summary(
             a, annotations, paired_with=b if paired else None, n_resamples=200, seed=seed
         )
         low, high, value = (
@@ -563,7 +570,7 @@ def test_judged_tables_of_several_benchmarks():
         wrong = 1 - part["correct"].mean()
         sizes = metrics.group_error(part, groups)
         assert np.average(sizes["error"], weights=sizes["n_images"]) == pytest.approx(wrong)
-        assert metrics.factor_summary(part, annotations, n_resamples=9)["error"][0] == wrong
+        assert factor_summary(part, annotations, n_resamples=9)["error"][0] == wrong
         assert metrics.class_summary(part)["mean"] == pytest.approx(wrong)
     pooled = metrics.bootstrap(both, "error", n_resamples=9).value
     assert pooled == pytest.approx(1 - both["correct"].mean())

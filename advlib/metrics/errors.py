@@ -5,7 +5,7 @@ row per condition. Bad input raises a ValueError that names what is wrong.
 """
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,6 @@ from advlib.metrics.tables import (
     counted,
     require,
     several,
-    shared_images,
 )
 
 
@@ -135,22 +134,22 @@ def error_ratio(
 
 
 def factor_summary(
-    table: Tables | SharedImages,
+    shared: SharedImages,
     annotations: pd.DataFrame,
+    comparisons: Sequence[tuple[Sequence, Sequence]],
     *,
-    paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
-) -> pd.DataFrame:
-    """`factor_error` and `error_ratio`, or their table - paired_with, with 95 % intervals.
+) -> Iterator[pd.DataFrame]:
+    """`factor_error` and `error_ratio`, or their after - before, with 95 % intervals.
 
-    Several tables are taken as in `bootstrap`. Percentile intervals: images are resampled as there
-    and carry their factors, so that factor and denominator vary together. nan where that hides the
-    uncertainty: all images of the factor fare (or differ) alike, or more than 5 % of the classes
-    have one image.
-    Returns ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
+    ``shared`` is `together` of tables, ``comparisons`` pairs (after, before) of lists of their
+    names, ``before`` empty for the figures themselves; one table is yielded for each, all of one
+    draw. Percentile intervals: images are resampled as in `bootstrap` and carry their factors, so
+    that factor and denominator vary together. nan where that hides the uncertainty: all images of
+    the factor fare (or differ) alike, or more than 5 % of the classes have one image.
+    Yields ``factor``, ``n_images`` and ``error, low, high, error_ratio, ratio_low, ratio_high``.
     """
-    shared = shared_images(table, paired_with, n_resamples)
     images, labels = shared.images, shared.labels
     rows, factors = _annotated(images.reset_index(names="position"), annotations)
     member = np.zeros((len(images), 1 + len(factors)))  # the first column: the denominator
@@ -158,27 +157,26 @@ def factor_summary(
     member[rows["position"], 1 + pd.Index(factors).get_indexer(rows["factor"])] = 1
     # Every figure is a ratio of two sums of these, (N, 1 + m, 1 + factors).
     summed = np.column_stack([np.ones(len(images)), shared.wrong])[:, :, None] * member[:, None]
-
-    def figures(sums: np.ndarray) -> pd.DataFrame:  # columns: the errors, then the ratios
-        sums = sums.reshape(-1, *summed.shape[1:])
-        with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no image, or no error at all
-            errors = sums[:, 1:] / sums[:, :1]
-            ratios = errors[..., 1:] / errors[..., :1]
-        return pd.DataFrame(shared.weights @ np.concatenate([errors[..., 1:], ratios], axis=2))
-
     flat, sums = summed.reshape(len(images), -1), np.zeros((n_resamples, summed[0].size))
     for drawn, _, counts, distinct in draws(labels, flat, n_resamples, seed):
         sums[drawn] += counts @ distinct
-    figure = shared.figure
-    differ = [(part != part[:1]).any() for part in (figure[has > 0] for has in member.T[1:])]
-    shown = np.array(differ, dtype=bool) & varied(labels, figure[:, None] * member[:, 1:])
-    ends = figures(sums).quantile([0.025, 0.975])
-    ends.loc[:, ~np.tile(shown, 2)] = np.nan
-    names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]
-    errors, ratios = np.hsplit(pd.concat([figures(summed.sum(0)), ends]).to_numpy(), 2)
-    columns = dict(zip(names, [*errors, *ratios], strict=True))
+    each = np.concatenate([summed.sum(0)[None], sums.reshape(-1, *summed.shape[1:])])
+    with np.errstate(invalid="ignore"):  # 0 / 0 is nan: no image, or no error at all
+        errors = each[:, 1:] / each[:, :1]
+        ratios = errors[..., 1:] / errors[..., :1]
+    figures = np.concatenate([errors[..., 1:], ratios], axis=2)  # the sample's, then the draws'
     n_images = member[:, 1:].sum(0).astype(int)
-    return pd.DataFrame({"factor": factors, "n_images": n_images, **columns})
+    for after, before in comparisons:
+        of = shared.of(after, before)
+        columns = [shared.names.index(name) for name in of.names]
+        value, *drawn = of.weights @ figures[:, columns]
+        differ = [(part != part[:1]).any() for part in (of.figure[has > 0] for has in member.T[1:])]
+        shown = np.array(differ, bool) & varied(labels, of.figure[:, None] * member[:, 1:])
+        ends = np.where(np.tile(shown, 2), pd.DataFrame(drawn).quantile([0.025, 0.975]), np.nan)
+        names = ["error", "low", "high", "error_ratio", "ratio_low", "ratio_high"]
+        halves = np.hsplit(np.vstack([value, ends]), 2)
+        found = dict(zip(names, np.concatenate(halves), strict=True))
+        yield pd.DataFrame({"factor": factors, "n_images": n_images, **found})
 
 
 def multilabel_table(

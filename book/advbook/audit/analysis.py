@@ -232,11 +232,10 @@ def factor_ratios(study, shared: Shared, annotated: pd.DataFrame) -> pd.DataFram
     DataFrame
         before (empty for the ratio itself), method, factor, value, low, high, n_images.
     """
-    parts = []
-    for before, after in [*(("", method) for method in study.methods), *study.pairs]:
-        figure = shared["clean"].of(*sides(study, after, before))
-        found = metrics.factor_summary(figure, annotated, n_resamples=study.n_resamples)
-        parts.append(found.assign(before=before, method=after))
+    pairs = [*(("", method) for method in study.methods), *study.pairs]
+    asked = [sides(study, after, before) for before, after in pairs]
+    found = metrics.factor_summary(shared["clean"], annotated, asked, n_resamples=study.n_resamples)
+    parts = [one.assign(before=b, method=a) for one, (b, a) in zip(found, pairs, strict=True)]
     columns = {"error_ratio": "value", "ratio_low": "low", "ratio_high": "high"}
     rows = pd.concat(parts).drop(columns=["error", "low", "high"]).rename(columns=columns)
     return rows[["before", "method", "factor", *columns.values(), "n_images"]]

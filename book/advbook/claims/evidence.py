@@ -192,12 +192,13 @@ def _conditions(comparison: Comparison) -> tuple[str, list[int]]:
 def _difference(known: _Known, claim: Claim, comparison: Comparison, before, after, n_resamples):
     """value, low, high and n_images of after - before, each the keys of one table per seed."""
     sides = [[key[1:] for key in side] for side in (after, before)]
-    images, how = known.shared[claim.benchmark].of(*sides), {"n_resamples": n_resamples}
+    shared, how = known.shared[claim.benchmark], {"n_resamples": n_resamples}
     if claim.statistic == "error_ratio":
-        found = metrics.factor_summary(images, annotations.imagenet_x(), **how).set_index("factor")
+        (found,) = metrics.factor_summary(shared, annotations.imagenet_x(), [sides], **how)
         names = ["error_ratio", "ratio_low", "ratio_high", "n_images"]
-        value, low, high, n_images = found.loc[comparison.part, names]
+        value, low, high, n_images = found.set_index("factor").loc[comparison.part, names]
         return {"value": value, "low": low, "high": high, "n_images": int(n_images)}
+    images = shared.of(*sides)
     if comparison.part:  # in these conditions alone
         which = _conditions(comparison)
         wrong = [known.wrong[key].loc[:, which].mean(axis=1) for key in (*after, *before)]
