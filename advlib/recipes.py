@@ -10,57 +10,29 @@ from advlib.zoo import ZOO
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training method: its title, what it attacks, what a step costs, its options.
+    """A training method: its title, what it attacks, what a step costs, its options."""
 
-    Attributes
-    ----------
-    title : str
-        As tables and charts show it.
-    objective : str
-        A name of `advlib.objectives.OBJECTIVES`.
-    adversarial, mix : bool
-        Trains on attacked images; `mix`: on as many clean ones as well.
-    extra_logits : bool
-        K+M logits instead of K.
-    label_augmentation : bool
-        Eq. 3 and 4 with the training's delta; else delta is 0.
-    label_smoothing : bool
-        torch's, with the training's delta.
-    options : mapping
-        The objective's own settings with their defaults, such as TRADES' beta.
-    forwards : int
-        Forward passes per step beside those of the attack and of training; one with a gradient
-        by the weights counts as 3.
-    validation : bool
-        Looks at validation images after each epoch.
-    helper : str
-        The method whose trained network is consulted; empty: none.
-    epoch_average : bool
-        Hands over an average of the weights after each epoch, with the option `decay`, in place
-        of the training's `ema`.
-    post_hoc : bool
-        Trains nothing: it changes the helper (`advlib.offsets.tune_offsets`).
-    steps : int, optional
-        Of the attack; None: the threat model's.
-    base : str
-        The method that it builds on and is compared with; empty: none.
-    """
-
-    title: str
-    adversarial: bool = False
-    mix: bool = False
-    extra_logits: bool = False
-    label_augmentation: bool = False
-    label_smoothing: bool = False
-    objective: str = "standard"
+    title: str  #: as tables and charts show it
+    adversarial: bool = False  #: trains on attacked images
+    mix: bool = False  #: trains on as many clean ones as well
+    extra_logits: bool = False  #: K+M logits instead of K
+    label_augmentation: bool = False  #: Eq. 3 and 4 with the training's delta; else delta is 0
+    label_smoothing: bool = False  #: torch's, with the training's delta
+    objective: str = "standard"  #: a name of `advlib.objectives.OBJECTIVES`
+    #: The objective's own settings with their defaults, such as TRADES' beta.
     options: Mapping[str, float] = field(default_factory=dict)
+    #: Forward passes per step beside those of the attack and of training; one with a gradient by
+    #: the weights counts as 3.
     forwards: int = 0
-    validation: bool = False
-    helper: str = ""
+    validation: bool = False  #: looks at validation images after each epoch
+    helper: str = ""  #: the method whose trained network is consulted; empty: none
+    #: Hands over an average of the weights after each epoch, with the option `decay`, in place of
+    #: the training's `ema`.
     epoch_average: bool = False
+    #: Trains nothing: it changes the helper (`advlib.offsets.tune_offsets`).
     post_hoc: bool = False
-    steps: int | None = None
-    base: str = ""
+    steps: int | None = None  #: of the attack; None: the threat model's
+    base: str = ""  #: the method that it builds on and is compared with; empty: none
 
     def passes(self, steps: int) -> int:
         """The cost of a training step per image, in forward passes, with an attack of `steps`.
@@ -92,53 +64,28 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained, whatever the method.
-
-    Attributes
-    ----------
-    epochs, batch_size : int
-    lr : float
-        At the start, or the highest of the one-cycle schedule.
-    schedule : {"cosine", "one_cycle"}
-    lr_final_factor : float
-        The last learning rate as a part of `lr`.
-    momentum, weight_decay : float
-        Of SGD.
-    augment : {"none", "crop", "crop_flip", "random_resized_crop"}
-    threats : tuple of ThreatModel
-        One, or one for each transformation logit; images take turns.
-    num_transforms : int
-        M, the number of transformation logits of methods that have them.
-    delta : float
-        In [0, 1): weight of the transformation label (Eq. 3), or of label smoothing.
-    train_objective : {"label_augmentation", "cross_entropy"}
-        What the attack of a method with extra logits climbs.
-    ema : float
-        Decay of an averaged copy of the weights, updated every step and handed over at the end;
-        0: no copy.
-    accumulate : int
-        How many equal pieces a process computes its part of a batch in.
-    dtype : {"auto", "float32", "bfloat16"}
-    workers : int
-        Processes that decode image files.
-    """
+    """How a network is trained, whatever the method."""
 
     epochs: int
-    batch_size: int
-    lr: float = 0.01
-    schedule: str = "cosine"
-    lr_final_factor: float = 1e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    augment: str = "none"
+    batch_size: int  #: images per step, over all processes
+    lr: float = 0.01  #: at the start, or the highest of the one-cycle schedule
+    schedule: str = "cosine"  #: or "one_cycle"
+    lr_final_factor: float = 1e-4  #: the last learning rate as a part of `lr`
+    momentum: float = 0.9  #: of SGD
+    weight_decay: float = 1e-4  #: of SGD
+    augment: str = "none"  #: or "crop", "crop_flip", "random_resized_crop"
+    #: One, or one for each transformation logit; images take turns.
     threats: tuple[ThreatModel, ...] = (ThreatModel(success="last"),)
-    num_transforms: int = 1
-    delta: float = 0.03
+    num_transforms: int = 1  #: M, the number of transformation logits of methods that have them
+    delta: float = 0.03  #: in [0, 1): weight of the transformation label (Eq. 3), or of smoothing
+    #: What the attack of a method with extra logits climbs, or "cross_entropy".
     train_objective: str = "label_augmentation"
+    #: Decay of an averaged copy of the weights, updated every step and handed over at the end; 0:
+    #: no copy.
     ema: float = 0.0
-    accumulate: int = 1
-    dtype: str = "auto"
-    workers: int = 0
+    accumulate: int = 1  #: how many equal pieces a process computes its part of a batch in
+    dtype: str = "auto"  #: or "float32", "bfloat16"
+    workers: int = 0  #: processes that decode image files
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0, of `total` steps."""

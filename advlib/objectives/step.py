@@ -16,37 +16,21 @@ from advlib.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a step, the same for all of its pieces.
+    """The networks of a step, the same for all of its pieces."""
 
-    Attributes
-    ----------
-    model : nn.Module
-        The one that is trained.
-    training : Training
-    num_classes : int
-        K.
-    dtype : torch.dtype
-        Of the autocast.
-    forward : callable, optional
-        Batches of images to the logits of each, all in one call; None: `model`.
-    attacked : callable
-        Gives the network to attack: `model`, or a faster one with its weights.
-    helper : nn.Module, optional
-        A trained network that the method consults, in evaluation mode.
-    displaced : list
-        Weights that `Step.perturb` has moved, with where they were; see `put_back`.
-    radii : list or None
-        The mean ε of each attack of the step so far; None: the recipe says that it has none.
-    """
-
-    model: nn.Module
+    model: nn.Module  #: the one that is trained
     training: Training
-    num_classes: int
-    dtype: torch.dtype = torch.float32
+    num_classes: int  #: K
+    dtype: torch.dtype = torch.float32  #: of the autocast
+    #: Batches of images to the logits of each, all in one call; None: `model`.
     forward: Callable[..., list[torch.Tensor]] | None = None
+    #: Gives the network to attack: `model`, or a faster one with its weights; None: `model`.
     attacked: Callable[[], nn.Module] | None = None
+    #: A trained network that the method consults, in evaluation mode.
     helper: nn.Module | None = None
+    #: Weights that `Step.perturb` has moved, with where they were; see `put_back`.
     displaced: list = field(default_factory=list)
+    #: The mean ε of each attack of the step so far; None: the recipe says that it has none.
     radii: list | None = field(default_factory=list)
 
     @torch.no_grad()
@@ -59,27 +43,17 @@ class Networks:
 
 @dataclass(frozen=True)
 class Step:
-    """Images of one step (all of a process's, or a piece of them) and what to do with them.
+    """Images of one step (all of a process's, or a piece of them) and what to do with them."""
 
-    Attributes
-    ----------
-    x : float tensor (N, C, H, W) in [0, 1]
-    y : int tensor (N,)
-    index : int tensor (N,)
-        Positions in the training images.
-    noise : float tensor (N, C, H, W) or None
-        The random start of the attack, in units of ε (`advlib.attacks.pgd.start_noise`).
-    networks : Networks
-    first : int
-        The place of x[0] in the whole batch. With several threat models the image in place i is
-        attacked by number i mod M.
-    """
-
-    x: torch.Tensor
-    y: torch.Tensor
-    index: torch.Tensor | None
+    x: torch.Tensor  #: float (N, C, H, W) in [0, 1]
+    y: torch.Tensor  #: int (N,)
+    index: torch.Tensor | None  #: int (N,), positions in the training images
+    #: Float (N, C, H, W), the random start of the attack in units of ε
+    #: (`advlib.attacks.pgd.start_noise`).
     noise: torch.Tensor | None
     networks: Networks
+    #: The place of x[0] in the whole batch. With several threat models the image in place i is
+    #: attacked by number i mod M.
     first: int = 0
 
     def logits(self, *images: torch.Tensor) -> list[torch.Tensor]:
@@ -100,17 +74,10 @@ class Step:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Attacked images (N, C, H, W), and the transformation of each (N,).
 
-        Parameters
-        ----------
-        objective : callable, optional
-            ``objective(logits, labels, transform, own)`` is the scalar that the attack climbs, a
-            sum over the images `own` (a slice of the N); None: the threat model's loss.
-        threat : ThreatModel, optional
-            In place of the training's.
-        radius, step_size : float tensor (N,), optional
-            ε and step of each image.
-        start : float tensor (N, C, H, W), optional
-            Where the attack starts; None: at the random start.
+        ``objective(logits, labels, transform, own)`` is the scalar that the attack climbs, a sum
+        over the images `own` (a slice of the N); None: the threat model's loss. A `threat` takes
+        the place of the training's. `radius`, `step_size` and `start` are those of `pgd_attack`;
+        without a start it is the step's random one.
         """
         nets, first = self.networks, self.first
         if nets.radii is None:
@@ -157,14 +124,13 @@ class Step:
         """Class logits (N, K) of the helper, without a graph."""
         return self._scores(self.networks.helper, images)
 
-    def wrong(self, *outputs: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        """Which of these logits (N, K+M) predict another class than `y`, or the labels of the step.
+    def wrong(self, *outputs: torch.Tensor) -> torch.Tensor:
+        """Which of these logits (N, K+M) predict another class than the label.
 
         Returns a boolean tensor over all of them, one after the other.
         """
-        y = self.y if y is None else y
-        found = [class_logits(out, self.networks.num_classes).argmax(1) != y for out in outputs]
-        return torch.cat(found)
+        classes = self.networks.num_classes
+        return torch.cat([class_logits(out, classes).argmax(1) != self.y for out in outputs])
 
     def part(self, own: torch.Tensor | slice) -> "Step":
         """The step of the images `own`, a slice or positions in this one."""
