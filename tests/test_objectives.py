@@ -19,6 +19,7 @@ from advlib.attacks.pgd import attack_mode
 from advlib.objectives import OBJECTIVES, Networks, Step
 from advlib.objectives.class_budgets import dafa_weights
 from advlib.objectives.class_weights import confusion_weights, worst_weights
+from advlib.objectives.state import ClassMethod
 from advlib.recipes import RECIPES, Training, with_options
 from advlib.steps import backward
 from advlib.threat import ThreatModel
@@ -141,6 +142,27 @@ def away(step):
 
 def label_loss(y):
     return lambda z: F.cross_entropy(z, y, reduction="sum")
+
+
+# What methods share
+
+
+def test_a_method_may_extend_what_calls_the_hooks():
+    """Methods of one's own were written so before there were `set_up` and `look_back`."""
+
+    class Mine(ClassMethod):
+        def __init__(self, recipe, training, images):
+            super().__init__(recipe, training, images)
+            self.per_class("weight")
+
+        def end_epoch(self, validation):
+            super().end_epoch(validation)
+            self.weight += self.epochs
+
+    mine = Mine(RECIPES["adv"], training(), SimpleNamespace(num_classes=3))
+    mine.end_epoch(None)
+    assert list(mine.state_dict()) == ["epochs", "weight"] and mine.began()
+    assert mine.weight.tolist() == [1, 1, 1]
 
 
 # Base methods

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from advlib.objectives.base import cross_entropy, trades_parts
 from advlib.objectives.state import ClassMethod, Steps, Tally, mean_one, validation_means
 from advlib.objectives.step import Step
-from advlib.recipes import Recipe, Training
+from advlib.recipes import Recipe
 
 
 class Cfa(ClassMethod):
@@ -27,8 +27,7 @@ class Cfa(ClassMethod):
     With an option `beta` the base is TRADES, else adversarial training.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.averages = recipe.epoch_average
         self.per_class("scale", 1.0)
         self.right = Tally(self.num_classes)
@@ -49,8 +48,7 @@ class Cfa(ClassMethod):
         loss = (weight * natural).mean() + beta * (weight * share * apart).mean()
         return loss, step.wrong(*outputs)
 
-    def end_epoch(self, validation: Steps) -> bool:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> bool:
         right = self.right.means()
         if not self.began():
             return False
@@ -71,16 +69,11 @@ class Dafa(ClassMethod):
     multiply ε and the step of the attack, and the cross-entropy; on TRADES (an option `beta`) that
     of the clean images alone. On adversarial training the released code differs: each step is
     followed by one of the base method's size along the same gradient, and ends in the base method's
-    ball. The option `coded` does so, for an L∞ attack.
-
-    Raises
-    ------
-    ValueError
-        If a weight would not be positive.
+    ball. The option `coded` does so, for an L∞ attack. A weight that would not be positive raises
+    ValueError.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("weight", 1.0)
         self.softmax = Tally(self.num_classes, self.num_classes)
 
@@ -112,8 +105,7 @@ class Dafa(ClassMethod):
             x_adv = x_adv.clamp(0, 1)
         return x_adv
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         mean = self.softmax.means()
         if self.epochs == self.options["begin"]:
             weight = dafa_weights(mean, self.options["lam"])
@@ -143,8 +135,7 @@ class FairTat(ClassMethod):
     left to the training's `ema`.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("scale", 1.0)
         self.per_class("false_positives")
         self.predicted = Tally(self.num_classes, self.num_classes)
@@ -165,8 +156,7 @@ class FairTat(ClassMethod):
         self.predicted.add(step.y, F.one_hot(logits.argmax(1), self.num_classes))
         return F.cross_entropy(logits.float(), step.y), step.wrong(logits)
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         shares = self.predicted.means()
         right = shares.diagonal()
         self.scale.copy_(torch.where(right.isnan(), self.scale, 0.5 + right))
@@ -188,8 +178,7 @@ class Frl(ClassMethod):
     with larger ε, and a version of it divides by the sum of both weights, which halves the loss.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         for name in ("clean", "boundary", "margin"):
             self.per_class(name)
 
@@ -205,8 +194,7 @@ class Frl(ClassMethod):
         weight = 1 + self.num_classes * (multipliers - multipliers.mean())
         return mean_one(weight[step.y])
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         errors = class_errors(validation, self.num_classes)
         clean, boundary = errors[:, 0], errors[:, 1] - errors[:, 0]
         for multipliers, found, rate in (

@@ -19,8 +19,7 @@ class InverseAccuracy(ClassMethod):
     least 0.01. Before `begin` epochs have ended weights are uniform.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("weight", 1.0)
         self.right = Tally(self.num_classes)
 
@@ -31,8 +30,7 @@ class InverseAccuracy(ClassMethod):
         self.right.add(step.y, ~wrong)
         return (self.weight[step.y] * cross_entropy(logits, step.y)).mean(), wrong
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         right = self.right.means().nan_to_num(1.0)  # a class without an image is no hard one
         if self.began():
             weight = right.clamp_min(0.01) ** -self.options["power"]
@@ -46,8 +44,7 @@ class GroupDRO(ClassMethod):
     begins at log K.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("loss", math.log(self.num_classes))
         self.now = Tally(self.num_classes)
 
@@ -71,8 +68,7 @@ class Cfol(ClassMethod):
     adds K `eta`, as one drawn from P does in the mean.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("score")
 
     def forward(self, step: Step):
@@ -141,8 +137,7 @@ class Wat(ClassMethod):
     TRADES' scale.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.register_buffer("cost", torch.zeros(self.num_classes + 1))
 
     def forward(self, step: Step):
@@ -152,9 +147,7 @@ class Wat(ClassMethod):
         loss = (weight * natural).mean() + self.options["beta"] * (weight * apart).mean()
         return loss, step.wrong(*outputs)
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
-
+    def look_back(self, validation: Steps) -> None:
         def losses(step: Step):
             clean = step.scores(step.x)
             x_adv, _ = step.attack(away_from(clean.softmax(1)))
@@ -175,8 +168,7 @@ class Csr(ClassMethod):
     and counts on training images before each; here G is 1 everywhere in the first epoch.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.register_buffer("spectrum", torch.ones(self.num_classes, self.num_classes))
 
     def forward(self, step: Step):
@@ -189,9 +181,7 @@ class Csr(ClassMethod):
             loss = loss + weight * (g * (g.log() + cross_entropy(attacked, step.y))).mean()
         return loss, step.wrong(*outputs)
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
-
+    def look_back(self, validation: Steps) -> None:
         def predicted(step: Step):
             scores, own = step.scores(step.attack()[0]), step.y[:, None]
             scores = scores.scatter(1, own, 0.9 * scores.gather(1, own))

@@ -20,8 +20,7 @@ class SelfAdaptive(ClassMethod):
     (70 in the paper) targets are the labels.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.register_buffer("targets", F.one_hot(images.labels, self.num_classes).float())
 
     def forward(self, step: Step):

@@ -16,20 +16,9 @@ Steps = Callable[[], Iterator[Step]]
 class ClassMethod(nn.Module):
     """A method with a state. Its buffers are the same on all processes, and saved with the run.
 
-    ``forward(step)`` is the objective, ``end_epoch(validation)`` is called after each epoch with
-    `Steps`. If that returns False, the epoch's weights do not enter the average of a recipe that
-    averages by epochs. A state that changes in ``forward`` does so after each piece of a batch that
-    is computed in pieces.
-
-    Attributes
-    ----------
-    options : mapping
-        The recipe's.
-    threat : ThreatModel
-        Of the training attack.
-    num_classes : int
-    epochs : int tensor
-        Epochs that have ended.
+    ``forward(step)`` is the objective; it finds the recipe's `options`, the training's `threat`,
+    `num_classes`, what `set_up` made, and in `epochs`, an int tensor, how many have ended. A state
+    that changes in ``forward`` does so after each piece of a batch that is computed in pieces.
     """
 
     def __init__(self, recipe: Recipe, training: Training, images):
@@ -38,10 +27,21 @@ class ClassMethod(nn.Module):
         self.threat = training.threats[0]
         self.num_classes = images.num_classes
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+        self.set_up(recipe, images)
+
+    def set_up(self, recipe: Recipe, images) -> None:
+        """Make the state. To be overridden, as `look_back`: here both do nothing."""
 
     def end_epoch(self, validation: Steps) -> bool | None:
-        """Look back at an epoch that has ended; here it is only counted."""
+        """Count an epoch that has ended, then look back at it."""
         self.epochs += 1
+        return self.look_back(validation)
+
+    def look_back(self, validation: Steps) -> bool | None:
+        """Change the state after an epoch.
+
+        False: the epoch's weights do not enter the average of a recipe that averages by epochs.
+        """
 
     def began(self) -> bool:
         """Whether as many epochs have ended as the option `begin` says, 1 without it."""
@@ -84,10 +84,7 @@ def validation_means(
 ) -> torch.Tensor:
     """Means of `values(step)`, (N,) or (N, columns), over each class, (K,) or (K, columns).
 
-    Raises
-    ------
-    ValueError
-        If a class has no validation image.
+    Raises ValueError if a class has no validation image.
     """
     labels, rows = zip(*((step.y, values(step)) for step in validation()), strict=True)
     rows = torch.cat(rows)

@@ -6,7 +6,7 @@ from advlib.objectives.base import away_from, cross_entropy, divergence
 from advlib.objectives.images import survived
 from advlib.objectives.state import ClassMethod, Steps, Tally
 from advlib.objectives.step import Step
-from advlib.recipes import Recipe, Training
+from advlib.recipes import Recipe
 
 
 class FairArd(ClassMethod):
@@ -18,8 +18,7 @@ class FairArd(ClassMethod):
     et al. 2020) without its clean term.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("weight", 1.0)
         self.steps = Tally(self.num_classes)
 
@@ -31,8 +30,7 @@ class FairArd(ClassMethod):
         losses = t**2 * divergence(step.helper(step.x) / t, logits.float() / t)
         return (self.weight[step.y] * losses).mean(), step.wrong(logits)
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         # Survived steps are counted in parts of all; one step of a hundred is the least.
         weight = self.steps.means().nan_to_num(1.0).clamp_min(0.01) ** -self.options["power"]
         self.weight.copy_((weight / weight.mean()).clamp(5 / 6, 5 / 2))
@@ -49,8 +47,7 @@ class Absld(ClassMethod):
     divided by the product of the two temperatures, as in that code.
     """
 
-    def __init__(self, recipe: Recipe, training: Training, images):
-        super().__init__(recipe, training, images)
+    def set_up(self, recipe: Recipe, images) -> None:
         self.per_class("clean", 1.0)
         self.per_class("attacked", 1.0)
         self.losses = Tally(self.num_classes, 2)
@@ -69,8 +66,7 @@ class Absld(ClassMethod):
         self.losses.add(step.y, torch.stack(both, 1))
         return loss, step.wrong(natural, at)
 
-    def end_epoch(self, validation: Steps) -> None:
-        super().end_epoch(validation)
+    def look_back(self, validation: Steps) -> None:
         found = zip((self.clean, self.attacked), self.losses.means().T, strict=True)
         for temperature, losses in found:
             above = (losses - losses.nanmean()).nan_to_num()

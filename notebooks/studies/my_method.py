@@ -27,8 +27,8 @@ from advlib.objectives.state import ClassMethod, Tally
 class MyMethod(ClassMethod):
     """An objective with a state. Without one a function does: see `advlib.objectives.base`."""
 
-    def __init__(self, recipe, training, images):
-        super().__init__(recipe, training, images)  # self.options, self.threat, self.num_classes
+    def set_up(self, recipe, images):
+        """Before training: self.options, self.threat and self.num_classes are there."""
         self.power = self.options["power"]  # read here, so that one that is missing is said at once
         self.per_class("weight", 1.0)  # a buffer of K numbers: saved with the checkpoint
         self.errors = Tally(self.num_classes)  # sums by class, over all processes
@@ -42,9 +42,8 @@ class MyMethod(ClassMethod):
         self.errors.add(step.y, wrong)
         return (self.weight[step.y] * cross_entropy(logits, step.y)).mean(), wrong
 
-    def end_epoch(self, validation):
+    def look_back(self, validation):
         """After each epoch: new weights. `validation()` gives steps of held-out images."""
-        super().end_epoch(validation)
         error = self.errors.means().nan_to_num(0.0)
         weight = (1 + error) ** self.power
         self.weight.copy_(weight / weight.mean())
