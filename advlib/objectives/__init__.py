@@ -12,52 +12,24 @@ from pathlib import Path
 
 from advlib.objectives.base import awp, hat, mart, n_fgsm, standard, trades
 from advlib.objectives.class_budgets import Cfa, Dafa, FairTat, Frl
-from advlib.objectives.class_weights import (
-    Cfol,
-    Csr,
-    GroupDRO,
-    InverseAccuracy,
-    Wat,
-    faal,
-)
+from advlib.objectives.class_weights import Cfol, Csr, GroupDRO, InverseAccuracy, Wat, faal
 from advlib.objectives.images import Gairat, SelfAdaptive, bat, ham
 from advlib.objectives.step import Networks, Objective, Step
 from advlib.objectives.teachers import Absld, FairArd
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "standard": standard,
-    "trades": trades,
-    "mart": mart,
-    "awp": awp,
-    "sat": SelfAdaptive,
-    "hat": hat,
-    "gairat": Gairat,
-    "n_fgsm": n_fgsm,
-    "ham": ham,
-    "bat": bat,
-    "inverse_accuracy": InverseAccuracy,
-    "group_dro": GroupDRO,
-    "frl": Frl,
-    "cfa": Cfa,
-    "wat": Wat,
-    "cfol": Cfol,
-    "faal": faal,
-    "dafa": Dafa,
-    "fair_tat": FairTat,
-    "csr": Csr,
-    "fair_ard": FairArd,
-    "absld": Absld,
+    one.__name__: one for one in (standard, trades, mart, awp, hat, n_fgsm, ham, bat, faal)
 }
 """Objectives by the name that a recipe gives."""
+OBJECTIVES |= {"sat": SelfAdaptive, "gairat": Gairat, "inverse_accuracy": InverseAccuracy}
+OBJECTIVES |= {"group_dro": GroupDRO, "cfol": Cfol, "wat": Wat, "csr": Csr, "frl": Frl, "cfa": Cfa}
+OBJECTIVES |= {"dafa": Dafa, "fair_tat": FairTat, "fair_ard": FairArd, "absld": Absld}
 
 
 def find_objective(name: str) -> Callable[..., Objective]:
     """An objective of `OBJECTIVES`, or of a file of one's own, named as ``my_method.py:MyMethod``.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such file, or nothing of that name in it.
+    Raises FileNotFoundError or ValueError if there is no such file, or nothing of that name in it.
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
