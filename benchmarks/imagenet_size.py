@@ -84,7 +84,7 @@ def summarise(folder: Path, n_resamples: int) -> None:
         return result
 
     by, reference = ["corruption", "severity"], metrics.ALEXNET_CORRUPTION_ERROR
-    options = {"n_resamples": n_resamples}
+    options = {"statistic": "error", "n_resamples": n_resamples}
     for method in METHODS:
         files = (folder / f"predictions/{b}/{method}-seed0.parquet" for b in BENCHMARKS)
         clean, table = (step("read and check", read_predictions, file) for file in files)
@@ -98,13 +98,16 @@ def summarise(folder: Path, n_resamples: int) -> None:
         step("class errors, pooled", lambda cells: cells.groupby("label").error.mean(), cells)
         step("mCE, both conventions", metrics.mean_corruption_error, table)
         step("mCE, both conventions", metrics.mean_corruption_error, table, reference)
-        summary = metrics.corruption_summary
-        intervals[method] = step("intervals of the mCE", summary, table, **options)
+        intervals[method] = step("intervals of the mCE", metrics.bootstrap, table, **options)
         if first is None:
             first = table
         else:
             intervals[f"difference from {method}"] = step(
-                "paired differences of the mCE", summary, first, paired_with=table, **options
+                "paired differences of the mCE",
+                metrics.bootstrap,
+                first,
+                paired_with=table,
+                **options,
             )
     for name in seconds:
         print(f"{name:32}{seconds[name]:6.2f} s  peak {peak[name]:5.0f} MB")

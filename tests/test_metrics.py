@@ -276,10 +276,9 @@ def study_of_corruptions(seed, n=40):
 
 def test_mce_interval_of_both_conventions():
     table, other = study_of_corruptions(0), study_of_corruptions(1)
-    for pair in (None, other):
-        assert metrics.corruption_summary(
-            table, paired_with=pair, n_resamples=300
-        ) == metrics.bootstrap(table, "error", paired_with=pair, n_resamples=300)
+    for t in (table, other):
+        found = metrics.bootstrap(t, "error", n_resamples=9).value
+        assert found == pytest.approx(metrics.mean_corruption_error(t))
     # AlexNet's: resample the images one by one, and write the formula out
     alexnet = metrics.ALEXNET_CORRUPTION_ERROR
     rng, values = np.random.default_rng(0), []
@@ -288,13 +287,12 @@ def test_mce_interval_of_both_conventions():
         wrong = (t["label"] != t["predicted_class"]).to_numpy().reshape(15, 5, 40).mean(1)
         scaled = (wrong / np.array([[alexnet[c]] for c in metrics.CORRUPTIONS])).mean(0)
         values.append(scaled[draws].mean(1))
-        assert metrics.corruption_summary(t, alexnet, n_resamples=9).value == pytest.approx(
-            metrics.mean_corruption_error(t, alexnet)
-        )
-    ends = [0.025, 0.975]
-    result = metrics.corruption_summary(table, alexnet, n_resamples=4000)
+        found = metrics.bootstrap(t, "error", reference=alexnet, n_resamples=9).value
+        assert found == pytest.approx(metrics.mean_corruption_error(t, alexnet))
+    ends, how = [0.025, 0.975], {"reference": alexnet, "n_resamples": 4000}
+    result = metrics.bootstrap(table, "error", **how)
     np.testing.assert_allclose(result[1:], np.quantile(values[0], ends), atol=0.006)
-    paired = metrics.corruption_summary(table, alexnet, paired_with=other, n_resamples=4000)
+    paired = metrics.bootstrap(table, "error", paired_with=other, **how)
     np.testing.assert_allclose(paired[1:], np.quantile(values[0] - values[1], ends), atol=0.008)
     assert paired.value == pytest.approx(
         metrics.mean_corruption_error(table, alexnet)
@@ -302,22 +300,20 @@ def test_mce_interval_of_both_conventions():
     )
 
 
-def test_mce_interval_leaves_further_corruptions_out_and_names_what_is_missing():
+def test_mce_leaves_further_corruptions_out_and_names_what_is_missing():
     table = study_of_corruptions(0)
     fog = table[table["corruption"] == "fog"]
     extra = pd.concat([table, fog.assign(corruption="speckle_noise", predicted_class=9)])
-    options = {"n_resamples": 50}
-    assert metrics.corruption_summary(extra, **options) == metrics.corruption_summary(
-        table, **options
-    )
-    with pytest.raises(ValueError, match="missing from the corruption table: fog"):
-        metrics.corruption_summary(table[table["corruption"] != "fog"])
-    with pytest.raises(ValueError, match="missing from the corruption table: snow"):
-        metrics.corruption_summary(table, paired_with=table[table["corruption"] != "snow"])
+    how = {"statistic": "error", "n_resamples": 50}
+    for reference in (None, metrics.ALEXNET_CORRUPTION_ERROR):
+        found = metrics.bootstrap(extra, reference=reference, **how)
+        assert found == metrics.bootstrap(table, reference=reference, **how)
+        with pytest.raises(ValueError, match="missing from the corruption table: fog"):
+            metrics.mean_corruption_error(table[table["corruption"] != "fog"], reference)
     swapped = table.replace({"file_name": {"00000.png": "x.png"}})
     swapped = pd.concat([table[table["corruption"] != "fog"], swapped.loc[fog.index]])
     with pytest.raises(ValueError, match="row in every condition"):  # as many, but other images
-        metrics.corruption_summary(swapped)
+        metrics.bootstrap(swapped, **how)
 
 
 # ---------------------------------------------------------------- factors and label sets

@@ -2,16 +2,9 @@
 
 # ruff: noqa: F401  (these names are imported from here)
 
-from advlib.metrics.classes import (
-    class_changes,
-    class_error,
-    class_summary,
-    confusion,
-    group_error,
-)
+from advlib.metrics.classes import class_changes, class_error, class_summary, confusion, group_error
 from advlib.metrics.errors import (
     corruption_error,
-    corruption_summary,
     error,
     error_ratio,
     factor_error,

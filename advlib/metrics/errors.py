@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from advlib.metrics.intervals import BootstrapInterval, bootstrap
 from advlib.metrics.resampling import draws, varied
 from advlib.metrics.tables import (
     CORRUPTIONS,
@@ -18,14 +17,12 @@ from advlib.metrics.tables import (
     By,
     LabelSets,
     SharedImages,
-    Tables,
     as_list,
     averages,
     checked,
     codes_of,
     counted,
     require,
-    several,
 )
 
 
@@ -61,7 +58,7 @@ def mean_corruption_error(
 
     ``reference``, such as `ALEXNET_CORRUPTION_ERROR`: CE_c by name, by which ours are divided
     (Hendrycks & Dietterich, 2019); None: the paper's unnormalised mCE. A ValueError lists what is
-    missing.
+    missing; the interval, ``bootstrap(table, "error", reference=reference)``, counts what is there.
     """
     found = corruption_error(counted(table)).set_index("corruption")["corruption_error"]
     divisors = dict.fromkeys(CORRUPTIONS, 1.0) if reference is None else reference
@@ -69,23 +66,6 @@ def mean_corruption_error(
         if absent := [c for c in CORRUPTIONS if c not in names]:
             raise ValueError(f"missing from the {what}: {', '.join(absent)}.")
     return float(np.mean([found[c] / divisors[c] for c in CORRUPTIONS]))
-
-
-def corruption_summary(
-    table: Tables,
-    reference: Mapping[str, float] | None = None,
-    paired_with: Tables | None = None,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> BootstrapInterval:
-    """`mean_corruption_error`, or table - paired_with, with the 95 % interval of `bootstrap`.
-
-    With a ``reference`` an image's row counts with 1 / that of its corruption. Every condition must
-    hold the same images. Raises ValueError as both functions do.
-    """
-    for one in (*several(table), *several(paired_with)):
-        mean_corruption_error(one, reference)  # names what is missing
-    return bootstrap(table, "error", paired_with, n_resamples, seed, reference)
 
 
 def _annotated(images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, list]:

@@ -163,7 +163,15 @@ def headings(*names: str) -> dict[str, str]:
     return {name: f"{s.title} ({s.unit})" if s.unit else s.title for name, s in found.items()}
 
 
-def _rows(shared: SharedImages, n_resamples: int, seed: int) -> pd.DataFrame:
+def summarise(
+    table: Tables | SharedImages,
+    *,
+    paired_with: Tables | None = None,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
+    shared = shared_images(table, paired_with, n_resamples)
     of, wrong = Resampled(shared, n_resamples, seed), shared.wrong.T
     each = [class_errors(c, w.mean()) for c, w in zip(of.classes, wrong, strict=True)]
     values = [[s.value(one) for one in each] for s in STATISTICS.values()] @ shared.weights
@@ -174,18 +182,6 @@ def _rows(shared: SharedImages, n_resamples: int, seed: int) -> pd.DataFrame:
     low, high = np.transpose(ends)
     columns = {"statistic": [*STATISTICS], "value": values, "low": low, "high": high}
     return pd.DataFrame(columns).assign(n_images=len(shared.images))
-
-
-def summarise(
-    table: Tables | SharedImages,
-    *,
-    paired_with: Tables | None = None,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    shared = shared_images(table, paired_with, n_resamples)
-    return _rows(shared, n_resamples, seed)
 
 
 def bootstrap(
@@ -201,7 +197,7 @@ def bootstrap(
     ``statistic`` is one of `STATISTICS`: ``"error"`` (over images) or one of `class_summary`.
     Images are resampled within their class: the classes are fixed. In a table of several conditions
     an image counts with its mean error over all its rows (those `counted`), and carries them all;
-    with a ``reference``, as in `corruption_summary`, a row counts with 1 / that of its corruption.
+    with a ``reference`` (see `mean_corruption_error`) a row counts with 1 / that of its corruption.
     Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
     image is drawn with all of them, so that the interval is that of these networks on other images.
     ``table`` may also be some of `together`: its images are not checked again.
@@ -225,7 +221,7 @@ def bootstrap(
     if statistic == "error":  # needs no classes, and seldom a draw
         value = shared.weights @ [column.mean() for column in shared.wrong.T]
         return BootstrapInterval(value, *_error_interval(Resampled(shared, n_resamples, seed)))
-    found = _rows(shared, n_resamples, seed).set_index("statistic")
+    found = summarise(shared, n_resamples=n_resamples, seed=seed).set_index("statistic")
     return BootstrapInterval(*found.loc[statistic, ["value", "low", "high"]])
 
 

@@ -166,15 +166,15 @@ def corruptions(study, tables: Tables, shared: Shared) -> pd.DataFrame:
         if key[0] != "corruptions":
             continue
         cells = metrics.error(table, ["corruption", "severity"]).astype({"corruption": str})
-        if len(cells) != 5 * len(metrics.CORRUPTIONS):
+        if cells.corruption.isin(metrics.CORRUPTIONS).sum() != 5 * len(metrics.CORRUPTIONS):
             metrics.mean_corruption_error(table)  # raises an error that names what is missing
         condition = cells.corruption + " " + cells.severity.astype(str)
         cells = cells.assign(statistic="error", value=cells.error, condition=condition)
         found = metrics.bootstrap(shared["corruptions"].of([key[1:]]), "error", **how)
         means = {"mean_corruption_error": found}
         if study.dataset == "imagenet":
-            found = metrics.corruption_summary(table, metrics.ALEXNET_CORRUPTION_ERROR, **how)
-            means["alexnet_normalised_mce"] = found
+            alexnet = {"reference": metrics.ALEXNET_CORRUPTION_ERROR, **how}
+            means["alexnet_normalised_mce"] = metrics.bootstrap(table, "error", **alexnet)
         for statistic, found in means.items():
             found = pd.DataFrame([found]).assign(statistic=statistic)
             parts.append(_keyed(found, key, condition="mean over 75 conditions"))
