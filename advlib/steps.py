@@ -40,6 +40,11 @@ class Run:
     helper: nn.Module | None = None
     attacked: Callable[[], nn.Module] | None = None  # made with the first batch; `folding`
 
+    def networks(self, **more) -> Networks:
+        """Those of a step; `more` are the fields in which training and validation differ."""
+        model, classes = self.state["model"], self.dataset.num_classes
+        return Networks(model, self.training, classes, self.dtype, helper=self.helper, **more)
+
 
 def take_step(run: Run, x, y, index, epoch: int, lr: float) -> list[torch.Tensor]:
     """One step of the optimizer on this process's images; loss, error and mean ε of each piece.
@@ -56,16 +61,8 @@ def take_step(run: Run, x, y, index, epoch: int, lr: float) -> list[torch.Tensor
         run.attacked = run.attacked or folding(model, x[:2])
     own = [rank] if rank else []
     torch.manual_seed(stream_seed(run.seed, "dropout", epoch, run.done, *own))
-    networks = Networks(
-        model,
-        run.training,
-        run.dataset.num_classes,
-        run.dtype,
-        run.forward,
-        run.attacked,
-        run.helper,
-        radii=[] if run.recipe.adversarial else None,
-    )
+    radii = [] if run.recipe.adversarial else None
+    networks = run.networks(forward=run.forward, attacked=run.attacked, radii=radii)
     step = Step(x, y, index.to(x.device), noise, networks, len(x) * rank)
     outcomes = backward(run.objective, step, run.training.accumulate)
     run.optimizer.step()
@@ -139,10 +136,8 @@ def check_loss(found) -> None:
 
 def validation_steps(run: Run, epoch: int) -> Iterator[Step]:
     """This process's batches of the validation images, whose starts depend on the epoch alone."""
-    model, training = run.state["model"], run.training
-    attacked = functools.cache(run.attacked) if run.attacked else None
-    classes = run.dataset.num_classes
-    networks = Networks(model, training, classes, run.dtype, None, attacked, run.helper)
+    training = run.training
+    networks = run.networks(attacked=functools.cache(run.attacked) if run.attacked else None)
     batches = torch.arange(len(run.validation)).split(training.batch_size)
     for number in range(distributed.rank(), len(batches), distributed.world_size()):
         how = {"batch_size": training.batch_size, "device": run.device}
@@ -237,11 +232,7 @@ def memory_advice(training: Training, device: torch.device, folder: Path) -> Ite
         yield
     except RuntimeError as error:
         said = str(error).lower()
-        if not (
-            isinstance(error, torch.OutOfMemoryError)
-            or "can't allocate memory" in said
-            or "out of memory" in said
-        ):
+        if "can't allocate memory" not in said and "out of memory" not in said:
             raise
         share = batch_share(training, distributed.world_size())
         more = [d for d in _divisors(share) if d > training.accumulate]

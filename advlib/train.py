@@ -115,49 +115,43 @@ def fit(
     weights as an uninterrupted one, bit for bit. With another number of processes or pieces the
     last bits differ. A damaged checkpoint is set aside, with a warning, and training starts anew.
     """
-    device = torch.device(device or default_device())
+    device, settings = torch.device(device or default_device()), settings or {}
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder), repeatable(device), memory_advice(training, device, folder):
-        parts = (model, dataset, training, recipe, seed, folder, settings or {}, device)
-        run = _open(*parts, validation, helper)
-        return _train(run, folder, settings or {}, checkpoint_seconds, late_epochs, on_step)
-
-
-def _open(model, dataset, training, recipe, seed, folder, settings, device, validation, helper):
-    """Check the arguments, make the parts of the run and load the checkpoint if there is one."""
-    batch_share(training, distributed.world_size())
-    check_images(dataset, training)
-    check_given(recipe, training, validation, helper)
-    model.to(device, memory_format=torch.channels_last).train()
-    check_outputs(model, dataset, training, recipe)
-    if helper is not None:
-        helper.to(device, memory_format=torch.channels_last).eval()
-    objective = find_objective(recipe.objective)(recipe, training, dataset)
-    state = {"model": model}
-    if isinstance(objective, nn.Module):
-        state["method"] = objective.to(device)
-    if decay := recipe.options["decay"] if recipe.epoch_average else training.ema:
-        decay = get_ema_multi_avg_fn(decay)
-        state["average"] = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
-    )
-    with distributed.in_turns():  # the first process sets a damaged file aside
-        done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
-    if len(set(found := distributed.from_all(done))) > 1:
-        raise RuntimeError(
-            f"the processes found checkpoints of different steps in {folder} ({found}): put the "
-            "runs (ADVLIB_RUNS) where all nodes see the same files"
+        batch_share(training, distributed.world_size())
+        check_images(dataset, training)
+        check_given(recipe, training, validation, helper)
+        model.to(device, memory_format=torch.channels_last).train()
+        check_outputs(model, dataset, training, recipe)
+        if helper is not None:
+            helper.to(device, memory_format=torch.channels_last).eval()
+        objective = find_objective(recipe.objective)(recipe, training, dataset)
+        state = {"model": model}
+        if isinstance(objective, nn.Module):
+            state["method"] = objective.to(device)
+        if decay := recipe.options["decay"] if recipe.epoch_average else training.ema:
+            decay = get_ema_multi_avg_fn(decay)
+            state["average"] = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
         )
-    dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
-    return Run(
-        dataset, training, recipe, seed, device, dtype, objective, state, optimizer, forward,
-        done, log, validation, helper,
-    )  # fmt: skip
+        with distributed.in_turns():  # the first process sets a damaged file aside
+            done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
+        if len(set(found := distributed.from_all(done))) > 1:
+            raise RuntimeError(
+                f"the processes found checkpoints of different steps in {folder} ({found}): put "
+                "the runs (ADVLIB_RUNS) where all nodes see the same files"
+            )
+        dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
+        run = Run(
+            dataset, training, recipe, seed, device, dtype, objective, state, optimizer, forward,
+            done, log, validation, helper,
+        )  # fmt: skip
+        return _train(run, folder, settings, checkpoint_seconds, late_epochs, on_step)
 
 
 def _train(run: Run, folder, settings, checkpoint_seconds, late_epochs, on_step) -> pd.DataFrame:
@@ -221,19 +215,11 @@ def _handed_over(run: Run) -> nn.Module:
 
 def _batches(run: Run, epoch: int, start_step: int):
     """This process's part of the batches of an epoch, from a step on."""
-    world_size = distributed.world_size()
-    return training_batches(
-        run.dataset,
-        batch_size=batch_share(run.training, world_size),
-        seed=run.seed,
-        epoch=epoch,
-        start_step=start_step,
-        augment=run.training.augment,
-        workers=run.training.workers,
-        device=run.device,
-        rank=distributed.rank(),
-        world_size=world_size,
-    )
+    training, world_size = run.training, distributed.world_size()
+    how = dict(batch_size=batch_share(training, world_size), rank=distributed.rank())
+    how |= dict(seed=run.seed, epoch=epoch, start_step=start_step, augment=training.augment)
+    how |= dict(workers=training.workers, device=run.device, world_size=world_size)
+    return training_batches(run.dataset, **how)
 
 
 def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
@@ -260,15 +246,9 @@ def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
 
 
 def _bar(run: Run, total: int) -> tqdm:
-    return tqdm(
-        total=total * run.training.batch_size,
-        initial=run.done * run.training.batch_size,
-        unit=" images",
-        desc=run.recipe.title,
-        mininterval=2,
-        unit_scale=True,
-        disable=distributed.rank() > 0,
-    )
+    size, how = run.training.batch_size, dict(unit=" images", unit_scale=True, mininterval=2)
+    how |= dict(desc=run.recipe.title, disable=distributed.rank() > 0)
+    return tqdm(total=total * size, initial=run.done * size, **how)
 
 
 def _summary(run: Run) -> str:
