@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import math
+import re
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import nn
 
 from advlib.data.vision import torchvision
 from advlib.labels import find_head
-from advlib.networks.cifar_resnet import CIFAR_RESNET, cifar_resnet
 from advlib.networks.weights import WEIGHT_FILES, head_outputs, load_weights, read_weights
+
+CIFAR_RESNET = re.compile(r"cifar_resnet(\d+)(?:_w(\d+))?(_s2)?")
 
 
 class Normalize(nn.Module):
@@ -89,6 +91,36 @@ def build_model(
             state |= {k: v for k, v in model.state_dict().items() if k in fresh}
         load_weights(model, Path(file), state)
     return model.eval()
+
+
+def cifar_resnet(name: str, num_classes: int, channels: int) -> nn.Module:
+    """A residual network for 32 px of He et al. 2016 (Sec. 4.2), with projections as shortcuts.
+
+    By its name, ``cifar_resnet<depth>[_w<width>][_s2]``, with random weights.
+    """
+    match = CIFAR_RESNET.fullmatch(name)
+    depth, width, stem = int(match[1]), int(match[2] or 16), 2 if match[3] else 1
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"a cifar_resnet has depth 6n+2 (8, 14, 20, …), got {depth}")
+    first = nn.Conv2d(channels, width, 3, stride=stem, padding=1, bias=False)
+    layers = [first, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    inputs = width
+    for stage in range(3):
+        for block in range((depth - 2) // 6):
+            stride = 2 if stage and not block else 1
+            outputs = width * 2**stage
+            shortcut = None
+            if stride == 2:
+                convolution = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+                shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+            layers.append(torchvision.models.resnet.BasicBlock(inputs, outputs, stride, shortcut))
+            inputs = outputs
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    net = nn.Sequential(*layers)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
 
 
 def _find(name: str) -> tuple[str, str]:

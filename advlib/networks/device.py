@@ -32,13 +32,9 @@ def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
 def autocast(device: torch.device | str, dtype: torch.dtype):
     """Autocast to `dtype`; for float32 none, and none of TF32's 10 bits in convolutions either."""
     if dtype == torch.float32:
-        cudnn = torch.backends.cudnn
-        return cudnn.flags(
-            enabled=cudnn.enabled,
-            benchmark=cudnn.benchmark,
-            deterministic=cudnn.deterministic,
-            allow_tf32=False,
-        )
+        names = ("enabled", "benchmark", "deterministic")
+        kept = {name: getattr(torch.backends.cudnn, name) for name in names}
+        return torch.backends.cudnn.flags(**kept, allow_tf32=False)
     return torch.autocast(torch.device(device).type, dtype)
 
 
