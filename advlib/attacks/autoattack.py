@@ -162,13 +162,10 @@ def write_state(table: pd.DataFrame, path: str | Path, components=COMPONENTS) ->
 
 def check_threat(threat: ThreatModel) -> None:
     """Raise ValueError for a threat model that AutoAttack is not made for."""
-    wanted = {"eps_space": "pixel", "clip": True, "label_source": "true"}
-    wanted |= {"attack_logits": "class", "model_mode": "eval", "success": "any"}
-    for name, value in wanted.items():
-        if getattr(threat, name) != value:
-            raise ValueError(
-                f"AutoAttack attacks with {name} = {value!r}, got {getattr(threat, name)!r}"
-            )
+    for name in ("eps_space", "clip", "label_source", "attack_logits", "model_mode", "success"):
+        given, wanted = getattr(threat, name), getattr(ThreatModel, name)  # its default
+        if given != wanted:
+            raise ValueError(f"AutoAttack attacks with {name} = {wanted!r}, got {given!r}")
     if not threat.eps > 0:
         raise ValueError("AutoAttack needs eps above 0")
 
