@@ -82,12 +82,8 @@ def contents(paths: Sequence[str]) -> np.ndarray:
 
     Each file is read once, by threads, and so a damaged one is found before anything is trained.
     What was found is kept in ``data/cache/``, in one file for a folder. A file counts as known
-    while its path, size and times are the same.
-
-    Raises
-    ------
-    DataError
-        For files that cannot be read, are no image, or only a part of one; it names ten of them.
+    while its path, size and times are the same. DataError names ten of the files that cannot be
+    read, are no image, or only a part of one.
     """
     where = os.path.commonpath([min(paths), max(paths)])
     key = hashlib.sha256(os.fsencode(os.path.abspath(where))).hexdigest()[:16]
@@ -159,14 +155,6 @@ def decode_into(pixels: np.ndarray, decode: Callable[[int], torch.Tensor], what:
     with ThreadPool(min(4, os.cpu_count() or 1)) as pool:
         for _ in tqdm(pool.imap_unordered(work, range(len(pixels)), 16), **how):
             pass
-
-
-def content_fingerprint(pixels: np.ndarray, labels: np.ndarray) -> str:
-    """SHA-256 in hex of shape, pixels (uint8) and labels (int64)."""
-    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    digest.update(np.ascontiguousarray(pixels))
-    digest.update(np.ascontiguousarray(labels, dtype="<i8"))
-    return digest.hexdigest()
 
 
 def listing_fingerprint(names: Sequence[str], found: np.ndarray, labels: Sequence[int]) -> str:

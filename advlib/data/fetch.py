@@ -37,8 +37,8 @@ FASHION_MNIST_SHA256 = {
 
 # Of each set: the folder that torchvision makes for it, the names of which a folder must hold one
 # to count, and where a user finds the data.
-_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _FOLDERS = "train/<class>/* and test/<class>/*"
+_CIFAR = f"(https://www.cs.toronto.edu/~kriz/cifar.html), or {_FOLDERS}"
 LAYOUTS = {
     "fashion_mnist": (
         "FashionMNIST/raw",
@@ -48,13 +48,9 @@ LAYOUTS = {
     "cifar10": (
         "cifar-10-batches-py",
         ["data_batch_1", "test_batch", "train", "test"],
-        f"cifar-10-batches-py ({_CIFAR}), or {_FOLDERS}",
+        f"cifar-10-batches-py {_CIFAR}",
     ),
-    "cifar100": (
-        "cifar-100-python",
-        ["train", "test"],
-        f"cifar-100-python ({_CIFAR}), or {_FOLDERS}",
-    ),
+    "cifar100": ("cifar-100-python", ["train", "test"], f"cifar-100-python {_CIFAR}"),
     "imagenet": (
         "",
         ["train", "val"],

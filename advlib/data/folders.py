@@ -34,7 +34,10 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
     DataError for a missing split, fewer than two class folders, a class that only one split has, an
     empty class, or a link to a folder above itself; OSError for a folder that cannot be read.
     """
-    present = split_folders(folder, imagenet=imagenet)
+    places = {"val": "test", "test": "test", "train": "train"}  # test goes before val
+    if imagenet:
+        del places["test"]
+    present = {split: folder / name for name, split in places.items() if (folder / name).is_dir()}
     if split not in present:
         wanted = split if split == "train" else "val" if imagenet else "test or val"
         raise DataError(
@@ -74,14 +77,6 @@ def list_tree(folder: Path, split: str, *, imagenet: bool = False) -> Tree:
     relative = [path[len(str(here)) + 1 :].replace(os.sep, "/") for path in paths]
     names = [os.path.basename(path) for path in paths] if imagenet else relative
     return Tree(classes, paths, names, labels)
-
-
-def split_folders(folder: Path, *, imagenet: bool = False) -> dict[str, Path]:
-    """The folders of "train" and "test" that are there; ``test`` goes before ``val``."""
-    places = {"val": "test", "test": "test", "train": "train"}
-    if imagenet:
-        del places["test"]
-    return {split: folder / name for name, split in places.items() if (folder / name).is_dir()}
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:

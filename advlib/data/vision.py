@@ -25,8 +25,6 @@ except (OSError, StopIteration):
         _schemas.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import torchvision  # noqa: E402
-import torchvision.datasets  # noqa: E402
-import torchvision.models  # noqa: E402
 import torchvision.transforms.v2  # noqa: E402
 
 __all__ = ["torchvision"]

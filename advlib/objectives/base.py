@@ -108,19 +108,15 @@ def mart(recipe: Recipe, training: Training, images) -> Objective:
     def objective(step: Step):
         x_adv, _ = step.attack()
         natural, attacked = step.logits(step.x, x_adv)
-        losses = boosted_cross_entropy(attacked, step.y).mean()
+        others = attacked.float().softmax(1).scatter(1, step.y[:, None], 0.0)
+        # Boosted by the margin term -log(1.0001 - largest other probability).
+        losses = (cross_entropy(attacked, step.y) - torch.log(1.0001 - others.amax(1))).mean()
         if beta:
             unsure = 1 - natural.float().softmax(1).gather(1, step.y[:, None])[:, 0]
             losses = losses + beta * (divergence(natural, attacked) * unsure).mean()
         return losses, step.wrong(natural, attacked)
 
     return objective
-
-
-def boosted_cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy and the margin term -log(1.0001 - largest other probability), (N,)."""
-    others = logits.float().softmax(1).scatter(1, y[:, None], 0.0)
-    return cross_entropy(logits, y) - torch.log(1.0001 - others.amax(1))
 
 
 def n_fgsm(recipe: Recipe, training: Training, images) -> Objective:
