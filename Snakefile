@@ -71,7 +71,7 @@ for name in TOLD:
             "study file: put the file back, and give settings of your own another file and id"
         )
 if workflow.is_main_process:
-    for reason in pages.left_out():
+    for reason in pages.left_out(SHOWN):  # what it shows is not read again
         print(reason, file=sys.stderr)
 
 
@@ -551,11 +551,7 @@ PAGES = {
         told=["-y", "others: " + json.dumps([f for n, f in FILES.items() if n not in dict([*SHOWN])])],
         after=list(FILES.values()),
     ),
-    "limits": asks(
-        SHOWN,
-        after=FILES.values(),
-        read=csvs("plan", "networks", "cifar_candidates"),
-    )
+    "limits": asks(SHOWN, after=FILES.values(), read=csvs("plan", "networks", "cifar_candidates"))
     | {"told": ["-y", "book: " + json.dumps(WHERE)]},
     "exercises": {"read": tables_of("cifar10", "committed")},
     "benchmark": {

@@ -1,3 +1,4 @@
+import ast
 import dataclasses
 import json
 import os
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -26,6 +28,57 @@ torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
 def marks(chart) -> str:
     """The SVG that Vega draws, so that a wrong field or type shows as missing marks."""
     return vl_convert.vegalite_to_svg(chart.to_dict())
+
+
+class Ran(NamedTuple):
+    """What a notebook leaves."""
+
+    names: dict
+    shown: dict[str, list]  # by the name of the figure, or else the id of the cell
+    glued: dict
+
+
+def run_notebook(name: str, **parameters) -> Ran:
+    """Run a notebook's cells in this process, with parameters as papermill gives them.
+
+    A kernel of its own would take seconds, most of them for imports.
+    """
+    notebook = json.loads((ROOT / f"notebooks/{name}.ipynb").read_text(encoding="utf-8"))
+    place, shown, glued = "", {}, {}
+
+    def display(*values):
+        shown.setdefault(place, []).extend(values)
+
+    names = {"__name__": name, "display": display}  # a kernel knows the latter without an import
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", display)
+        patch.setattr("myst_nb.glue", lambda key, value, display=True: glued.update({key: value}))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] != "code":
+                continue
+            place = cell["metadata"].get("mystnb", {}).get("figure", {}).get("name", cell["id"])
+            source = "".join(cell["source"])
+            tree = ast.parse(source)
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, place, "exec"), names)
+            if last is not None:
+                value = eval(compile(ast.Expression(last.value), place, "eval"), names)
+                if value is not None:
+                    display(value)
+            if "parameters" in cell["metadata"].get("tags", []):
+                names |= parameters
+                # As papermill and Jupyter leave them, by which a notebook knows its parameters.
+                given = [f"{key} = {value!r}" for key, value in parameters.items()]
+                names["In"] = [source, "\n".join(["# Parameters", *given])]
+    return Ran(names, shown, glued)
+
+
+def as_text(value) -> str:
+    """The Markdown or else the HTML that a page shows of a value."""
+    from IPython.core.formatters import DisplayFormatter
+
+    data, _ = DisplayFormatter().format(value)
+    return data.get("text/markdown") or data["text/html"]
 
 
 CHROMIUM_FLAGS = (
@@ -93,20 +146,23 @@ def on_path(folder: Path) -> dict[str, str]:
 
 
 def look(folder: Path, env: dict[str, str], *options: str) -> subprocess.CompletedProcess:
-    """A dry run of Snakemake; forked, since there are many, and half of their time is imports."""
+    """A run of Snakemake that makes nothing; forked: there are many, and half is imports."""
     with tempfile.NamedTemporaryFile("r") as said:
         code = exit_code(run_snakemake, options, folder, on_path(folder) | env, said.name)
         return subprocess.CompletedProcess(options, code, said.read(), "")
 
 
-def snakemake(folder: Path, *options: str, runs=None) -> subprocess.CompletedProcess:
-    """Run the pipeline of a copy of the project on its own study file."""
+def snakemake(folder: Path, *options: str, runs=None, stops=False) -> subprocess.CompletedProcess:
+    """Run the pipeline of a copy of the project on its own study file.
+
+    One that only looks (``-n``), or `stops` before any job, is forked.
+    """
     env = on_path(folder) | {"ADVLIB_RUNS": str(runs or folder / "runs")}
     options = ["--cores", "2", "--config", "study=my_study.yaml", *options]
-    if "-n" not in options:
-        command = [sys.executable, "-m", "snakemake", *options]
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    return look(folder, env, *options)
+    if stops or "-n" in options:
+        return look(folder, env, *options)
+    command = [sys.executable, "-m", "snakemake", *options]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 def save_digits(folder: Path) -> None:

@@ -13,7 +13,8 @@ from advbook.studies.identity import training_settings
 from advbook.studies.schema import load_study
 from advbook.studies.switches import ledger_threats
 from advlib.predictions import write_predictions
-from test_claims import evidence, execute, made_up_run, predictions, shown
+from conftest import as_text, run_notebook
+from test_claims import evidence, figure, made_up_run, predictions
 
 ATTACKS = [{}, {"steps": 1, "step_size": 0.1}]
 ABLATIONS = {
@@ -121,16 +122,15 @@ def audited(tmp_path):
     return file
 
 
-def as_html(notebook) -> str:
-    """What the notebook shows as HTML, its charts among it."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.get("data", {}).get("text/html", "") for output in outputs)
+def all_text(page) -> str:
+    """What the page shows, as text."""
+    return "".join(as_text(value) for values in page.shown.values() for value in values)
 
 
 def test_the_tables_have_each_run_against_its_control(audited, tmp_path):
-    options = ["-p", "study", str(audited), "-p", "output", str(tmp_path / "out")]
-    notebook = execute("study", tmp_path, *options, "-y", "parts: [ablations]")
-    assert escape(HOSTILE) in shown(notebook, "tab-ablations") and HOSTILE not in as_html(notebook)
+    given = {"study": str(audited), "output": str(tmp_path / "out")}
+    page = run_notebook("study", **given, parts=["ablations"])
+    assert escape(HOSTILE) in figure(page, "tab-ablations") and HOSTILE not in all_text(page)
     rows = pd.read_csv(tmp_path / "out/ablations.csv")
     difference = rows[(rows.method == "adv_extra_logit") & (rows.group == "less adv")]
     clean = difference[(difference.benchmark == "clean") & (difference.statistic == "error")]
@@ -166,9 +166,8 @@ def test_the_switches_of_a_study_with_neither_adv_nor_mixed_batches(tmp_path):
     file.write_text(yaml.safe_dump(values, allow_unicode=True))
     made_up_run(load_study(file))
     made_up_ledger(load_study(file), 100)
-    options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
-    notebook = execute("study", tmp_path, *options, "-y", "parts: [ledger]")
-    assert "Adv⁺" in shown(notebook, "tab-ledger") and HOSTILE not in as_html(notebook)
+    page = run_notebook("study", study=str(file), parts=["ledger"], output=str(tmp_path / "out"))
+    assert "Adv⁺" in figure(page, "tab-ledger") and HOSTILE not in all_text(page)
     tried = pd.read_csv(tmp_path / "out/ledger-combinations.csv")
     assert set(tried.pair) >= {f"{HOSTILE} beside Adv, two"}
     rows = pd.read_csv(tmp_path / "out/ledger.csv")

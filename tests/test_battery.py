@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import shutil
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -33,8 +31,7 @@ from advlib.data.sets import load_dataset, stratified_subset
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts, write_predictions
 from advlib.threat import ThreatModel
-from conftest import marks
-from test_notebooks import papermill
+from conftest import marks, run_notebook
 
 THREAT = ThreatModel(eps=0.15, steps=40)
 
@@ -66,6 +63,14 @@ def judged(model, images, networks=None, **options):
     )
     found = battery_verdicts.battery_verdicts(table, facts)
     return found.set_index("test"), battery_verdicts.overall(found), table, facts
+
+
+def judged_quickly(*given):
+    """With fewer steps and draws, where neither of the tests that count them is to say anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(battery_module, "STEPS", (1, 100))
+        patch.setattr(battery_module, "NOISE_DRAWS", 10)
+        return judged(*given)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def test_a_standard_network_is_not_robust_but_does_not_alarm(digit_networks, all
 @pytest.mark.parametrize("layer", [Quantise(), QuantiseToBytes()])
 def test_a_quantising_layer_alarms(digit_networks, digit_images, layer):
     masked = nn.Sequential(layer, *digit_networks["adv"])
-    found, verdict, _, _ = judged(masked, digit_images, {"adv": digit_networks["adv"]})
+    found, verdict, _, _ = judged_quickly(masked, digit_images, {"adv": digit_networks["adv"]})
     assert verdict == battery_verdicts.ALARMING
     assert found.verdict["gradients"] == battery_verdicts.ALARMING
     assert found.verdict["eps_unbounded"] == battery_verdicts.ALARMING
@@ -108,7 +113,7 @@ def test_a_quantising_layer_alarms(digit_networks, digit_images, layer):
 
 def test_saturated_logits_alarm(digit_networks, digit_images):
     masked = nn.Sequential(*digit_networks["adv"], Scale())
-    found, verdict, _, _ = judged(masked, digit_images)
+    found, verdict, _, _ = judged_quickly(masked, digit_images)
     assert verdict == battery_verdicts.ALARMING
     assert found.verdict["gradients"] == battery_verdicts.ALARMING
     assert found.verdict["losses"] == battery_verdicts.ALARMING
@@ -390,7 +395,7 @@ def trained(networks, tiny_study):
     return tiny_study
 
 
-def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(trained):
+def test_the_battery_of_a_study_gives_the_table_that_the_chapter_reads(trained, short):
     study = dataclasses.replace(trained, methods=["pretrained", "std"], battery_images=20)
     path = battery_predictions(study, "std", 0, strength="quick")
     table, facts = read_predictions(path), read_facts(path)
@@ -485,10 +490,9 @@ def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     (asks.runs / "data.json").write_text(json.dumps(data))
     file = tmp_path / "digits.yaml"
     file.write_text(json.dumps(asks.to_dict()))
-    done = papermill("study", tmp_path / "out.ipynb", "-p", "study", str(file),
-                     "-y", "parts: [autoattack]", "-p", "output", "results")  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = pd.read_csv(tmp_path / "results/autoattack.csv", dtype={"group": str})
+    made = tmp_path / "results"
+    run_notebook("study", study=str(file), parts=["autoattack"], output=str(made))
+    rows = pd.read_csv(made / "autoattack.csv", dtype={"group": str})
     assert (rows.n_images[rows.group != "all classes"] == 10).all()
     errors = rows[rows.statistic == "error"]
     for method, own in errors.groupby("method"):
@@ -502,7 +506,7 @@ def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     page, chart = {}, []
     exec(cells[2].source.split("_, own =")[0], page)  # imports
     page |= {"display": chart.append, "of_interest": lambda table: table}
-    page["shown"] = {"mine": Shown(asks, "fresh", "Mine", tmp_path / "results")}
+    page["shown"] = {"mine": Shown(asks, "fresh", "Mine", made)}
     exec(next(cell.source for cell in cells if cell.id == "strong"), page)
     (drawn,) = chart[0].to_dict()["datasets"].values()
     assert {row["network"] for row in drawn} == {"Mine: Pretrained", "Mine: Adv"}
@@ -554,15 +558,12 @@ def test_the_tables_of_a_battery_with_few_images_and_few_classes(tmp_path):
     for method in study.methods:
         facts["settings"] = training_settings(study, method, 0, "train", "start")
         write_predictions(table, study.runs / f"audit/battery/{method}-seed0.parquet", **facts)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
-    command += [str(ROOT / "notebooks/study.ipynb"), str(tmp_path / "out.ipynb")]
-    command += ["-p", "study", str(file), "-y", "parts: [battery]", "-p", "output", "results"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    verdicts = pd.read_csv(tmp_path / "results/battery.csv")
+    made = tmp_path / "results"
+    run_notebook("study", study=str(file), parts=["battery"], output=str(made))
+    verdicts = pd.read_csv(made / "battery.csv")
     assert set(verdicts.verdict) >= {battery_verdicts.TOO_FEW, battery_verdicts.NOT_RUN}
     assert set(verdicts.method) == {"std", "adv"}
-    errors = pd.read_csv(tmp_path / "results/battery-errors.csv")
+    errors = pd.read_csv(made / "battery-errors.csv")
     assert errors.n_images.eq(60).all()
     value = errors[errors.method == "adv"].set_index("condition").value
     assert value["fab_t"] == pytest.approx(21 / 60) and "apgd_t" not in value

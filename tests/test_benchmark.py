@@ -5,7 +5,6 @@ import json
 import socket
 import sys
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +18,7 @@ from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.fetch import DataError
 from advlib.networks.build import build_model
 from advlib.threat import ThreatModel
-from test_notebooks import papermill
+from conftest import run_notebook
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measurements
@@ -163,16 +162,8 @@ def test_fashion_mnist_takes_the_place_of_missing_data_aloud(monkeypatch, capsys
     assert "Fashion-MNIST takes its place" in capsys.readouterr().out
 
 
-def test_the_page_reads_these_tables(bench, tables, tmp_path):
-    out = tmp_path / "out.ipynb"
-    done = papermill("benchmark", out, "-p", "folder", str(bench[1] / "tables"))
-    assert done.returncode == 0, done.stderr
-    outputs = [o for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", [])]
-    glued = {
-        o.metadata.scrapbook.name: o.data["application/papermill.record/text/plain"].strip("'")
-        for o in outputs
-        if "scrapbook" in o.metadata
-    }
+def test_the_page_reads_these_tables(bench, tables):
+    glued = run_notebook("benchmark", folder=str(bench[1] / "tables")).glued
     rates = tables["speed"].query("model == 'adv' and what == 'evaluation' and attack != 'APGD'")
     rates = rates.groupby([rates.library == "advlib", "setting"]).images_per_second.max()
     times = rates[True, "default"] / rates[False, "as documented"]

@@ -3,11 +3,7 @@
 import dataclasses
 import json
 import re
-import shutil
-import subprocess
-import sys
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +13,7 @@ from advbook.audit.analysis import with_real
 from advbook.charts.verdict import shares_of_the_paper
 from advbook.claims import claims, verdict
 from advbook.claims import evidence as measured
+from advbook.studies import results
 from advbook.studies.identity import data_settings, training_settings
 from advbook.studies.schema import ROOT, load_study
 from advbook.studies.tables import read_audit, read_tables, with_spread
@@ -24,6 +21,7 @@ from advlib import metrics
 from advlib.data import annotations
 from advlib.metrics import over_seeds, t_interval
 from advlib.predictions import write_predictions
+from conftest import as_text, run_notebook
 
 PAPER = pd.read_csv(ROOT / "results/paper/published.csv")
 CLASSES, EACH = 10, 20
@@ -628,60 +626,40 @@ def made_up_run(study, errors=None) -> None:
                 write_predictions(table, path, **own)
 
 
-def execute(name, tmp_path, *options) -> nbformat.NotebookNode:
-    """Run one notebook by papermill, as the pipeline does."""
-    out = tmp_path / f"{name}.ipynb"
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
-    source = ROOT / "notebooks" / f"{name}.ipynb"
-    done = subprocess.run(
-        [*command, str(source), str(out), *options], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return nbformat.read(out, as_version=4)
-
-
-def shown(notebook, figure) -> str:
-    """What a figure's cell displays, as text."""
-    for cell in notebook.cells:
-        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == figure:
-            (data,) = [output.data for output in cell.outputs if "data" in output]
-            return data.get("text/markdown") or data["text/html"]
-    raise AssertionError(f"there is no {figure}")
+def figure(page, name) -> str:
+    """What the one cell of a figure shows, as text."""
+    (value,) = page.shown[name]
+    return as_text(value)
 
 
 @pytest.fixture
-def two_seeds(tmp_path):
-    """A made-up run with two seeds, and its study file."""
+def two_seeds(tmp_path, monkeypatch):
+    """A made-up run with two seeds, and its study file; result tables are looked for beside it."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
     values = {"study": "two_seeds", "dataset": "digits", "model": "cifar_resnet8", "eps": 0.1}
     values |= {"pretrain_epochs": 1, "methods": ["std", "adv", "adv_plus"], "seeds": [0, 1]}
     file = tmp_path / "two_seeds.yaml"
     file.write_text(yaml.safe_dump(values | {"n_resamples": 100, "corruption_images": 200}))
     made_up_run(load_study(file), {"adv_plus": 0.1})
-    yield file
-    shutil.rmtree(ROOT / "_build/fresh/two_seeds", ignore_errors=True)
+    return file
 
 
 def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
-    made = "_build/fresh/two_seeds/results"  # where pages by question look for them
-    options = ["-p", "study", str(two_seeds), "-p", "output", str(ROOT / made)]
-    page = execute("study", tmp_path, *options)
-    assert "±" in shown(page, "tab-corruptions") and "±" in shown(page, "tab-errors")
+    made = tmp_path / "_build/fresh/two_seeds/results"  # where pages by question look for them
+    page = run_notebook("study", study=str(two_seeds), output=str(made))
+    assert "±" in figure(page, "tab-corruptions") and "±" in figure(page, "tab-errors")
 
-    options = ["-y", f"studies: ['{two_seeds}:fresh']", "-p", "output", str(tmp_path / "out")]
-    page = execute("verdict", tmp_path, *options)
-    grid = shown(page, "tab-verdict")
+    out = tmp_path / "out"
+    page = run_notebook("verdict", studies=[f"{two_seeds}:fresh"], output=str(out))
+    grid = figure(page, "tab-verdict")
     assert "two_seeds, your run<br>*attacked only*" in grid
     assert "clean and attacked" not in grid  # not measured here
     assert "[lowers the clean error](costs.ipynb) | −5.48 | ● |" in grid
-    said = [
-        output.data["text/markdown"]
-        for cell in page.cells
-        for output in cell.get("outputs", [])
-        if "text/markdown" in output.get("data", {})
-    ]
-    (behind,) = (text for text in said if "The numbers behind the marks" in text)
+    (folded,) = page.shown["numbers"]
+    behind = as_text(folded)
+    assert "The numbers behind the marks" in behind
     assert "−30.00 [−3" in behind and "2\u00a0seeds [−30.00,\u00a0−30.00]" in behind
-    table = pd.read_csv(tmp_path / "out/verdict.csv")
+    table = pd.read_csv(out / "verdict.csv")
     assert len(table) == len(claims.VARIANTS) * len(claims.CLAIMS)
 
 
@@ -704,9 +682,9 @@ def test_tables_of_a_network_taken_as_it_is_and_of_networks_without_mistakes(tmp
         pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
         facts = {"how": how, "checkpoint_hash": "none"}
         path.with_suffix(".json").write_text(json.dumps(facts))
-    options = ["-p", "study", str(file), "-p", "output", str(tmp_path / "out")]
-    page = execute("study", tmp_path, *options)
-    assert "nan" not in shown(page, "tab-groups") and "0.00" in shown(page, "tab-groups")
+    page = run_notebook("study", study=str(file), output=str(tmp_path / "out"))
+    shown = figure(page, "tab-groups")
+    assert "nan" not in shown and "0.00" in shown
     logs = pd.read_csv(tmp_path / "out/training.csv")
     assert set(logs.method) == {"std"}  # nothing was trained of the other
     kinds = pd.read_csv(tmp_path / "out/groups.csv").set_index(["benchmark", "statistic"]).value

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,24 @@ SOME = [(c, 4) for c in CORRUPTIONS]  # every function, with each generator it d
 TWO = [("contrast", 2), ("gaussian_noise", 3)]
 
 
+class InProcess:
+    """In place of a pool of processes, each of which takes seconds to import what it needs."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def map(self, function, *columns):
+        return map(function, *columns)
+
+    def shutdown(self, **_):
+        pass
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch):
     monkeypatch.delenv("ADVLIB_DATA", raising=False)
     monkeypatch.setattr(fetch, "DATA", tmp_path / "project" / "data")
+    monkeypatch.setattr(corruptions, "ProcessPoolExecutor", InProcess)
 
 
 def in_memory(pixels, names=None, labels=None, positions=None):
@@ -50,10 +65,11 @@ def smooth(n, side, channels=3, seed=0):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """20 digits, all 75 conditions by two processes: (clean images, pixels by condition, facts)."""
+    """20 digits under all 75 conditions: (clean images, pixels by condition, facts)."""
     images = load_dataset("digits", "test", n_images=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch, "DATA", tmp_path_factory.mktemp("digits"))
+        patch.setattr(corruptions, "ProcessPoolExecutor", InProcess)
         patch.setattr(corruptions, "CHUNK_PIXELS", 6 * 32**2)  # several pieces to each condition
         facts = prepare(images)
         found = {c: corrupted(images, *c) for c in ALL}
@@ -163,6 +179,8 @@ def test_processes_load_no_torch():
 
 
 def test_an_interruption_keeps_what_is_finished(monkeypatch):
+    """Of real processes; the other tests do without."""
+    monkeypatch.setattr(corruptions, "ProcessPoolExecutor", ProcessPoolExecutor)
     images = in_memory(smooth(6, 32))
     conditions = [("contrast", s) for s in SEVERITIES]
     monkeypatch.setattr(corruptions, "CONDITIONS", conditions)

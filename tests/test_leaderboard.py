@@ -1,6 +1,7 @@
 """The leaderboard: records against the tables they were made from, what is refused, the page."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from advbook.zoo.leaderboard import read_records, record_network
 from advlib import metrics
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts, write_predictions
-from conftest import on_path
+from conftest import as_text, on_path, run_notebook
 
 COMMITTED = leaderboard.FOLDER
 TABLES = ROOT / "results/fashion_mnist_quick/predictions"
@@ -90,12 +91,12 @@ def test_a_record_has_the_figures_of_its_tables(folder, study, method):
 
 def test_the_committed_records_are_those_of_the_published_tables(folder):
     """After a study is published anew: `python -m advbook record --study <id>`."""
-    known = read_records(COMMITTED)
+    known, studies = read_records(COMMITTED), functools.cache(load_study)
     assert len(known) >= 4
     for path, record in known.items():
         of = record.classwise
         if of.study is not None:
-            again = record_network(load_study(of.study), of.method, of.seed, {})
+            again = record_network(studies(of.study), of.method, of.seed, {})
             assert again.read_text() == path.read_text(), path.name
 
 
@@ -265,20 +266,14 @@ def test_a_damaged_record_is_named(folder):
         read_records(folder)
 
 
-def test_the_page_shows_every_record(folder, files, tmp_path):
+def test_the_page_shows_every_record(folder, files):
     for name in ("adv", "adv_plus"):
         record_network(load_study("cifar10"), name, 0, {})
     own = {"autoattack": files["pgd40"]}
     main(command(files | own, threat=["norm=L2", "eps=0.5", "label_source=predicted"]))
-    run = [sys.executable, "-m", "papermill", "--no-progress-bar", "--kernel", "python3"]
-    run += [str(ROOT / "notebooks/leaderboard.ipynb"), "out.ipynb", "-p", "folder", str(folder)]
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-    shown = [
-        "".join(o.get("data", {}).get("text/html", "")) for c in cells for o in c.get("outputs", [])
-    ]
-    chart, table = (text for text in shown if text)
+    page = run_notebook("leaderboard", folder=str(folder))
+    (chart,), (table,) = page.shown["fig-records"], page.shown["tab-leaderboard"]
+    chart, table = json.dumps(chart.to_dict()), as_text(table)
     for name in ("Adv, CIFAR-10, seed 0", "Adv⁺, CIFAR-10, seed 0", "My network"):
         assert name in table and json.dumps(name)[1:-1] in chart
     assert "leaves the predicted label" in table and "AutoAttack, worst class" in table

@@ -653,8 +653,8 @@ def test_the_same_tables_make_the_same_pages(tmp_path):
     book = ["book/_static", "book/references.bib", "_config.yml"]
     python = sys.executable
     steps = [
-        f"{python} -m papermill --no-progress-bar -k python3 notebooks/table_check.ipynb run.ipynb",
-        f"{python} -m advbook.build.place run.ipynb book/generated/table_check.ipynb",
+        f"{python} -m advbook.build.place run.ipynb book/generated/table_check.ipynb --papermill "
+        "--no-progress-bar --kernel python3 notebooks/table_check.ipynb run.ipynb",
         "echo '{format: jb-book, root: book/generated/table_check}' > toc.yml",
         f"{Path(python).with_name('jupyter-book')} build . --toc toc.yml -q",
     ]

@@ -311,8 +311,8 @@ def test_a_component_that_leaves_the_ball_stops_autoattack(
 
 @pytest.fixture(scope="module")
 def published():
-    """The published CIFAR-10 network of Adv, and the images of its page that it gets right."""
-    study = load_study("cifar10")
+    """A published network of Adv, a small one, and the images of its page that it gets right."""
+    study = load_study("fashion_mnist_quick")
     samples = read_samples(study, "committed")
     samples = samples[(samples.method == "adv") & (samples.label == samples.predicted_class)]
     x = torch.tensor(np.stack([decode_png(png) for png in samples.image])) / 255

@@ -1,12 +1,7 @@
 """What the printed tables imply: rounding, noise, conventions; and the page that says it."""
 
-import ast
 import shutil
-import subprocess
-import sys
 
-import myst_nb
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +11,7 @@ from scipy import stats
 from advbook.claims import table_check
 from advbook.studies.schema import ROOT
 from advlib.metrics import class_summary
+from conftest import run_notebook
 
 PAPER = ROOT / "results" / "paper"
 UNLABELLED = 3163 / 50000  # of ImageNet's validation images: no ReaL label (Beyer et al.)
@@ -118,37 +114,17 @@ def test_figures_of_public_models_name_their_source():
 # ---------------------------------------------------------------- the page
 
 
-def execute(**parameters):
-    """The names that the notebook defines, what each cell shows by its id, and what is glued."""
-    notebook = nbformat.read(ROOT / "notebooks/table_check.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    namespace, shown, glued = {"In": [code[0].source]}, {}, {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(myst_nb, "glue", lambda name, value, display: glued.update({name: value}))
-        for cell in code:
-            tree = ast.parse(cell.source)
-            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, cell.id, "exec"), namespace)
-            if last is not None:
-                value = eval(compile(ast.Expression(last.value), cell.id, "eval"), namespace)
-                shown[cell.id] = value
-            if cell is code[0]:
-                namespace |= parameters
-    return namespace, shown, glued
-
-
 @pytest.fixture(scope="module")
 def page():
-    return execute(repeats=100)
+    return run_notebook("table_check", repeats=100)
 
 
 def test_the_page_says_what_the_tables_say(page):
-    _, _, glued = page
     known = {"robust_plus": "67.3", "pixels": "7.65", "normalised": "1.7", "best": "62.1"}
     known |= {"odd": "5.74", "points_pgd40": "37.62", "points_sd": "1.02", "standard": "0.03"}
     known |= {"falls": "5.74", "falls_room": "0.45", "rises": "13.6"}
     known |= {"noise_clean_least": "5.4", "noise_clean_most": "6.2", "share_std": "49"}
-    assert known.items() <= glued.items()
+    assert known.items() <= page.glued.items()
 
 
 @pytest.mark.parametrize(
@@ -168,25 +144,16 @@ def test_tables_that_no_longer_say_it_stop_the_page(tmp_path, file, row, column,
     table.loc[starts, column] = value
     table.to_csv(path, index=False)
     with pytest.raises(AssertionError):
-        execute(repeats=100, folder=str(tmp_path / "paper"))
+        run_notebook("table_check", repeats=100, folder=str(tmp_path / "paper"))
 
 
 def test_every_chart_of_the_page_is_drawn(page):
-    _, shown, _ = page
-    for name, expected in {"real-chart": 11, "spread-chart": 9, "leaderboard-chart": 18}.items():
-        svg = vl_convert.vegalite_to_svg(shown[name].to_dict() | {"width": 340})
+    points = {"fig-real-convention": 11, "fig-spread-mean": 9, "fig-leaderboard": 18}
+    for name, expected in points.items():
+        (chart,) = page.shown[name]
+        svg = vl_convert.vegalite_to_svg(chart.to_dict() | {"width": 340})
         assert svg.count('aria-roledescription="point"') == expected, name
         assert "NaN" not in svg and "undefined" not in svg
-
-
-def test_the_page_needs_no_torch():
-    code = (
-        "import sys; import advbook.claims.table_check, advbook.charts.base\n"
-        "import advbook.studies.parameters\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_public_networks_are_as_robustbench_lists_them():

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 import resource
+import shutil
 import signal
 
 import filelock
@@ -71,8 +72,9 @@ def run(study, method="std", folder=None, network=None, seed=0, **more):
 def test_adversarial_training_on_real_digits(tiny_study):
     """The point of it all: Adv must be far more robust than Std, and both must have learnt."""
     study = dataclasses.replace(
-        tiny_study, train_images=None, test_images=200, pretrain_epochs=4, epochs=4, train_steps=7
+        tiny_study, train_images=None, pretrain_epochs=4, epochs=4, train_steps=4
     )
+    threat = dataclasses.replace(study.threat("pgd40"), steps=10)
     models = {}
     for method in ("pretrained", "std", "adv", "adv_plus"):
         train_method(study, method, 0)
@@ -80,9 +82,7 @@ def test_adversarial_training_on_real_digits(tiny_study):
     test = images_of(study, "test")
     clean = {m: metrics.error(t) for m, t in predict(models, test, num_classes=10).items()}
     robust = {
-        method: metrics.error(
-            evaluate_attack(model, test, study.threat("pgd40"), num_classes=10, dtype="float32")
-        )
+        method: metrics.error(evaluate_attack(model, test, threat, num_classes=10, dtype="float32"))
         for method, model in models.items()
     }
     assert max(clean.values()) < 0.15
@@ -92,9 +92,19 @@ def test_adversarial_training_on_real_digits(tiny_study):
     assert models["adv_plus"](torch.rand(1, 1, 8, 8)).shape == (1, 11)
 
 
+@pytest.fixture(scope="module")
+def start(tiny_study, tmp_path_factory):
+    """The folder of the runs of the network that every method starts from."""
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADVLIB_RUNS", str(folder))
+        train_method(tiny_study, "pretrained", 0)
+    return folder
+
+
 @pytest.mark.parametrize("method", [m for m, r in RECIPES.items() if r.objective == "standard"])
-def test_every_method_trains_and_logs(tiny_study, method):
-    train_method(tiny_study, "pretrained", 0)
+def test_every_method_trains_and_logs(tiny_study, start, method):
+    shutil.copytree(start, tiny_study.runs.parent)
     facts = train_method(tiny_study, method, 0)
     log = (tiny_study.runs / "train" / f"{method}-seed0.csv").read_text().splitlines()
     assert log[0] == "study,method,seed,epoch,step,lr,loss,error,eps,images_per_second"

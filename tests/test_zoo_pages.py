@@ -1,6 +1,5 @@
 """The pages on many methods, made from a tiny study of four with two seeds, and of others."""
 
-import ast
 import json
 import shutil
 
@@ -12,9 +11,9 @@ import yaml
 from pandas.io.formats.style import Styler
 
 from advbook.studies import results
-from advbook.studies.places import ROOT
 from advbook.studies.schema import load_study
 from advlib.importing import read_predictions
+from conftest import run_notebook
 
 ZOO = {
     "study": "tiny_zoo", "title": "Tiny <zoo>", "dataset": "digits", "model": "cifar_resnet8",
@@ -32,27 +31,6 @@ ZOO = {
 }  # fmt: skip
 
 
-def run(notebook, **parameters):
-    """The names that a notebook leaves, its cells run in this process with other parameters."""
-    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    found = {"__name__": notebook, "Out": []}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            tree = ast.parse("".join(cell["source"]))
-            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, notebook, "exec"), found)
-            if last:
-                found["Out"].append(
-                    eval(compile(ast.Expression(last.value), notebook, "eval"), found)
-                )
-        if "parameters" in cell["metadata"].get("tags", []):
-            found |= parameters
-            # As papermill and Jupyter leave them, by which a notebook knows its parameters.
-            given = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in parameters.items())
-            found["In"] = ["".join(cell["source"]), given]
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The study's file; its networks, trained and judged; its result tables."""
@@ -62,16 +40,16 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADVLIB_RUNS", str(folder / "runs"))
         study = load_study(file)
-        run("data", study=str(file))
+        run_notebook("data", study=str(file))
         for name, seed in (*study.method_runs, *study.ablation_runs):
-            run("train", study=str(file), method=name, seed=seed)
-            run("evaluate_pgd", study=str(file), method=name, seed=seed)
-        run("evaluate_clean", study=str(file))
-        run("evaluate_clean", study=str(file), ablations_only=True)
+            run_notebook("train", study=str(file), method=name, seed=seed)
+            run_notebook("evaluate_pgd", study=str(file), method=name, seed=seed)
+        run_notebook("evaluate_clean", study=str(file))
+        run_notebook("evaluate_clean", study=str(file), ablations_only=True)
         for name in study.late_epochs:
-            run("evaluate_late", study=str(file), method=name)
+            run_notebook("evaluate_late", study=str(file), method=name)
         output = str(folder / "_build/fresh/tiny_zoo/results")
-        run("study", study=str(file), parts=["study", "ablations", "late"], output=output)
+        run_notebook("study", study=str(file), parts=["study", "ablations", "late"], output=output)
     return folder
 
 
@@ -83,15 +61,21 @@ def zoo(folder, monkeypatch):
     return folder / "tiny_zoo.yaml"
 
 
-def drawn(found) -> list[dict]:
-    """The charts that a notebook shows, as a page draws them."""
-    return [shown.to_dict() for shown in found["Out"] if isinstance(shown, alt.TopLevelMixin)]
+def of_kind(ran, kind) -> list:
+    """What a notebook shows of one kind, in order."""
+    return [value for values in ran.shown.values() for value in values if isinstance(value, kind)]
+
+
+def drawn(ran) -> list[dict]:
+    """The charts that it shows, as a page draws them."""
+    return [chart.to_dict() for chart in of_kind(ran, alt.TopLevelMixin)]
 
 
 def test_every_method_stands_beside_its_base(zoo):
     """On all three pages, by the figures of the prediction tables."""
     study, studies = load_study(zoo), [f"{zoo}:fresh"]
-    found = run("zoo", studies=studies, start="")
+    page = run_notebook("zoo", studies=studies, start="")
+    found = page.names
     arrows = found["arrows"].query("condition == 'PGD-40'").set_index("method")
     assert arrows.base.dropna().to_dict() == {
         **dict.fromkeys(("adv_plus", "trades", "logit_offset", "mine", "mart", "half"), "adv"),
@@ -115,13 +99,13 @@ def test_every_method_stands_beside_its_base(zoo):
     assert {*several[several].index} == {"TRADES", "WAT", "Logit offsets"}
     cost = cells["passes (time)"].str.split("\N{NO-BREAK SPACE}")
     assert cost["Adv"] == ["9", "(1.0×)"] and cost["Logit offsets"] == ["0"]
-    carried = run("carries", studies=studies)
-    changes = carried["changes"].query("condition == 'PGD-40'").set_index("method")
+    carried = run_notebook("carries", studies=studies)
+    changes = carried.names["changes"].query("condition == 'PGD-40'").set_index("method")
     assert set(changes.index) == {"TRADES", "WAT", "Logit offsets"}
     adv, trades = (sum(classes[name]) / 2 for name in ("adv", "trades"))
     assert changes.value["TRADES"] == pytest.approx((trades - adv)[adv.idxmax()])
-    assert len(drawn(found)) == len(drawn(carried)) == 1
-    assert '"field": "worst_min"' in json.dumps(drawn(found))  # the range of the seeds
+    assert len(drawn(page)) == len(drawn(carried)) == 1
+    assert '"field": "worst_min"' in json.dumps(drawn(page))  # the range of the seeds
 
 
 def test_a_study_without_autoattack_stands_beside_one_with_it(zoo, folder):
@@ -131,9 +115,8 @@ def test_a_study_without_autoattack_stands_beside_one_with_it(zoo, folder):
     errors = pd.read_csv(other / "classwise_error.csv").query("benchmark == 'pgd40'")
     both = [errors.assign(condition=name) for name in ("pgd40", "autoattack")]
     pd.concat(both).to_csv(other / "autoattack.csv", index=False)
-    found = run("carries", studies=[f"{zoo}:committed", f"{zoo}:fresh"])
-    shown = (one for one in found["Out"] if isinstance(one, Styler))
-    _, words, pairs = (one.data for one in shown)
+    found = run_notebook("carries", studies=[f"{zoo}:committed", f"{zoo}:fresh"])
+    _, words, pairs = (shown.data for shown in of_kind(found, Styler))
     assert {*words.study} == {"Tiny &lt;zoo&gt;"}
     first = words.iloc[0]
     assert first["class"] == "all classes" and " → " in first["Adv"]
@@ -142,10 +125,11 @@ def test_a_study_without_autoattack_stands_beside_one_with_it(zoo, folder):
 
 
 def test_the_choice_of_a_checkpoint_is_shown_for_the_runs_that_kept_them(zoo):
-    found = run("selection", studies=[f"{zoo}:fresh"])
+    page = run_notebook("selection", studies=[f"{zoo}:fresh"])
+    found = page.names
     assert set(found["table"].name) == {"Adv", "MART"} and len(found["table"]) == 6
     chosen = found["chosen"].set_index(["name", "rule", "by"])
     assert (chosen.xs("last", level="by").epoch == 2).all()
     best = chosen.average.xs("average", level="rule").unstack("by")
     assert (best.test <= best[["last", "validation"]].min(axis=1)).all()
-    assert len(drawn(found)) == 1
+    assert len(drawn(page)) == 1

@@ -2,8 +2,9 @@
 
 import argparse
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -62,13 +63,12 @@ def outdated(study: Study, folder: Path, part: str) -> str:
     return ""
 
 
-def left_out() -> list[str]:
-    """Why published tables that are there are not in the book: one sentence per study and part."""
+def left_out(shown: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({})) -> list[str]:
+    """Why published tables that are there are not in the book: a sentence per part not `shown`."""
     reasons = []
-    for file in sorted(STUDIES.glob("*.yaml")):
-        study = load_study(file)
-        folder = study.published
-        for part in parts_of(study):
+    for study in map(load_study, sorted(STUDIES.glob("*.yaml"))):
+        folder, known = study.published, shown.get((study.study, "committed"), ())
+        for part in (part for part in parts_of(study) if part not in known):
             tables = table_paths(study, folder)
             if part == "study":  # a folder may hold weights and their logs alone
                 paths = {path for path, key in tables.items() if key}
