@@ -45,11 +45,8 @@ def make_samples(study) -> Path:
     The attack is the study's PGD-40 in float32, from the start that `evaluate_attack` draws for the
     image. Its last iterate is kept, whether or not it is misclassified. Returns the path of
     ``runs/<study>/samples.parquet``; the same networks on the same machine give the same bytes.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError
-        As `advbook.studies.runs.load_run`, before anything is attacked.
+    Raises FileNotFoundError or RuntimeError as `advbook.studies.runs.load_run`, before anything is
+    attacked.
     """
     import torch
 

@@ -70,12 +70,8 @@ class Study(Views):
     """Every setting of a study; the paper's values where it gives one.
 
     A study file states only what differs. ε and steps may be written ``8/255``. It cannot be
-    changed; `dataclasses.replace` makes another one, which is checked too.
-
-    Raises
-    ------
-    ValueError
-        For a value of the wrong type or out of range, naming the key.
+    changed; `dataclasses.replace` makes another one, which is checked too. Raises ValueError,
+    naming the key, for a value of the wrong type or out of range.
     """
 
     study: str  # id: the name of its file and of its folders

@@ -28,33 +28,22 @@ def compare(
 ) -> pd.DataFrame:
     """Figures of many runs on the same images, and their paired differences from their bases.
 
-    Parameters
-    ----------
-    tables : mapping of (str, int) to DataFrame
-        Run and training seed -> its prediction table under one condition.
-    bases : mapping of str to str
-        Run -> the run that it is compared with, seed by seed; those without one are left out of it.
-    n_resamples, seed : int
-        Of the bootstrap of the SD.
+    The prediction tables, under one condition, are by run and training seed; ``bases`` says with
+    which run each is compared, seed by seed; those without one are left out of it.
 
-    Returns
-    -------
-    DataFrame
-        One row per run, indexed by it; fractions in [0, 1], means over its ``n_seeds`` seeds.
-        ``error``, ``worst``, ``worst_class`` (by the mean errors), ``p_worst`` (how often it is a
-        seed's worst when the class errors are drawn anew), ``sd`` (noise-corrected). ``error`` and
-        ``sd`` also with ``_low`` and ``_high``; ``error`` and ``worst`` with ``_min`` and ``_max``,
-        of the seeds, and ``_base``, of the base with the same seeds. Of the differences from it:
-        ``d_error``, ``d_sd`` and ``d_hardest`` (of the error of the class that is hardest for the
-        base, chosen once, by all its seeds), with ends of the 95 % interval over images, for these
-        networks, and ``_between``, their SD between the seeds; and ``p_error``, ``p_hardest``:
-        two-sided, by the normal approximation for paired images, and by Holm's step-down over all
-        runs. Missing for a run without a base.
+    Returns one row per run, indexed by it; fractions in [0, 1], means over its ``n_seeds`` seeds.
+    ``error``, ``worst``, ``worst_class`` (by the mean errors), ``p_worst`` (how often it is a
+    seed's worst when the class errors are drawn anew), ``sd`` (noise-corrected). ``error`` and
+    ``sd`` also with ``_low`` and ``_high``; ``error`` and ``worst`` with ``_min`` and ``_max``, of
+    the seeds, and ``_base``, of the base with the same seeds. Of the differences from it:
+    ``d_error``, ``d_sd`` and ``d_hardest`` (of the error of the class that is hardest for the base,
+    chosen once, by all its seeds), with ends of the 95 % interval over images, for these networks,
+    and ``_between``, their SD between the seeds; and ``p_error``, ``p_hardest``: two-sided, by the
+    normal approximation for paired images, and by Holm's step-down over all runs. Missing for a run
+    without a base.
 
-    Raises
-    ------
-    ValueError
-        If a base is not among the runs or lacks a seed, or tables differ in their images.
+    Raises ValueError if a base is not among the runs or lacks a seed, or tables differ in their
+    images.
     """
     seeds = {run: [number for name, number in tables if name == run] for run, _ in tables}
     for run, base in bases.items():
