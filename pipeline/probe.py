@@ -26,23 +26,14 @@ COLUMNS = ["what", "seconds", "memory_gb", "device_gb", "lacking", "how"]
 
 
 def measure(study: Study, sizes: dict, seconds: float = 2.0) -> pd.DataFrame:
-    """Time this study's real functions on this machine, on random images.
+    """Time this study's real functions on this machine, on random images of these `image_sizes`.
 
     Neither the study's data nor a trained network is needed, and nothing is left behind. Each
     measurement of the network aims at so many ``seconds``; slow machines take smaller batches.
 
-    Parameters
-    ----------
-    study : Study
-    sizes : dict
-        Of `image_sizes`.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by what was measured: seconds (of a notebook, an image, or an attack pass on one),
-        memory_gb (of the process by then), device_gb (of the GPU), lacking (by how many images the
-        batch was smaller than the study's), how.
+    Returns, indexed by what was measured: seconds (of a notebook, an image, or an attack pass on
+    one), memory_gb (of the process by then), device_gb (of the GPU), lacking (by how many images
+    the batch was smaller than the study's), how.
     """
     rows = _notebooks()
     if sizes:
@@ -57,16 +48,10 @@ def measure(study: Study, sizes: dict, seconds: float = 2.0) -> pd.DataFrame:
 def image_sizes(study: Study) -> dict:
     """Number and size of a study's images, from the data if they are here; nothing is downloaded.
 
-    Returns
-    -------
-    dict
-        train, test, corrupted (numbers of images), num_classes, channels, image_size (px),
-        in_memory, found (where this is from, in words). Empty for a study of predictions.
-
-    Raises
-    ------
-    advlib.data.sets.DataError
-        If the data are a folder that is not there, or are here and damaged.
+    Returns train, test, corrupted (numbers of images), num_classes, channels, image_size (px),
+    in_memory, found (where this is from, in words): empty for a study of predictions. Raises
+    `advlib.data.sets.DataError` if the data are a folder that is not there, or are here and
+    damaged.
     """
     from advlib.data import fetch
     from advlib.data.sets import DATASETS
