@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 from scipy.special import stdtrit
 
-from advbook.studies.current import SAMPLES, samples_table
+from advbook.studies.current import SAMPLES, study_tables
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
 from advlib.parquet import read_table, write_parquet
@@ -107,10 +107,11 @@ def make_samples(study) -> Path:
 def read_samples(study, source: str) -> pd.DataFrame:
     """The samples table of a study, "fresh" or "committed", with the columns above.
 
-    Raises FileNotFoundError or ValueError as `advbook.studies.current.samples_table`.
+    Raises FileNotFoundError or ValueError as `advbook.studies.current.study_tables`.
     """
-    path, _ = samples_table(study, tables_folder(study, source))
-    return read_table(path)[COLUMNS]
+    folder = tables_folder(study, source)
+    study_tables(study, folder, "samples")
+    return read_table(folder / SAMPLES)[COLUMNS]
 
 
 def sample_positions(file_names, labels, side: int) -> list[int]:
