@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from advbook.studies.tables import is_validation
 from advbook.studies.views import group_of
 from advlib import metrics
 from advlib.data import annotations
@@ -33,11 +32,6 @@ def with_real(study, tables: Tables) -> dict:
         if name == "clean"
     }
     return {**tables, **judged}
-
-
-def is_annotated(study, tables: Tables) -> bool:
-    """Whether these are ImageNet's validation images, whose factors people named (ImageNet-X)."""
-    return is_validation(study.dataset, next(iter(tables.values())).file_name)
 
 
 def together(tables: Tables) -> dict:

@@ -54,12 +54,6 @@ def mark(rows: pd.DataFrame, verdict: str) -> str:
     return f"{shown}\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{np.ceil(1000 * largest) / 10:.1f}"
 
 
-def paper_words(rows: pd.DataFrame) -> str:
-    """The paper's own figure for one claim, in points, or what it says without numbers."""
-    claim = CLAIMS[rows["claim"].iloc[0]]
-    return claim.printed or "; ".join(per_cent(value) for value in rows["paper"])
-
-
 def _each(comparisons: pd.DataFrame, judged: pd.DataFrame):
     """The verdict's row and the comparisons of each claim that was measured, in their order."""
     keys = ["claim", "study", "variant"]

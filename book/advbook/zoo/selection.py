@@ -19,15 +19,6 @@ def class_errors(wrong: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (wrong.astype(np.float32) @ members) / members.sum(0)
 
 
-def by_epoch(table: pd.DataFrame) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Epochs, wrong (E, N) and labels (N,) of a table of late checkpoints."""
-    epochs = sorted(int(name.removeprefix("epoch-")) for name in table.attack.unique())
-    table = table.assign(wrong=table.predicted_class != table.label)
-    wide = table.pivot(index=["file_name", "label"], columns="attack", values="wrong")
-    wrong = wide[[f"epoch-{epoch}" for epoch in epochs]].to_numpy(bool).T
-    return epochs, wrong, wide.index.get_level_values("label").to_numpy()
-
-
 def choices(epochs: list[int], test: np.ndarray, validation: np.ndarray) -> pd.DataFrame:
     """Which checkpoint each rule chooses on which images, and its figures on the test images.
 
