@@ -13,14 +13,12 @@ The samples table has one row an image and method (of the first seed):
 ====================================================  ==============================================
 """
 
-import json
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from scipy.special import stdtrit
 
 from advbook.studies.current import SAMPLES, study_tables
@@ -99,9 +97,7 @@ def make_samples(study) -> Path:
         "dtype": "float32",
         "versions": environment()["versions"],
     }
-    arrow = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False)
-    arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, "advlib": json.dumps(facts)})
-    return write_parquet(arrow, study.runs / SAMPLES)
+    return write_parquet(pd.concat(tables, ignore_index=True), study.runs / SAMPLES, facts)
 
 
 def read_samples(study, source: str) -> pd.DataFrame:
