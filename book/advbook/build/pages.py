@@ -121,12 +121,7 @@ def tables_shown(study: Study, making: Sequence[str] | None) -> dict[str, list[s
 
 
 def place_study(
-    executed: Path | str,
-    *,
-    file: str,
-    source: str,
-    tables: Iterable[Path | str] = (),
-    generated: Path | str = GENERATED,
+    executed: Path | str, *, file: str, source: str, tables: Iterable[Path | str] = ()
 ) -> Path:
     """Place the page with all tables of a study: ``studies/<source>/<study>.ipynb``.
 
@@ -135,7 +130,7 @@ def place_study(
     """
     study = titled(load_study(file), source)
     name, path = given_name(study, file), Path(executed)
-    target = Path(generated) / "studies" / source / f"{study.study}.ipynb"
+    target = GENERATED / "studies" / source / f"{study.study}.ipynb"
     command = as_code(f"make book STUDY={name}")
     own = f"A run on the machine that built this book ({command})."
     came = f"Tables that came with the project. {command} makes tables of your own."

@@ -103,37 +103,32 @@ def place_notebook(
     return target
 
 
-def write_toc(
-    entries: Sequence[str],
-    without: Sequence[str] = (),
-    template: Path = BOOK.parent / "_toc.yml",
-    generated: Path = GENERATED,
-    out: Path = BOOK.parent / "_build/toc.yml",
-) -> None:
+def write_toc(entries: Sequence[str], without: Sequence[str] = ()) -> None:
     """Write the toc that is built: the studies' pages take the place of the template's glob.
 
     Pages of studies that are not among the entries, "<source>/<study>" each, are removed, and so
     are pages by question ``without`` a study to show.
     """
-    for path in generated.glob("studies/*/*.*"):
+    for path in GENERATED.glob("studies/*/*.*"):
         if f"{path.parent.name}/{path.stem}" not in entries:
             path.unlink()
     for name in without:
-        (generated / f"{name}.ipynb").unlink(missing_ok=True)
-    toc = yaml.safe_load(template.read_text(encoding="utf-8"))
+        (GENERATED / f"{name}.ipynb").unlink(missing_ok=True)
+    toc = yaml.safe_load((BOOK.parent / "_toc.yml").read_text(encoding="utf-8"))
     for part in toc["parts"]:
         there = [page for page in part["chapters"] if Path(page["file"]).name not in without]
         part["chapters"] = there
-    for page in [page for part in toc["parts"] for page in part["chapters"]]:
-        if "glob" in page.get("sections", [{}])[0]:
-            folder = page["sections"][0]["glob"].removesuffix("/*")
-            page["sections"] = []
-            for entry in entries:
-                text = (generated / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
-                title = json.loads(text)["metadata"]["advbook"]["title"]
-                page["sections"].append({"file": f"{folder}/{entry}", "title": title})
+        for page in there:
+            if "glob" in page.get("sections", [{}])[0]:
+                folder = page["sections"][0]["glob"].removesuffix("/*")
+                page["sections"] = []
+                for entry in entries:
+                    text = (GENERATED / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
+                    title = json.loads(text)["metadata"]["advbook"]["title"]
+                    page["sections"].append({"file": f"{folder}/{entry}", "title": title})
+    out = BOOK.parent / "_build/toc.yml"
     out.parent.mkdir(parents=True, exist_ok=True)
-    note = f"# Written by advbook.build.pages from {template.name}.\n"
+    note = "# Written by advbook.build.pages from _toc.yml.\n"
     out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
 
 

@@ -24,7 +24,6 @@ def compare(
     bases: Mapping[str, str],
     *,
     n_resamples: int = 10_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Figures of many runs on the same images, and their paired differences from their bases.
 
@@ -51,7 +50,7 @@ def compare(
             raise ValueError(f"the base {base} is not among the runs: {', '.join(seeds)}")
         if missing := sorted({*seeds.get(run, ())} - {*seeds[base]}):
             raise ValueError(f"{base} lacks the seed {missing[0]} of {run}, whose base it is")
-    shared, how = metrics.together(tables), {"n_resamples": n_resamples, "seed": seed}
+    shared, how = metrics.together(tables), {"n_resamples": n_resamples}
     wrong = pd.DataFrame(shared.wrong, columns=pd.MultiIndex.from_tuples(shared.names))
     classes = wrong.groupby(shared.labels).mean()
     spread = {key: metrics.class_summary(table).sd_noise_corrected for key, table in tables.items()}
@@ -59,7 +58,7 @@ def compare(
     rows = {}
     for run, numbers in seeds.items():
         own, after = each.loc[run], [(run, number) for number in numbers]
-        row = {"worst": own.worst.mean()} | _worst(classes[run], shared.labels, seed)
+        row = {"worst": own.worst.mean()} | _worst(classes[run], shared.labels)
         row |= _ends("error", shared.of(after), how)
         row |= _ends("sd_noise_corrected", shared.of(after), how) | {"n_seeds": len(numbers)}
         for end in ("min", "max"):
@@ -96,10 +95,10 @@ def holm(p: pd.Series) -> pd.Series:
     return steps.cummax().clip(upper=1).reindex(p.index)
 
 
-def _worst(classes: pd.DataFrame, labels: np.ndarray, seed: int) -> dict:
+def _worst(classes: pd.DataFrame, labels: np.ndarray) -> dict:
     """The worst class and how sure it is: each class's number of errors is drawn anew."""
     worst = classes.mean(axis=1).idxmax()
-    sizes, rng = np.unique(labels, return_counts=True)[1], np.random.default_rng(seed)
+    sizes, rng = np.unique(labels, return_counts=True)[1], np.random.default_rng(0)
     drawn = [rng.binomial(sizes, classes[number], (N_DRAWS, len(sizes))) for number in classes]
     shares = [(classes.index[(one / sizes).argmax(1)] == worst).mean() for one in drawn]
     return {"worst_class": worst, "p_worst": np.mean(shares)}
