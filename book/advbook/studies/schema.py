@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 from advbook.studies.checks import in_words, refuse_unknown
 from advbook.studies.identity import training_settings
 from advbook.studies.places import ROOT, STUDIES, find_study, runs_folder
-from advbook.studies.rules import DATASETS, check_study
+from advbook.studies.rules import check_study
 from advbook.studies.views import FILES, Views
 from advbook.text import one_line
+from advlib.data.catalogue import DATASETS
 from advlib.threat import PROTOCOLS, ThreatModel, parse_number
 
 TRANSFORMED = ("eps", "steps", "step_size", "random_start", "loss")
