@@ -148,12 +148,15 @@ class _Costs:
         disk = 4 * 4 * self.network["parameters"] / 1e9
         return self._row(seconds, kind, f"{images:,} images: {kind}", disk)
 
-    def evaluate_clean(self):
-        n = self.sizes["test"]
+    def evaluate_clean(self, networks=None):
+        n, networks = self.sizes["test"], networks or self.runs
         seconds = self.seconds["start evaluation"]
-        seconds += self._images(n, self.runs * self.seconds["forward"])
-        basis = f"{n:,} images, {self.runs} networks"
-        return self._row(seconds, "forward", basis, PREDICTION * n * self.runs)
+        seconds += self._images(n, networks * self.seconds["forward"])
+        basis = f"{n:,} images, {networks} networks"
+        return self._row(seconds, "forward", basis, PREDICTION * n * networks)
+
+    def evaluate_ablations(self):
+        return self.evaluate_clean(len(self.study.ablation_runs))
 
     def evaluate_attack(self, attack, method, seed):
         threat, n = self.study.threat(attack), self.sizes["test"]
@@ -179,13 +182,6 @@ class _Costs:
         seconds = start + n * each / self.devices + made
         disk += n * self.sizes["channels"] * self.sizes["image_size"] ** 2 / 1e9
         return self._row(seconds, "corrupt", f"{basis}, made on {usable_cores()} cores", disk)
-
-    def evaluate_ablations(self):
-        n, networks = self.sizes["test"], len(self.study.ablation_runs)
-        seconds = self.seconds["start evaluation"]
-        seconds += self._images(n, networks * self.seconds["forward"])
-        basis = f"{n:,} images, {networks} networks"
-        return self._row(seconds, "forward", basis, PREDICTION * n * networks)
 
     def audit(self, rule):
         """An audit's attacks on one network, by the passes that they take at most.

@@ -109,23 +109,22 @@ def _notebooks() -> list[tuple]:
 def _network(study, sizes, seconds) -> list[tuple]:
     import torch
 
+    from advbook.studies.runs import normalisation
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
-    from advlib.data.sets import DATASETS, Images
+    from advlib.data.sets import Images
     from advlib.labels import widen_head
     from advlib.networks.build import build_model
     from advlib.networks.device import default_device
     from advlib.predictions import predict
     from advlib.threat import ThreatModel
 
-    device, info = default_device(), DATASETS[study.dataset]
-    prepared = study_preprocessing(study)
-    normalisation = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
+    device = default_device()
     num_classes = sizes["num_classes"]
     shape = (sizes["channels"], sizes["image_size"], sizes["image_size"])
     generator = torch.Generator().manual_seed(0)
 
     def network(extra_logits: bool = False):
-        model = build_model(study.model, num_classes=num_classes, **normalisation)
+        model = build_model(study.model, num_classes=num_classes, **normalisation(study))
         if extra_logits:
             widen_head(model, study.num_transforms)
         return model
