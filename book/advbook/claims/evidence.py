@@ -7,16 +7,8 @@ import numpy as np
 import pandas as pd
 
 from advbook.audit.analysis import together
-from advbook.claims.claims import (
-    CLAIMS,
-    COMPARED,
-    VARIANTS,
-    Claim,
-    Comparison,
-    published_difference,
-    published_expected,
-    published_room,
-)
+from advbook.claims import claims
+from advbook.claims.claims import CLAIMS, COMPARED, VARIANTS, Claim, Comparison
 from advlib import metrics
 from advlib.data import annotations
 
@@ -72,13 +64,13 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 )
                 row = {"study": study.study, "variant": variant, "claim": name}
                 row |= dataclasses.asdict(here)
-                row["paper"] = published_difference(paper, claim, asked)
-                row["paper_room"] = published_room(paper, claim, asked)
+                row["paper"] = claims.published_difference(paper, claim, asked)
+                row["paper_room"] = claims.published_room(paper, claim, asked)
                 row["absent"] = _absent(study, tables, claim, here)
                 if not row["absent"]:
                     row |= _measure(study, known, claim, here)
                     left = row.get("room", np.nan)
-                    row["expected"] = published_expected(paper, claim, asked, left)
+                    row["expected"] = claims.published_expected(paper, claim, asked, left)
                 rows.append(row)
     columns = ["value", "low", "high", "raw", "n_images", "sd", "n_seeds", "n_agree"]
     columns += ["error_before", "error_after", "room", "expected"]
