@@ -28,7 +28,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.env
 from advbook.build import pages
 from advbook.build.closure import code_of
 from advbook.studies.checks import check_choice, refuse_unknown
-from advbook.studies.current import SAMPLES, table_paths
+from advbook.studies.current import SAMPLES, paths_of
 from advbook.studies.identity import HOW, data_settings, networks_before, training_settings
 from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
 from advbook.studies.schema import load_study
@@ -206,7 +206,7 @@ def tables_of(study_id, source):
     """Every table of a study that the book shows, from one source."""
     study = BY_ID[study_id]
     folder = from_here(study.runs if source == "fresh" else study.published)
-    paths = [path for part in SHOWN[study_id, source] for path in pages.paths_of(study, folder, part)]
+    paths = [path for part in SHOWN[study_id, source] for path in paths_of(study, folder, part)]
     return list(dict.fromkeys(paths))
 
 
@@ -224,7 +224,7 @@ if STUDY.predictions:
             files=[from_here(named_file(path)) for path in STUDY.predictions.values()],
             file=FILE,
         output:
-            tables=list(table_paths(STUDY, RUNS)),
+            tables=list(paths_of(STUDY, RUNS)),
             executed=RUNS / "executed/bring_your_own.ipynb",
         log:
             RUNS / "logs/bring_your_own.ipynb",

@@ -106,13 +106,10 @@ def expected_iterates(study: Study, attack: str, method: str, seed: int) -> tupl
 def network_cost(name: str, image_size: int, *, channels: int = 3, num_classes: int = 1000) -> dict:
     """FLOPs and memory of a network for one image of so many px, counted without computing.
 
-    Returns
-    -------
-    dict
-        ``parameters``; ``forward_gflop`` and ``attack_gflop`` (forward and input gradient) in 10⁹
-        FLOPs, a multiplication and an addition being 2; ``activations_mb``, what a training step
-        keeps in float32 (about half in bfloat16). A training step is taken as three forward
-        passes: torch's counter overstates the weight gradients of grouped convolutions.
+    Returns ``parameters``; ``forward_gflop`` and ``attack_gflop`` (forward and input gradient) in
+    10⁹ FLOPs, a multiplication and an addition being 2; ``activations_mb``, what a training step
+    keeps in float32 (about half in bfloat16). A training step is taken as three forward passes:
+    torch's counter overstates the weight gradients of grouped convolutions.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -167,24 +164,11 @@ def compute_hours(
               {3600 \\cdot \\text{peak FLOP/s} \\cdot \\text{efficiency} \\cdot n \\cdot
               \\text{scaling}}
 
-    Parameters
-    ----------
-    passes : float
-        Images times forward passes for each (`advlib.recipes.Recipe.passes`).
-    forward_gflop : float
-        Of one image, in 10⁹ FLOPs.
-    tflops : float
-        Peak of one GPU in 10¹² FLOP/s: dense, in the type that is computed in.
-    efficiency : float
-        Share of the peak that is reached, in (0, 1].
-    n_gpus : int
-    scaling : float
-        Throughput of n GPUs by n times that of one, in (0, 1]; one GPU has no loss.
-
-    Raises
-    ------
-    ValueError
-        For a value out of range, naming it.
+    The passes are images times forward passes for each (`advlib.recipes.Recipe.passes`), and
+    ``forward_gflop`` is in 10⁹ FLOPs for one image. ``tflops`` is the peak of one GPU in 10¹²
+    FLOP/s: dense, in the type that is computed in; ``efficiency`` the share of it that is reached,
+    in (0, 1]; ``scaling`` the throughput of n GPUs by n times that of one, in (0, 1]; one GPU has
+    no loss. Raises ValueError for a value out of range, naming it.
     """
     _positive(tflops=tflops, n_gpus=n_gpus)
     for name, value in (("efficiency", efficiency), ("scaling", scaling)):
@@ -206,15 +190,8 @@ def default_efficiency(tflops: float, bandwidth_gb_s: float, flop_per_byte: floa
     The roofline of Williams et al. (2009): a computation that does so many FLOPs for each byte it
     moves runs at most at :math:`\\text{FLOP/byte} \\cdot \\text{bytes/s}`. NVIDIA's published
     mixed-precision training of ResNet-50 reaches 33 FLOP for each byte that a V100 can move and 30
-    on an A100; networks of large matrix products, such as transformers, reach more.
-
-    Parameters
-    ----------
-    tflops : float
-        Peak in 10¹² FLOP/s.
-    bandwidth_gb_s : float
-        Of its memory, in 10⁹ bytes a second.
-    flop_per_byte : float
+    on an A100; networks of large matrix products, such as transformers, reach more. The peak is in
+    10¹² FLOP/s, the bandwidth of the GPU's memory in 10⁹ bytes a second.
     """
     return min(1.0, flop_per_byte * bandwidth_gb_s / 1e3 / tflops)
 
@@ -231,30 +208,15 @@ def on_paper(
 ) -> pd.DataFrame:
     """The hours of a study on GPUs that nobody has to own: every assumption is an argument.
 
-    Parameters
-    ----------
-    study : Study
-        Its methods, seeds, epochs, steps, attacks and corruptions. How soon attacked images break
-        is taken from the quick study (`default_iterates`).
-    float32_slowdown : float
-        Clean images, and each attack's verdict, are computed in float32: so many times slower.
-    decoded_per_core, cores_per_gpu : float
-        Images a second that a CPU core decodes, and cores for each GPU.
-    data_factor : float
-        So many times the training images.
-    n_gpus, **gpu
-        As in `compute_hours`.
+    How soon attacked images break is taken from the quick study (`default_iterates`). Clean images,
+    and each attack's verdict, are computed in float32, ``float32_slowdown`` times slower. A CPU
+    core decodes ``decoded_per_core`` images a second, and each GPU has ``cores_per_gpu`` of them.
+    There are ``data_factor`` times the training images. The number of GPUs and what is said of one
+    are as in `compute_hours`.
 
-    Returns
-    -------
-    DataFrame
-        One row per job: rule, job, images, passes (forward, for each image), compute_hours,
-        decode_hours, hours (the larger: decoding goes on beside computing), gpu_hours.
-
-    Raises
-    ------
-    ValueError
-        For a value out of range.
+    Returns one row per job: rule, job, images, passes (forward, for each image), compute_hours,
+    decode_hours, hours (the larger: decoding goes on beside computing), gpu_hours. Raises
+    ValueError for a value out of range.
     """
     cores = {"decoded_per_core": decoded_per_core, "cores_per_gpu": cores_per_gpu}
     _positive(float32_slowdown=float32_slowdown, data_factor=data_factor, **cores)

@@ -83,30 +83,12 @@ def needs(
     attempt: int = 1,
     **stated,
 ) -> dict[str, int]:
-    """What one job asks for.
+    """What one job asks for: threads, gpu (their number), mem_mb and runtime (minutes).
 
-    Parameters
-    ----------
-    study : Study
-    rule : str
-        Of the Snakefile: one of `HEAVY`, data or analyse.
-    method, attack : str, optional
-        The job's, where the rule has them.
-    attempt : int
-        1, and one more each time the job is tried again, then with twice the memory: it may have
-        lacked that, or only time.
-    **stated
-        What replaces `DEFAULTS`.
-
-    Returns
-    -------
-    dict
-        threads, gpu (their number), mem_mb and runtime (minutes).
-
-    Raises
-    ------
-    ValueError
-        For a speed or a time that is not above 0.
+    The rule is of the Snakefile: one of `HEAVY`, data or analyse; method and attack are the job's,
+    where the rule has them. ``attempt`` is 1, and one more each time the job is tried again, then
+    with twice the memory: it may have lacked that, or only time. What is ``stated`` replaces
+    `DEFAULTS`; ValueError for a speed or a time that is not above 0.
     """
     stated = DEFAULTS | stated
     for name in ("passes_per_second", "max_minutes"):

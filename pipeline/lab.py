@@ -9,14 +9,8 @@ def without_outputs(model: dict, path: str, contents_manager, **_) -> None:
     """A pre-save hook: a notebook that git tracks is saved without its outputs and kernel.
 
     They stay on the page. A copy under another name, or any notebook outside git, keeps its own.
-
-    Parameters
-    ----------
-    model : dict
-        What is about to be saved; changed in place.
-    path : str
-        Of the notebook, from the folder that is served.
-    contents_manager : jupyter_server.services.contents.manager.ContentsManager
+    ``model`` is what is about to be saved, changed in place; the path is from the folder that is
+    served.
     """
     file = Path(contents_manager.root_dir) / path
     if model["type"] != "notebook" or not _tracked(file):

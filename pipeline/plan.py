@@ -40,16 +40,9 @@ LAST = ("place_study", "toc", "book", "all")
 def jobs(file: str | Path) -> pd.DataFrame:
     """The jobs of a study and its audit, by its id or file, as Snakemake lists them in a dry run.
 
-    Returns
-    -------
-    DataFrame
-        rule, job (its wildcards), benchmark (the file with its times, if it keeps one), audit
-        (whether the audit alone asks for it) and left (whether it is still to be done).
-
-    Raises
-    ------
-    RuntimeError
-        With Snakemake's message, if it cannot plan the study.
+    Returns rule, job (its wildcards), benchmark (the file with its times, if it keeps one), audit
+    (whether the audit alone asks for it) and left (whether it is still to be done). Raises
+    RuntimeError, with Snakemake's message, if it cannot plan the study.
     """
     study, file = load_study(file), find_study(file)
     mode = "audit" if study.audits and "pgd40" in study.attacks else "run"
@@ -84,21 +77,10 @@ def _dry_run(file: Path, mode: str, *options: str) -> list[dict]:
 def plan(study: Study, listed: pd.DataFrame, measured: pd.DataFrame, sizes: dict) -> pd.DataFrame:
     """Time, memory and disk of each job of a study on this machine.
 
-    Parameters
-    ----------
-    study : Study
-    listed : DataFrame
-        Of `jobs`.
-    measured, sizes
-        Of `pipeline.probe.measure` and `image_sizes`.
-
-    Returns
-    -------
-    DataFrame
-        One row per job: rule, job, left (still to be done), seconds, seconds_at_most (every
-        attacked image takes every step), memory_gb and device_gb at most, disk_gb, basis (in
-        words), benchmark (the file that will hold the time taken). A job that was stopped half-way
-        counts in full.
+    From what `jobs`, `pipeline.probe.measure` and `image_sizes` return to one row per job: rule,
+    job, left (still to be done), seconds, seconds_at_most (every attacked image takes every step),
+    memory_gb and device_gb at most, disk_gb, basis (in words), benchmark (the file that will hold
+    the time taken). A job that was stopped half-way counts in full.
     """
     costs = _Costs(study, measured, sizes)
     rows = []
@@ -166,12 +148,15 @@ class _Costs:
         disk = 4 * 4 * self.network["parameters"] / 1e9
         return self._row(seconds, kind, f"{images:,} images: {kind}", disk)
 
-    def evaluate_clean(self):
-        n = self.sizes["test"]
+    def evaluate_clean(self, networks=None):
+        n, networks = self.sizes["test"], networks or self.runs
         seconds = self.seconds["start evaluation"]
-        seconds += self._images(n, self.runs * self.seconds["forward"])
-        basis = f"{n:,} images, {self.runs} networks"
-        return self._row(seconds, "forward", basis, PREDICTION * n * self.runs)
+        seconds += self._images(n, networks * self.seconds["forward"])
+        basis = f"{n:,} images, {networks} networks"
+        return self._row(seconds, "forward", basis, PREDICTION * n * networks)
+
+    def evaluate_ablations(self):
+        return self.evaluate_clean(len(self.study.ablation_runs))
 
     def evaluate_attack(self, attack, method, seed):
         threat, n = self.study.threat(attack), self.sizes["test"]
@@ -197,13 +182,6 @@ class _Costs:
         seconds = start + n * each / self.devices + made
         disk += n * self.sizes["channels"] * self.sizes["image_size"] ** 2 / 1e9
         return self._row(seconds, "corrupt", f"{basis}, made on {usable_cores()} cores", disk)
-
-    def evaluate_ablations(self):
-        n, networks = self.sizes["test"], len(self.study.ablation_runs)
-        seconds = self.seconds["start evaluation"]
-        seconds += self._images(n, networks * self.seconds["forward"])
-        basis = f"{n:,} images, {networks} networks"
-        return self._row(seconds, "forward", basis, PREDICTION * n * networks)
 
     def audit(self, rule):
         """An audit's attacks on one network, by the passes that they take at most.
@@ -280,10 +258,8 @@ def compared(table: pd.DataFrame, since: float) -> pd.DataFrame:
 def report(name: str, compare: bool = False) -> None:
     """Probe, plan and print a study; with `compare` the last plan beside what the run then took.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such study or no earlier plan, or it cannot be run.
+    Raises FileNotFoundError or ValueError if there is no such study or no earlier plan, or it
+    cannot be run.
     """
     study = load_study(name)
     kept = study.runs / "plan.csv"

@@ -26,23 +26,14 @@ COLUMNS = ["what", "seconds", "memory_gb", "device_gb", "lacking", "how"]
 
 
 def measure(study: Study, sizes: dict, seconds: float = 2.0) -> pd.DataFrame:
-    """Time this study's real functions on this machine, on random images.
+    """Time this study's real functions on this machine, on random images of these `image_sizes`.
 
     Neither the study's data nor a trained network is needed, and nothing is left behind. Each
     measurement of the network aims at so many ``seconds``; slow machines take smaller batches.
 
-    Parameters
-    ----------
-    study : Study
-    sizes : dict
-        Of `image_sizes`.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by what was measured: seconds (of a notebook, an image, or an attack pass on one),
-        memory_gb (of the process by then), device_gb (of the GPU), lacking (by how many images the
-        batch was smaller than the study's), how.
+    Returns, indexed by what was measured: seconds (of a notebook, an image, or an attack pass on
+    one), memory_gb (of the process by then), device_gb (of the GPU), lacking (by how many images
+    the batch was smaller than the study's), how.
     """
     rows = _notebooks()
     if sizes:
@@ -57,16 +48,10 @@ def measure(study: Study, sizes: dict, seconds: float = 2.0) -> pd.DataFrame:
 def image_sizes(study: Study) -> dict:
     """Number and size of a study's images, from the data if they are here; nothing is downloaded.
 
-    Returns
-    -------
-    dict
-        train, test, corrupted (numbers of images), num_classes, channels, image_size (px),
-        in_memory, found (where this is from, in words). Empty for a study of predictions.
-
-    Raises
-    ------
-    advlib.data.sets.DataError
-        If the data are a folder that is not there, or are here and damaged.
+    Returns train, test, corrupted (numbers of images), num_classes, channels, image_size (px),
+    in_memory, found (where this is from, in words): empty for a study of predictions. Raises
+    `advlib.data.sets.DataError` if the data are a folder that is not there, or are here and
+    damaged.
     """
     from advlib.data import fetch
     from advlib.data.sets import DATASETS
@@ -124,23 +109,22 @@ def _notebooks() -> list[tuple]:
 def _network(study, sizes, seconds) -> list[tuple]:
     import torch
 
+    from advbook.studies.runs import normalisation
     from advlib.attacks.worst_case import default_batch_size, evaluate_attack
-    from advlib.data.sets import DATASETS, Images
+    from advlib.data.sets import Images
     from advlib.labels import widen_head
     from advlib.networks.build import build_model
     from advlib.networks.device import default_device
     from advlib.predictions import predict
     from advlib.threat import ThreatModel
 
-    device, info = default_device(), DATASETS[study.dataset]
-    prepared = study_preprocessing(study)
-    normalisation = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
+    device = default_device()
     num_classes = sizes["num_classes"]
     shape = (sizes["channels"], sizes["image_size"], sizes["image_size"])
     generator = torch.Generator().manual_seed(0)
 
     def network(extra_logits: bool = False):
-        model = build_model(study.model, num_classes=num_classes, **normalisation)
+        model = build_model(study.model, num_classes=num_classes, **normalisation(study))
         if extra_logits:
             widen_head(model, study.num_transforms)
         return model

@@ -164,8 +164,10 @@ def test_what_cannot_be_a_page_is_refused(executed, change, message):
     assert not (executed.parent / "generated" / "page.ipynb").exists()
 
 
-def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path):
+def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path, monkeypatch):
     generated = tmp_path / "book" / "generated"
+    monkeypatch.setattr(place, "BOOK", tmp_path / "book")
+    monkeypatch.setattr(place, "GENERATED", generated)
     for source, title in (("committed", "Toy"), ("fresh", "Toy, your run")):
         target = generated / "studies" / source / "toy.ipynb"
         place.place_notebook(executed, target, study_title=title, study_id=f"{source}-toy")
@@ -175,8 +177,8 @@ def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path):
     chapters += [{"file": "book/generated/zoo"}]
     (generated / "zoo.ipynb").touch()
     template.write_text(yaml.safe_dump({"root": "book/index", "parts": [{"chapters": chapters}]}))
-    studies, out = ["fresh/toy", "committed/toy"], tmp_path / "toc.yml"
-    place.write_toc(studies, ["zoo"], template, generated, out)
+    studies, out = ["fresh/toy", "committed/toy"], tmp_path / "_build/toc.yml"
+    place.write_toc(studies, ["zoo"])
     assert not (generated / "zoo.ipynb").exists()  # of the last build, which had such a study
     first, second = yaml.safe_load(out.read_text())["parts"][0]["chapters"]
     assert first["sections"] == [
@@ -184,7 +186,7 @@ def test_the_pages_of_studies_take_the_place_of_the_glob(executed, tmp_path):
         {"file": "book/generated/studies/committed/toy", "title": "Toy"},
     ]
     assert second == {"file": "book/glossary"}
-    place.write_toc(studies[1:], [], template, generated, out)
+    place.write_toc(studies[1:])
     assert not (generated / "studies/fresh/toy.ipynb").exists()  # of a study that is gone
 
 

@@ -139,8 +139,10 @@ def placed(own, source, tmp_path, **options):
     """The page of a study, from a file of its own."""
     file = tmp_path / "toy.yaml"
     file.write_text(yaml.safe_dump(own.to_dict()))
-    options = {"file": str(file), "source": source, "generated": tmp_path / "generated"} | options
-    return pages.place_study(executed(tmp_path / "study.ipynb"), **options)
+    options = {"file": str(file), "source": source} | options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages, "GENERATED", tmp_path / "generated")
+        return pages.place_study(executed(tmp_path / "study.ipynb"), **options)
 
 
 def test_the_page_of_a_study_says_whose_run_it_is_and_that_its_images_are_a_copy(planted, tmp_path):

@@ -36,6 +36,7 @@ from advlib.attacks.pgd import classify
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.importing import read_predictions
 from advlib.networks.device import default_device
+from advlib.predictions import read_facts
 
 QUICK = load_study("fashion_mnist_quick")
 
@@ -164,9 +165,8 @@ def test_under_l2_the_largest_change_is_black_or_white(study):
         was = {key: run["settings"][key] for key in ("seed", "data", "start")}
         run["settings"] = training_settings(other, run["method"], **was)
         file.write_text(json.dumps(run), encoding="utf-8")
-    table = pq.read_table(make_samples(other)).to_pandas()
-    facts = json.loads(pq.read_schema(study.runs / "samples.parquet").metadata[b"advlib"])
-    assert facts["threat"]["norm"] == "L2"
+    table = pq.read_table(made := make_samples(other)).to_pandas()
+    assert read_facts(made)["threat"]["norm"] == "L2"
     assert table.scale.between(0.03, 0.5).all() and table.scale.nunique() > 10
     for row in table.itertuples():
         delta = row.scale * (decode_png(row.perturbation) / 127.5 - 1)

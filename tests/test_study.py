@@ -12,7 +12,6 @@ from advbook.studies.identity import data_settings, recipe_of, training_settings
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parameters import notebook_parameters
 from advbook.studies.places import data_root, named_file, tables_folder, where_found
-from advbook.studies.rules import DATASETS
 from advbook.studies.schema import (
     ROOT,
     STUDIES,
@@ -195,12 +194,6 @@ def test_missing_studies_list_the_known(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("title: Vögel\n".encode("latin-1"))
     with pytest.raises(ValueError, match="latin.yaml: 'utf-8' codec can't decode"):
         load_study(tmp_path / "latin.yaml")
-
-
-def test_the_data_sets_of_studies_are_those_that_can_be_read():
-    from advlib.data.sets import DATASETS as readable
-
-    assert tuple(readable) == DATASETS
 
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from advbook.audit.analysis import with_real
 from advbook.build import pages, publish
 from advbook.studies.bring import bring
-from advbook.studies.current import audit_tables, read_data, study_tables, table_paths
+from advbook.studies.current import paths_of, read_data, study_tables
 from advbook.studies.identity import (
     DATA_FIELDS,
     TRAINING_FIELDS,
@@ -314,7 +314,7 @@ def test_a_new_field_with_a_default_leaves_every_committed_run_current(monkeypat
             assert study_tables(study, folder)
         for part in study.audits:
             if (folder / "audit" / part).is_dir():
-                assert audit_tables(study, folder, part)
+                assert study_tables(study, folder, part)
 
 
 def test_a_new_field_counts_once_it_is_set(monkeypatch, small_run):
@@ -411,7 +411,7 @@ def test_brought_predictions_become_the_tables_of_a_study(brought):
     assert (
         len(corrupted) == 225 and "attack" not in corrupted and facts["brought"].endswith("a.csv")
     )
-    assert list(table_paths(brought, brought.runs))[0].name == "data.json"
+    assert list(paths_of(brought, brought.runs))[0].name == "data.json"
 
 
 def test_what_one_file_says_is_correct_is_said_of_every_table(brought, tmp_path):

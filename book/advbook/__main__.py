@@ -35,12 +35,7 @@ def train(options) -> None:
 
 def evaluate(options) -> None:
     """Predictions of a study's networks on one benchmark."""
-    from advbook.studies.evaluate import (
-        attack_predictions,
-        clean_predictions,
-        corruption_predictions,
-        strong_predictions,
-    )
+    from advbook.studies import evaluate as make
     from advlib import distributed
 
     with distributed.process_group():
@@ -48,17 +43,17 @@ def evaluate(options) -> None:
         known = ("clean", "corruptions", "autoattack", *PROTOCOLS)
         check_choice("benchmark", options.benchmark, known)
         if options.benchmark == "clean":
-            clean_predictions(study, ablations=options.ablations)
+            make.clean_predictions(study, ablations=options.ablations)
         elif options.benchmark == "corruptions":
-            corruption_predictions(study)
+            make.corruption_predictions(study)
         else:
             known = (*study.recipes, *study.checkpoints, *study.ablations)
             check_choice("method", options.method, known)
             which = (study, options.method, options.seed)
             if options.benchmark == "autoattack":
-                strong_predictions(*which)
+                make.strong_predictions(*which)
             else:
-                attack_predictions(*which, options.benchmark)
+                make.attack_predictions(*which, options.benchmark)
 
 
 def data(options) -> None:

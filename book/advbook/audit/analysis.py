@@ -10,26 +10,18 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from advbook.studies.tables import is_validation
 from advbook.studies.views import group_of
 from advlib import metrics
 from advlib.data import annotations
 
 KEYS = ["benchmark", "method", "seed"]
 LABELS = {"real": "drop", "real_counted": "error"}  # ReaL's benchmarks: what no label means
-Tables = Mapping[tuple[str, str, int], pd.DataFrame]
+Tables = Mapping[tuple[str, str, int], pd.DataFrame]  # by benchmark, method and seed
 Shared = Mapping[str, metrics.SharedImages]  # by benchmark: what `together` makes of the tables
 
 
 def with_real(study, tables: Tables) -> dict:
-    """The tables and, for ImageNet's validation images, the clean ones judged by ReaL's labels.
-
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    tables : mapping
-        (benchmark, method, seed) -> prediction table.
-    """
+    """The tables and, for ImageNet's validation images, the clean ones judged by ReaL's labels."""
     if "evaluate_real" in study.unavailable:
         return dict(tables)
     sets = annotations.real_label_sets()
@@ -40,11 +32,6 @@ def with_real(study, tables: Tables) -> dict:
         if name == "clean"
     }
     return {**tables, **judged}
-
-
-def is_annotated(study, tables: Tables) -> bool:
-    """Whether these are ImageNet's validation images, whose factors people named (ImageNet-X)."""
-    return is_validation(study.dataset, next(iter(tables.values())).file_name)
 
 
 def together(tables: Tables) -> dict:
@@ -74,10 +61,7 @@ def errors(study, shared: Shared) -> pd.DataFrame:
 def differences(study, shared: Shared) -> pd.DataFrame:
     """Paired differences of mean errors, the mean over the seeds: of these networks, other images.
 
-    Returns
-    -------
-    DataFrame
-        benchmark, before, after, value, low, high, n_images.
+    Returns benchmark, before, after, value, low, high, n_images.
     """
     rows = []
     for benchmark, images in shared.items():
@@ -111,17 +95,10 @@ def _keyed(rows: pd.DataFrame, key: tuple, **more) -> pd.DataFrame:
 def corruption_class_error(table: pd.DataFrame) -> pd.DataFrame:
     """Error of each class over all corrupted conditions, with its interval over images.
 
-    Parameters
-    ----------
-    table : DataFrame
-        A prediction table with columns corruption and severity: the same images in each condition.
-
-    Returns
-    -------
-    DataFrame
-        Columns label, n_images, error, low, high. An image counts with its mean over the
-        conditions, and the interval is Student's over these means: the rows of one image are not
-        independent, so Wilson's would be too narrow. It is missing where all images fare alike.
+    From a prediction table with columns corruption and severity, the same images in each condition,
+    to label, n_images, error, low, high. An image counts with its mean over the conditions, and the
+    interval is Student's over these means: the rows of one image are not independent, so Wilson's
+    would be too narrow. It is missing where all images fare alike.
     """
     wrong = 1.0 - metrics.correct(table).astype(float)
     images = wrong.groupby([table.label, table.file_name]).mean()
@@ -185,10 +162,7 @@ def corruptions(study, tables: Tables, shared: Shared) -> pd.DataFrame:
 def corrupted_classes(tables: Tables) -> pd.DataFrame:
     """Error of each class by corruption, the mean of five severities: for the class explorer.
 
-    Returns
-    -------
-    DataFrame
-        method, corruption, label, error.
+    Returns method, corruption, label, error.
     """
     parts = []
     for (benchmark, method, _), table in tables.items():
@@ -204,13 +178,8 @@ def corrupted_classes(tables: Tables) -> pd.DataFrame:
 def factors(tables: Tables, annotated: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Errors and error ratios by factor of variation, of the clean images, seed by seed.
 
-    Parameters
-    ----------
-    tables : mapping
-    annotated : DataFrame
-        Which factor each image has, as `advlib.metrics.factor_summary` takes it.
-    kind : str
-        What these annotations are, for the column condition.
+    ``annotated`` says which factor each image has, as `advlib.metrics.factor_summary` takes it, and
+    ``kind`` what these annotations are, for the column condition.
     """
     parts = []
     for key, table in tables.items():
@@ -227,10 +196,7 @@ def factors(tables: Tables, annotated: pd.DataFrame, kind: str) -> pd.DataFrame:
 def factor_ratios(study, shared: Shared, annotated: pd.DataFrame) -> pd.DataFrame:
     """Error ratios over all seeds, with intervals over images, and their paired differences.
 
-    Returns
-    -------
-    DataFrame
-        before (empty for the ratio itself), method, factor, value, low, high, n_images.
+    Returns before (empty for the ratio itself), method, factor, value, low, high, n_images.
     """
     pairs = [*(("", method) for method in study.methods), *study.pairs]
     asked = [sides(study, after, before) for before, after in pairs]
@@ -256,17 +222,10 @@ def groups(study, tables: Tables, class_names: list[str]) -> pd.DataFrame:
 def top_confusions(table: pd.DataFrame) -> pd.DataFrame:
     """What each class is taken for, and what is taken for it: the largest shares of any method.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Prediction tables with columns benchmark and method.
-
-    Returns
-    -------
-    DataFrame
-        Columns benchmark, direction ("out": its images are taken for other; "in": images of other
-        are taken for it), label, other, place (0 to 5, the same for all methods), and
-        one column a method with the share of the images of the true class.
+    From prediction tables with columns benchmark and method to benchmark, direction ("out": its
+    images are taken for other; "in": images of other are taken for it), label, other, place (0 to
+    5, the same for all methods), and one column a method with the share of the images of the true
+    class.
     """
     pairs = metrics.confusion(table, ["benchmark", "method"])
     pairs = pairs[pairs.label != pairs.predicted_class]

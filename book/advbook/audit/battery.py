@@ -80,36 +80,22 @@ def battery(
 ) -> tuple[pd.DataFrame, dict]:
     """Attack a network in every way of the battery, in float32.
 
-    Parameters
-    ----------
-    model, images, num_classes
-        As in `advlib.evaluate_attack`.
-    threat : ThreatModel
-        In pixels, on the true label and the class logits, in evaluation mode.
-    sources : dict of str to nn.Module, optional
-        Other networks: what PGD makes on them is tried on this one.
-    batch_size : int
-        Images attacked at once; fixed, so that numbers repeat to the last digit.
-    strength : str
-        Of AutoAttack: one of `STRENGTHS`.
-    folder : Path, optional
-        Each finished condition is kept there, so that a killed run goes on. Its name must hold what
-        decides them all. `progress` is called with the name of each.
+    Model, images and num_classes are as in `advlib.evaluate_attack`; the threat is in pixels, on
+    the true label and the class logits, in evaluation mode. What PGD makes on the ``sources``,
+    other networks by name, is tried on this one. ``batch_size`` is fixed, so that numbers repeat to
+    the last digit; ``strength`` is one of `STRENGTHS`. Each finished condition is kept in
+    ``folder``, so that a killed run goes on: its name must hold what decides them all. ``progress``
+    is called with the name of each.
 
-    Returns
-    -------
-    (DataFrame, dict)
-        A prediction table with ``attack`` and ``linf``: the conditions of `battery_conditions`,
-        ``transfer_<source>``, and AutoAttack's components as far as they apply, each with the worst
-        case so far. And facts: conditions (name to threat model), strength and autoattack (its
-        settings), logits_change and predictions_change (over five passes), outputs ("logits" or
-        "probabilities"), zero_gradients (by loss and place, the names of the images that are right
-        there and have no finite gradient other than zero).
+    Returns a prediction table with ``attack`` and ``linf``: the conditions of `battery_conditions`,
+    ``transfer_<source>``, and AutoAttack's components as far as they apply, each with the worst
+    case so far. And facts: conditions (name to threat model), strength and autoattack (its
+    settings), logits_change and predictions_change (over five passes), outputs ("logits" or
+    "probabilities"), zero_gradients (by loss and place, the names of the images that are right
+    there and have no finite gradient other than zero).
 
-    Raises
-    ------
-    ValueError, RuntimeError
-        For a threat model that the battery is not made for, and if an attack leaves the ball.
+    Raises ValueError for a threat model that the battery is not made for, RuntimeError if an attack
+    leaves the ball.
     """
     check_threat(threat)
     device = default_device()

@@ -125,14 +125,11 @@ COMPONENTS = {"apgd_ce": "APGD-CE", "apgd_t": "APGD-T", "fab_t": "FAB-T", "squar
 def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
     """The verdict of each test of the battery on one network, from what `battery` returns.
 
-    Returns
-    -------
-    DataFrame
-        A row for each of `TESTS`: test, question, measured (words), count, value, low,
-        high (shares of all images with an exact 95 % interval; for "deterministic" the largest
-        change of the logits), tolerance, threshold (of the alarm), verdict (of `VERDICTS`), source.
-        A test whose conditions are missing is "not run"; one that found nothing to look at has "too
-        few images" where the upper end of its interval lies beyond the alarm.
+    A row for each of `TESTS`: test, question, measured (words), count, value, low, high (shares of
+    all images with an exact 95 % interval; for "deterministic" the largest change of the logits),
+    tolerance, threshold (of the alarm), verdict (of `VERDICTS`), source. A test whose conditions
+    are missing is "not run"; one that found nothing to look at has "too few images" where the upper
+    end of its interval lies beyond the alarm.
     """
     broken = broken_images(table)
     rows = []

@@ -63,19 +63,6 @@ def gaps(table: pd.DataFrame, *, n_resamples: int = 10_000) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "gap", "success", "value", "low", "high"])
 
 
-def result_rows(errors: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """`switch_errors` and `gaps` as rows of a result table, each switch a condition."""
-    change = errors.drop(columns=["value", "low", "high"])
-    change = change.rename(columns={"change": "value", "change_low": "low", "change_high": "high"})
-    change = change[~change.attack.isin([CLEAN, "default"])]
-    parts = [
-        errors.assign(statistic="error"),
-        change.assign(statistic="error less that of the default"),
-        gaps.rename(columns={"success": "attack"}).assign(statistic=gaps.gap + " gap"),
-    ]
-    return pd.concat(parts, ignore_index=True).rename(columns={"attack": "condition"})
-
-
 def pair_changes(
     table: pd.DataFrame, same: Mapping, before: str, after: str, *, n_resamples: int
 ) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from advbook.audit.battery import STRENGTHS, battery
-from advbook.studies.evaluate import image_facts, numbers, run_facts
+from advbook.studies.evaluate import image_facts, numbers, run_facts, write_table
 from advbook.studies.identity import digest, recipe_of
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
@@ -109,8 +109,7 @@ def late_predictions(study: Study, method: str, seed: int) -> Path:
     table = pd.concat(tables).drop(columns="steps_used").round({"linf": 4})
     facts |= {"validation": validation}
     path = study.runs / "audit" / "late" / f"{method}-seed{seed}.parquet"
-    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
-    return write_predictions(table, path, **sizes, **facts)
+    return write_table(table, path, images, facts)
 
 
 def battery_predictions(
@@ -145,5 +144,4 @@ def battery_predictions(
         progress=functools.partial(print, "finished:"),
     )
     path = study.runs / "audit" / "battery" / f"{method}-seed{seed}.parquet"
-    sizes = {"num_classes": images.num_classes, "n_images": len(images)}
-    return write_predictions(table, path, **sizes, **facts | found)
+    return write_table(table, path, images, facts | found)

@@ -10,8 +10,7 @@ import pandas as pd
 
 from advbook.build.place import GENERATED, place_notebook, write_toc
 from advbook.commands import plainly
-from advbook.studies import current
-from advbook.studies.current import SAMPLES, audit_paths, table_paths
+from advbook.studies.current import paths_of, study_tables
 from advbook.studies.identity import HOW
 from advbook.studies.places import ROOT, STUDIES, find_study, given_name, shown_path, tables_folder
 from advbook.studies.results import titled
@@ -19,6 +18,7 @@ from advbook.studies.schema import Study, load_study
 from advbook.text import as_code, as_typed, note_html, one_line
 
 DEFAULT = "fashion_mnist_quick"
+table_paths = paths_of  # of the part "study"
 LARGE = 5_000_000  # bytes: larger tables are not offered, larger checkpoints not published
 
 
@@ -37,27 +37,13 @@ def parts_of(study: Study) -> tuple[str, ...]:
     return ("study", *samples, *study.audits)
 
 
-def paths_of(study: Study, folder: Path, part: str) -> list[Path]:
-    """Every table of a part of a study."""
-    if part == "study":
-        return list(table_paths(study, folder))
-    if part == "samples":
-        return [folder / "data.json", folder / SAMPLES]
-    return [folder / "data.json", *audit_paths(study, folder, part)]
-
-
 def outdated(study: Study, folder: Path, part: str) -> str:
     """Why a folder does not hold every table of a part, made with the present settings; or "".
 
     Raises OSError for a broken file.
     """
     try:
-        if part == "study":
-            current.study_tables(study, folder)
-        elif part == "samples":
-            current.samples_table(study, folder)
-        else:
-            current.audit_tables(study, folder, part)
+        study_tables(study, folder, part)
     except (FileNotFoundError, ValueError) as error:
         return str(error)
     return ""
@@ -135,12 +121,7 @@ def tables_shown(study: Study, making: Sequence[str] | None) -> dict[str, list[s
 
 
 def place_study(
-    executed: Path | str,
-    *,
-    file: str,
-    source: str,
-    tables: Iterable[Path | str] = (),
-    generated: Path | str = GENERATED,
+    executed: Path | str, *, file: str, source: str, tables: Iterable[Path | str] = ()
 ) -> Path:
     """Place the page with all tables of a study: ``studies/<source>/<study>.ipynb``.
 
@@ -149,7 +130,7 @@ def place_study(
     """
     study = titled(load_study(file), source)
     name, path = given_name(study, file), Path(executed)
-    target = Path(generated) / "studies" / source / f"{study.study}.ipynb"
+    target = GENERATED / "studies" / source / f"{study.study}.ipynb"
     command = as_code(f"make book STUDY={name}")
     own = f"A run on the machine that built this book ({command})."
     came = f"Tables that came with the project. {command} makes tables of your own."

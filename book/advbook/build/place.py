@@ -43,34 +43,22 @@ def place_notebook(
 ) -> Path:
     """Make a page of the book from an executed notebook, as papermill left it; its path.
 
-    Parameters
-    ----------
-    target
-        The page to write, a ``.ipynb`` under ``book/generated``.
-    study_id, study_title
-        Of a notebook that has a page per study: the id goes before the name of every figure and
-        table, the title ends the heading ("Average error: CIFAR-10").
-    source
-        Where the page's numbers come from, one or two sentences of Markdown; else what the
-        notebook's own metadata say, `advbook.source`. They are shown with the downloads, the
-        version, the date of the tables, and the command that makes the page again: under the
-        heading, or where the text says ``{{ provenance }}``.
-    tables
-        CSV files that the page offers for download, each also as LaTeX; they are copied into
-        ``tables/`` beside the page.
-    read, made_by
-        The tables that the page reads, the newest of which dates it, and how they are made:
-        Markdown for the folded block *Run this yourself*.
-    words
-        What takes the place of ``{{ name }}`` in Markdown and captions, by name; so does
-        `study_title`.
-    files
-        Markdown for the end of the page.
+    The target is a ``.ipynb`` under ``book/generated``. Of a notebook that has a page per study,
+    ``study_id`` goes before the name of every figure and table, and ``study_title`` ends the
+    heading ("Average error: CIFAR-10").
 
-    Raises
-    ------
-    ValueError
-        If a cell failed or was not run, or if the notebook does not begin with a ``# Heading``.
+    ``source`` says where the page's numbers come from, one or two sentences of Markdown; else the
+    notebook's own metadata do, `advbook.source`. This is shown with the downloads, the version, the
+    date of the tables, and the command that makes the page again: under the heading, or where the
+    text says ``{{ provenance }}``. ``tables`` are CSV files that the page offers for download, each
+    also as LaTeX; they are copied into ``tables/`` beside the page. ``read`` are the tables that it
+    reads, the newest of which dates it, and ``made_by`` says how they are made: Markdown for the
+    folded block *Run this yourself*.
+
+    ``words`` are what takes the place of ``{{ name }}`` in Markdown and captions, by name, and so
+    does ``study_title``. ``files`` is Markdown for the end of the page.
+
+    Raises ValueError if a cell failed or was not run, or if the first line is no ``# Heading``.
     """
     executed, target = Path(executed), Path(target)
     notebook = _read(executed)
@@ -115,37 +103,32 @@ def place_notebook(
     return target
 
 
-def write_toc(
-    entries: Sequence[str],
-    without: Sequence[str] = (),
-    template: Path = BOOK.parent / "_toc.yml",
-    generated: Path = GENERATED,
-    out: Path = BOOK.parent / "_build/toc.yml",
-) -> None:
+def write_toc(entries: Sequence[str], without: Sequence[str] = ()) -> None:
     """Write the toc that is built: the studies' pages take the place of the template's glob.
 
     Pages of studies that are not among the entries, "<source>/<study>" each, are removed, and so
     are pages by question ``without`` a study to show.
     """
-    for path in generated.glob("studies/*/*.*"):
+    for path in GENERATED.glob("studies/*/*.*"):
         if f"{path.parent.name}/{path.stem}" not in entries:
             path.unlink()
     for name in without:
-        (generated / f"{name}.ipynb").unlink(missing_ok=True)
-    toc = yaml.safe_load(template.read_text(encoding="utf-8"))
+        (GENERATED / f"{name}.ipynb").unlink(missing_ok=True)
+    toc = yaml.safe_load((BOOK.parent / "_toc.yml").read_text(encoding="utf-8"))
     for part in toc["parts"]:
         there = [page for page in part["chapters"] if Path(page["file"]).name not in without]
         part["chapters"] = there
-    for page in [page for part in toc["parts"] for page in part["chapters"]]:
-        if "glob" in page.get("sections", [{}])[0]:
-            folder = page["sections"][0]["glob"].removesuffix("/*")
-            page["sections"] = []
-            for entry in entries:
-                text = (generated / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
-                title = json.loads(text)["metadata"]["advbook"]["title"]
-                page["sections"].append({"file": f"{folder}/{entry}", "title": title})
+        for page in there:
+            if "glob" in page.get("sections", [{}])[0]:
+                folder = page["sections"][0]["glob"].removesuffix("/*")
+                page["sections"] = []
+                for entry in entries:
+                    text = (GENERATED / f"studies/{entry}.ipynb").read_text(encoding="utf-8")
+                    title = json.loads(text)["metadata"]["advbook"]["title"]
+                    page["sections"].append({"file": f"{folder}/{entry}", "title": title})
+    out = BOOK.parent / "_build/toc.yml"
     out.parent.mkdir(parents=True, exist_ok=True)
-    note = f"# Written by advbook.build.pages from {template.name}.\n"
+    note = "# Written by advbook.build.pages from _toc.yml.\n"
     out.write_text(note + yaml.safe_dump(toc, sort_keys=False), encoding="utf-8")
 
 

@@ -5,9 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from advbook.build.pages import LARGE, check_ids, from_root, outdated, paths_of
+from advbook.build.pages import LARGE, check_ids, from_root, outdated
 from advbook.commands import plainly
-from advbook.studies.current import SAMPLES
+from advbook.studies.current import SAMPLES, paths_of
 from advbook.studies.places import STUDIES, find_study
 from advbook.studies.schema import Study, load_study
 

@@ -44,18 +44,12 @@ def class_explorer(
 ) -> alt.ConcatChart:
     """Search or click a class: its errors, its rank, its confusions and its corruptions follow.
 
-    Parameters
-    ----------
-    errors : DataFrame
-        Columns benchmark, method, seed, label, n_images, error, low, high (fractions). The first
-        seed has marks and intervals, the others marks alone.
-    confusions : DataFrame
-        Of `advbook.audit.analysis.top_confusions`.
-    corruptions : DataFrame
-        Columns method, corruption, label, error; no row if nothing was corrupted.
-    ranking : Series
-        By label, a fraction: what orders the classes. The largest is shown first. `title` says what
-        it is, `unit` is the title of its axis.
+    The errors have columns benchmark, method, seed, label, n_images, error, low, high (fractions);
+    the first seed has marks and intervals, the others marks alone. The confusions are those of
+    `advbook.audit.analysis.top_confusions`; the corruptions have columns method, corruption, label,
+    error, and no row if nothing was corrupted. The ranking, a fraction by label, orders the
+    classes, and the largest is shown first: ``title`` says what it is, ``unit`` is the title of its
+    axis.
     """
     names, methods = distinct(class_names), method_order(errors.method)
     benchmarks = list(errors.benchmark.unique())

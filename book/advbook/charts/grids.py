@@ -55,22 +55,13 @@ def heat_table(
 ) -> str:
     """A table of fractions in whole per cent or points, each cell coloured by its value.
 
-    Brown is more than zero, purple is less. `STYLE` must be on the page.
+    Brown is more than zero, purple is less. `STYLE` must be on the page. The values are by names of
+    rows and columns. With two levels of columns, the upper one heads groups; one level of columns
+    is written upright. A missing value has an empty cell.
 
-    Parameters
-    ----------
-    values : DataFrame
-        By names of rows and columns. With two levels of columns, the upper one heads groups; one
-        level of columns is written upright. A missing value has an empty cell.
-    title : str
-        Above the table.
-    full, least : float
-        The value of the strongest colour. Values smaller than `least`, of either sign, are coloured
-        but not written.
-    sign : {"", "+"}
-        "+": values above zero have a sign too.
-    links, tips
-        An address for the name of each row; what the pointer shows of each cell.
+    ``full`` is the value of the strongest colour; values smaller than ``least``, of either sign,
+    are coloured but not written. With ``sign="+"`` values above zero have a sign too. ``links`` are
+    an address for the name of each row, ``tips`` what the pointer shows of each cell.
     """
     if values.columns.nlevels == 2:
         groups, names = zip(*values, strict=True)

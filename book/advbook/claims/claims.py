@@ -173,15 +173,10 @@ def sides(rows: pd.DataFrame, tests: tuple[int, int] = (1, 1)) -> np.ndarray:
     """On which side each comparison of one claim lies: 1 as claimed, -1 the other, 0 open.
 
     It lies on a side if its 95 % interval over images does and, with several seeds, the one over
-    seeds (`t_interval`); without an interval nothing is decided.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        As `judge` takes them, without those that have no sign.
-    tests : (int, int)
-        For how many tests the intervals are widened before they may lie on the claimed side and on
-        the other (Bonferroni; over images by the quantiles of a normal distribution).
+    seeds (`t_interval`); without an interval nothing is decided. The rows are as `judge` takes
+    them, without those that have no sign. ``tests`` says for how many tests the intervals are
+    widened before they may lie on the claimed side and on the other (Bonferroni; over images by the
+    quantiles of a normal distribution).
     """
     value, low, high = (rows["sign"] * rows[c].astype(float) for c in ("value", "low", "high"))
     low, high = np.minimum(low, high), np.maximum(low, high)
@@ -202,19 +197,11 @@ def judge(rows: pd.DataFrame) -> dict:
     if more than n - m lie on the other side. Either count may be reached by chance, so the
     intervals are widened first: for n - m + 1 tests to hold (one, where all must), for m to fail.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Those of `advbook.claims.evidence.compare` for one study, variant and claim.
-
-    Returns
-    -------
-    dict
-        verdict ("holds in sign"; "does not hold"; "not resolved": neither; the first two with one
-        seed, if only behind one of the comparisons, "as claimed in one training" and "the other way
-        in one training"; "cannot be tested (ceiling)": a mean error within `EDGE` of 0 or 1 leaves
-        an SD no room, whatever its sign; "not measured"), n_tests, n_hold, n_against (by the 95 %
-        intervals).
+    From the rows of `advbook.claims.evidence.compare` for one study, variant and claim to verdict
+    ("holds in sign"; "does not hold"; "not resolved": neither; the first two with one seed, if only
+    behind one of the comparisons, "as claimed in one training" and "the other way in one training";
+    "cannot be tested (ceiling)": a mean error within `EDGE` of 0 or 1 leaves an SD no room,
+    whatever its sign; "not measured"), n_tests, n_hold, n_against (by the 95 % intervals).
     """
     if (rows["absent"] != "").any():
         return {"verdict": ABSENT, "n_tests": 0, "n_hold": 0, "n_against": 0}

@@ -7,16 +7,8 @@ import numpy as np
 import pandas as pd
 
 from advbook.audit.analysis import together
-from advbook.claims.claims import (
-    CLAIMS,
-    COMPARED,
-    VARIANTS,
-    Claim,
-    Comparison,
-    published_difference,
-    published_expected,
-    published_room,
-)
+from advbook.claims import claims
+from advbook.claims.claims import CLAIMS, COMPARED, VARIANTS, Claim, Comparison
 from advlib import metrics
 from advlib.data import annotations
 
@@ -26,15 +18,9 @@ def evidence_of(
 ) -> dict[tuple, pd.DataFrame]:
     """Of a study's tables those that the claims are about: clean, ReaL, PGD-40 and corruptions.
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    tables : mapping
-        By (benchmark, method, seed), with "real" for ImageNet's validation images
-        (`advbook.audit.analysis.with_real`).
-    ablations : DataFrame, optional
-        As of `read_audit`: in it are those methods of `VARIANTS` that the study trains as
-        ablations, with nothing else changed.
+    The tables are by (benchmark, method, seed), with "real" for ImageNet's validation images
+    (`advbook.audit.analysis.with_real`). With ``ablations``, those of `read_audit`, come the
+    methods of `VARIANTS` that the study trains as ablations, with nothing else changed.
     """
     methods = {names.get(m, m) for names in VARIANTS.values() for m in COMPARED}
     asked = {claim.benchmark for claim in CLAIMS.values()}
@@ -59,23 +45,13 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
     noise-corrected one and ``raw`` the other, for which there is no honest interval
     (`advlib.metrics.bootstrap`).
 
-    Parameters
-    ----------
-    study : advbook.studies.schema.Study
-    tables : mapping
-        Of `evidence_of`.
-    paper : DataFrame
-        The paper's figures, ``results/paper/published.csv``.
-
-    Returns
-    -------
-    DataFrame
-        study, variant, claim, before, after, part, severity, sign, paper (the printed difference),
-        paper_room (of a PGD-40 error: the difference were the second method immune, its error the
-        clean one), absent (why it was not measured, or ""), value, low, high, raw, n_images, sd,
-        n_seeds, n_agree (seeds in which the difference has the paper's sign), error_before and
-        error_after (the mean errors behind a difference of SDs), room (here), expected
-        (`published_expected`). Differences are fractions, those of error ratios plain numbers.
+    From the tables of `evidence_of` and the paper's figures, ``results/paper/published.csv``, to
+    study, variant, claim, before, after, part, severity, sign, paper (the printed difference),
+    paper_room (of a PGD-40 error: the difference were the second method immune, its error the clean
+    one), absent (why it was not measured, or ""), value, low, high, raw, n_images, sd, n_seeds,
+    n_agree (seeds in which the difference has the paper's sign), error_before and error_after (the
+    mean errors behind a difference of SDs), room (here), expected (`published_expected`).
+    Differences are fractions, those of error ratios plain numbers.
     """
     rows, known = [], _Known(tables)
     for variant, names in VARIANTS.items():
@@ -88,13 +64,13 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 )
                 row = {"study": study.study, "variant": variant, "claim": name}
                 row |= dataclasses.asdict(here)
-                row["paper"] = published_difference(paper, claim, asked)
-                row["paper_room"] = published_room(paper, claim, asked)
+                row["paper"] = claims.published_difference(paper, claim, asked)
+                row["paper_room"] = claims.published_room(paper, claim, asked)
                 row["absent"] = _absent(study, tables, claim, here)
                 if not row["absent"]:
                     row |= _measure(study, known, claim, here)
                     left = row.get("room", np.nan)
-                    row["expected"] = published_expected(paper, claim, asked, left)
+                    row["expected"] = claims.published_expected(paper, claim, asked, left)
                 rows.append(row)
     columns = ["value", "low", "high", "raw", "n_images", "sd", "n_seeds", "n_agree"]
     columns += ["error_before", "error_after", "room", "expected"]

@@ -26,16 +26,9 @@ def in_points(row, digits: int = 2) -> str:
 def at_most(rows: pd.DataFrame) -> float:
     """The largest effect in the claimed direction that a claim's intervals allow, a fraction.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Those of `advbook.claims.claims.compare` for one study, variant and claim.
-
-    Returns
-    -------
-    float
-        The end of the interval over images or of that over seeds, whichever lies further out; nan
-        for a claim of several comparisons, and without an interval.
+    From the rows of `advbook.claims.evidence.compare` for one study, variant and claim: the end of
+    the interval over images or of that over seeds, whichever lies further out; nan for a claim of
+    several comparisons, and without an interval.
     """
     if len(rows) > 1 or pd.isna(rows["low"].iloc[0]):
         return np.nan
@@ -61,12 +54,6 @@ def mark(rows: pd.DataFrame, verdict: str) -> str:
     return f"{shown}\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{np.ceil(1000 * largest) / 10:.1f}"
 
 
-def paper_words(rows: pd.DataFrame) -> str:
-    """The paper's own figure for one claim, in points, or what it says without numbers."""
-    claim = CLAIMS[rows["claim"].iloc[0]]
-    return claim.printed or "; ".join(per_cent(value) for value in rows["paper"])
-
-
 def _each(comparisons: pd.DataFrame, judged: pd.DataFrame):
     """The verdict's row and the comparisons of each claim that was measured, in their order."""
     keys = ["claim", "study", "variant"]
@@ -80,17 +67,11 @@ def _each(comparisons: pd.DataFrame, judged: pd.DataFrame):
 def numbers(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """The numbers behind each mark, as text: a row for each claim that was measured.
 
-    Parameters
-    ----------
-    comparisons, judged : DataFrame
-        Of `advbook.claims.claims.compare` and `verdicts`, of one or more studies.
-
-    Returns
-    -------
-    DataFrame
-        claim (its title), study, variant, verdict; "here", in points with both intervals, of an SD
-        the noise-corrected one, or how many of several comparisons are as claimed; raw SD, here and
-        the paper's; paper, the effect that shares are of (`published_expected`); and the share.
+    From the tables of `advbook.claims.evidence.compare` and `advbook.claims.claims.verdicts`, of
+    one or more studies, to claim (its title), study, variant, verdict; "here", in points with both
+    intervals, of an SD the noise-corrected one, or how many of several comparisons are as claimed;
+    raw SD, here and the paper's; paper, the effect that shares are of (`published_expected`); and
+    the share.
     """
     rows = []
     for found, part in _each(comparisons, judged):
@@ -116,12 +97,9 @@ def numbers(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
 def shares(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """How much of the paper's effect was measured: claims about one difference that it prints.
 
-    Returns
-    -------
-    DataFrame
-        claim (its title), study, variant, share (of `published_expected`: 0 for no effect, 1 for
-        the paper's), low and high (over images), seeds_low and seeds_high (nan with one seed), and
-        difference (`in_points`). What cannot be tested is left out.
+    Returns claim (its title), study, variant, share (of `published_expected`: 0 for no effect, 1
+    for the paper's), low and high (over images), seeds_low and seeds_high (nan with one seed), and
+    difference (`in_points`). What cannot be tested is left out.
     """
     rows = []
     for found, part in _each(comparisons, judged):
@@ -168,13 +146,10 @@ def images_needed(effect: float, row) -> float:
 def needed(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     """What would decide each claim about one difference that is not resolved.
 
-    Returns
-    -------
-    DataFrame
-        claim (its title), study, variant, n_seeds and n_images (there are), and how many it takes
-        to see an effect of the paper's size (seeds_paper, images_paper) and one as large as the
-        measured one (seeds_here, images_here); nan where the paper prints no number, and for seeds
-        if one was trained: how far trainings differ is not known then.
+    Returns claim (its title), study, variant, n_seeds and n_images (there are), and how many it
+    takes to see an effect of the paper's size (seeds_paper, images_paper) and one as large as the
+    measured one (seeds_here, images_here); nan where the paper prints no number, and for seeds if
+    one was trained: how far trainings differ is not known then.
     """
     rows = []
     for found, part in _each(comparisons, judged):

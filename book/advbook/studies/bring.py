@@ -24,12 +24,9 @@ def bring(study) -> None:
     printed, as is the place of each file. ``dataset: imagenet`` joins the validation labels by file
     name; with ``dataset: none`` the files have a column ``label``.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If a file is not there, breaks the contract (`advlib.importing.read_predictions`), looks as
-        if its classes were in another order, is about other images than the first file, or holds
-        other benchmarks than the study names.
+    Raises FileNotFoundError or ValueError if a file is not there, breaks the contract
+    (`advlib.importing.read_predictions`), looks as if its classes were in another order, is about
+    other images than the first file, or holds other benchmarks than the study names.
     """
     tables = {}
     for name, given in study.predictions.items():

@@ -17,19 +17,29 @@ def read_data(folder: Path) -> dict:
     return read_json(folder / "data.json")
 
 
-def study_tables(study, folder: Path) -> dict[tuple, tuple[Path, dict]]:
-    """The path and the facts of each prediction table, by (benchmark, method, seed).
+def study_tables(study, folder: Path, part: str = "study") -> dict[tuple, tuple[Path, dict]]:
+    """The path and the facts of each prediction table of a part, by (benchmark, method, seed).
 
-    The folder is ``runs/<study>`` or ``results/<study>``. Raises FileNotFoundError if a table or
-    training log is missing, ValueError if one was made from other images, under another threat
-    model or with other training settings than the study file's.
+    The folder is ``runs/<study>`` or ``results/<study>``, the parts are those of `paths_of`. Raises
+    FileNotFoundError if a table or training log is missing, ValueError if one was made from other
+    images, under another threat model or with other training settings than the study file's.
     """
-    return _checked(study, folder, table_paths(study, folder), to_make(study))
-
-
-def audit_tables(study, folder: Path, part: str) -> dict[tuple, tuple[Path, dict]]:
-    """As `study_tables`, for a part of the audit, one of ``study.audits``."""
-    return _checked(study, folder, audit_paths(study, folder, part), to_make(study, "audit"))
+    if part == "samples" and study.predictions:
+        raise ValueError(f"{study.study} holds predictions: there is no image to attack")
+    again = to_make(study, "book" if part in ("study", "samples") else "audit")
+    found = _checked(study, folder, paths_of(study, folder, part), again)
+    if part == "samples":  # one table of all networks
+        path, data = folder / SAMPLES, read_data(folder)
+        facts = read_facts(path)
+        if (facts["seed"], {*facts["networks"]}) != (study.seeds[0], {*study.methods}):
+            raise ValueError(
+                f"{path} is of other methods or another seed than the study's: {again}"
+            )
+        for method, network in facts["networks"].items():
+            key = ("samples", method, facts["seed"])
+            found[key] = path, facts | network
+            _check_facts(study, folder, *found[key], data, key, again)
+    return found
 
 
 def network_tables(study, method: str, seed: int) -> tuple[Path, dict]:
@@ -43,62 +53,41 @@ def network_tables(study, method: str, seed: int) -> tuple[Path, dict]:
     folder = study.runs if fresh else study.published
     drawn = Path("audit") / "autoattack" / name
     places += [drawn] if (folder / drawn).is_file() else []
-    paths = {folder / place: (place.parent.name, method, seed) for place in places}
+    paths = {folder / "data.json": None}
+    paths |= {folder / place: (place.parent.name, method, seed) for place in places}
     return folder, _checked(study, folder, paths, to_make(study))
 
 
-def samples_table(study, folder: Path) -> tuple[Path, dict]:
-    """As `study_tables`, for the samples table (`advbook.studies.samples`): its path and its facts.
+def paths_of(study, folder: Path, part: str = "study") -> dict[Path, tuple | None]:
+    """Every table of a part of a study: (benchmark, method, seed), None for other facts.
 
-    It is no part of `study_tables`: a study is shown without it where images may not be published.
+    The part is "study", which all pages read, "samples" (`advbook.studies.samples`; without it a
+    study is shown where images may not be published), or one of ``study.audits``.
     """
-    if study.predictions:
-        raise ValueError(f"{study.study} holds predictions: there is no image to attack")
-    path, again = folder / SAMPLES, to_make(study)
-    _checked(study, folder, {path: None}, again)
-    data, facts = read_data(folder), read_facts(path)
-    of = facts["seed"], sorted(facts["networks"])
-    if of != (study.seeds[0], sorted(study.methods)):
-        raise ValueError(f"{path} is of other methods or another seed than the study's: {again}")
-    for method, network in facts["networks"].items():
-        key = ("samples", method, facts["seed"])
-        _check_facts(study, folder, path, facts | network, data, key, again)
-    return path, facts
-
-
-def table_paths(study, folder: Path) -> dict[Path, tuple | None]:
-    """Every table that a study's pages read: (benchmark, method, seed), None for other facts."""
-    paths = {folder / "data.json": None}
-    if not study.predictions:
-        paths[folder / "measures.parquet"] = None
-        paths |= {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.method_runs}
-    for benchmark in study.benchmarks:
-        place = folder / "predictions" / benchmark
-        paths |= {place / f"{m}-seed{s}.parquet": (benchmark, m, s) for m, s in study.method_runs}
+    paths, first = {folder / "data.json": None}, study.seeds[0]
+    place, benchmarks, runs, logs = folder / "predictions", study.benchmarks, study.method_runs, []
+    if part == "samples":
+        return paths | {folder / SAMPLES: None}
+    if part == "study":
+        logs = [] if study.predictions else runs
+        paths |= {folder / "measures.parquet": None} if logs else {}
+    elif part == "ablations":
+        benchmarks, logs = ("clean", "pgd40"), study.ablation_runs
+        runs = [*(run for run in runs if study.zoo or run[1] == first), *logs]
+    else:
+        place, benchmarks = folder / "audit", (part,)
+        runs = [run for run in runs if part == "autoattack" or run[1] == first]
+        runs += study.ablation_runs if part in ("ledger", "late") else []
+        runs = [run for run in runs if part != "late" or run[0] in study.late_epochs]
+    paths |= {folder / "train" / f"{m}-seed{s}.csv": None for m, s in logs}
+    for benchmark in benchmarks:
+        paths |= {place / benchmark / f"{m}-seed{s}.parquet": (benchmark, m, s) for m, s in runs}
     return paths
-
-
-def audit_paths(study, folder: Path, part: str) -> dict[Path, tuple | None]:
-    """Every table of a part of the audit, as `table_paths`: its (name, method, seed) or None."""
-    seed = study.seeds[0]
-    if part == "ablations":
-        paths = {folder / "train" / f"{m}-seed{s}.csv": None for m, s in study.ablation_runs}
-        runs = [(m, s) for m, s in study.method_runs if study.zoo or s == seed]
-        for benchmark in ("clean", "pgd40"):
-            place = folder / "predictions" / benchmark
-            for m, s in (*runs, *study.ablation_runs):
-                paths[place / f"{m}-seed{s}.parquet"] = (benchmark, m, s)
-        return paths
-    seeds = study.seeds if part == "autoattack" else [seed]
-    runs = [*study.method_runs, *(study.ablation_runs if part in ("ledger", "late") else [])]
-    runs = [run for run in runs if part != "late" or run[0] in study.late_epochs]
-    place = folder / "audit" / part
-    return {place / f"{m}-seed{s}.parquet": (part, m, s) for m, s in runs if s in seeds}
 
 
 def _checked(study, folder: Path, paths: dict[Path, tuple | None], again: str) -> dict:
     """The facts of the tables at these paths, if all are there and belong to the study."""
-    for path in [folder / "data.json", *paths]:
+    for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {again} to the end")
     data = read_data(folder)

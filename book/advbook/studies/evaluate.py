@@ -70,7 +70,7 @@ def clean_predictions(study: Study, *, ablations: bool = False) -> dict[tuple[st
             table = table.drop(columns=["method", "seed"]).reset_index(drop=True)
             if method in study.checkpoints or not study.pretrain_epochs:
                 check_label_order(table)
-            _write(table, path, images, run_facts(runs[method, seed]) | facts)
+            write_table(table, path, images, run_facts(runs[method, seed]) | facts)
     distributed.barrier()
     return paths
 
@@ -118,7 +118,7 @@ def corruption_predictions(study: Study) -> dict[tuple[str, int], Path]:
             table = pd.concat([t[(t.method == method) & (t.seed == seed)] for t in tables])
             table = table.drop(columns=["method", "seed"]).round({"predicted_probability": 4})
             table = table.astype({"corruption": "category", "file_name": "category"})
-            _write(table, path, images, run_facts(runs[method, seed]) | facts)
+            write_table(table, path, images, run_facts(runs[method, seed]) | facts)
     distributed.barrier()
     return paths
 
@@ -156,7 +156,7 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str) -> Pat
 
     table = _in_parts(study, facts, images.file_names, ATTACK_PART, judge)
     if distributed.rank() == 0:
-        _write(table.assign(attack=attack), path, images, facts)
+        write_table(table.assign(attack=attack), path, images, facts)
     distributed.barrier()
     return path
 
@@ -190,7 +190,7 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
         dtype=study.dtype,
         workers=study.workers,
     ).table
-    return _write(table, path, images, facts)
+    return write_table(table, path, images, facts)
 
 
 def _under_pgd40(study, method, seed, facts) -> pd.DataFrame:
@@ -271,6 +271,7 @@ def _hashes(runs: dict) -> dict:
     return {f"{m}-{s}": run["checkpoint_hash"] for (m, s), run in runs.items()}
 
 
-def _write(table: pd.DataFrame, path: Path, images, facts: dict) -> Path:
+def write_table(table: pd.DataFrame, path: Path, images, facts: dict) -> Path:
+    """Write predictions, with their facts, once they are known to be of all these images."""
     sizes = {"num_classes": images.num_classes, "n_images": len(images)}
     return write_predictions(table, path, **sizes, **facts)

@@ -20,18 +20,10 @@ def notebook_parameters(namespace: dict, **own) -> tuple[Study, types.SimpleName
     every notebook. So each plain value that a notebook holds at this point belongs either to the
     study file's schema or to the notebook's own parameters; any other name is refused.
 
-    Parameters
-    ----------
-    namespace : dict
-        The notebook's ``globals()``.
-    **own
-        The notebook's own parameters and the type or the allowed values of each.
-
-    Returns
-    -------
-    (Study or None, SimpleNamespace)
-        The study (its file, with the values injected beside it; None for a notebook about none),
-        and the own parameters. ValueError for an unknown name or a value that cannot be meant.
+    ``namespace`` is the notebook's ``globals()``; ``own`` are its own parameters, each with its
+    type or its allowed values. Returns the study (its file, with the values injected beside it;
+    None for a notebook about none) and the own parameters. Raises ValueError for an unknown name or
+    a value that cannot be meant.
     """
     namespace = _assigned_parameters(namespace)
     if isinstance(namespace.get("study"), Study):  # the check runs again, the parameters have not

@@ -7,14 +7,12 @@ from pydantic import TypeAdapter
 
 from advbook.studies.checks import COLUMNS, check_choice, check_distinct, may_name, refuse_unknown
 from advbook.studies.identity import ABLATED, recipe_for, recipe_of, training_settings
+from advlib.data.catalogue import DATASETS
 from advlib.recipes import RECIPES, Recipe
 from advlib.threat import PROTOCOLS
 
 TAKEN = ("paper", "benchmark", "plan", "imagenet_models")
 """Folders of ``results/`` that hold no study. No study has one of these ids."""
-
-DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder")
-"""Keys of `advlib.data.sets.DATASETS`, which needs torch."""
 
 NAME = f"of letters, digits, '.', '-' and '_', with a letter, and none of {', '.join(COLUMNS)}"
 
@@ -60,7 +58,7 @@ def _check_predictions(study) -> None:
 
 
 def _check_methods(study) -> None:
-    check_choice("dataset", study.dataset, DATASETS)
+    check_choice("dataset", study.dataset, tuple(DATASETS))
     keys = {field.name for field in dataclasses.fields(Recipe)}
     for name, said in study.own_methods.items():
         refuse_unknown(set(said) - keys, sorted(keys))

@@ -186,7 +186,7 @@ def _origin(study, method, start) -> str | dict | None:
     return {"weights": origin} | prepared if prepared["mean"] else origin
 
 
-def _normalisation(study) -> dict:
+def normalisation(study) -> dict:
     """Mean and std of a study's network."""
     info, prepared = DATASETS[study.dataset], study_preprocessing(study)
     values = {key: tuple(prepared[key] or getattr(info, key)) for key in ("mean", "std")}
@@ -206,7 +206,7 @@ def initial_model(study, method, seed, num_classes, start=None) -> nn.Module:
     model = build_model(
         study.model,
         num_classes=num_classes,
-        **_normalisation(study),
+        **normalisation(study),
         weights=weights,
         new_head=study.pretrain_epochs > 0,
         seed=stream_seed(seed, "weights"),
@@ -225,7 +225,7 @@ def brought_model(study, path: Path, num_classes: int) -> nn.Module:
 
     Raises ValueError for another number, or weights that do not fit the study's network.
     """
-    model = build_model(study.model, num_classes=num_classes, **_normalisation(study))
+    model = build_model(study.model, num_classes=num_classes, **normalisation(study))
     state = read_weights(path, model)
     outputs = head_outputs(model, state)
     extra = study.num_transforms

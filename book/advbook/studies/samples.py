@@ -13,17 +13,15 @@ The samples table has one row an image and method (of the first seed):
 ====================================================  ==============================================
 """
 
-import json
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from scipy.special import stdtrit
 
-from advbook.studies.current import SAMPLES, samples_table
+from advbook.studies.current import SAMPLES, study_tables
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
 from advlib.parquet import read_table, write_parquet
@@ -45,11 +43,8 @@ def make_samples(study) -> Path:
     The attack is the study's PGD-40 in float32, from the start that `evaluate_attack` draws for the
     image. Its last iterate is kept, whether or not it is misclassified. Returns the path of
     ``runs/<study>/samples.parquet``; the same networks on the same machine give the same bytes.
-
-    Raises
-    ------
-    FileNotFoundError, RuntimeError
-        As `advbook.studies.runs.load_run`, before anything is attacked.
+    Raises FileNotFoundError or RuntimeError as `advbook.studies.runs.load_run`, before anything is
+    attacked.
     """
     import torch
 
@@ -102,18 +97,17 @@ def make_samples(study) -> Path:
         "dtype": "float32",
         "versions": environment()["versions"],
     }
-    arrow = pa.Table.from_pandas(pd.concat(tables, ignore_index=True), preserve_index=False)
-    arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, "advlib": json.dumps(facts)})
-    return write_parquet(arrow, study.runs / SAMPLES)
+    return write_parquet(pd.concat(tables, ignore_index=True), study.runs / SAMPLES, facts)
 
 
 def read_samples(study, source: str) -> pd.DataFrame:
     """The samples table of a study, "fresh" or "committed", with the columns above.
 
-    Raises FileNotFoundError or ValueError as `advbook.studies.current.samples_table`.
+    Raises FileNotFoundError or ValueError as `advbook.studies.current.study_tables`.
     """
-    path, _ = samples_table(study, tables_folder(study, source))
-    return read_table(path)[COLUMNS]
+    folder = tables_folder(study, source)
+    study_tables(study, folder, "samples")
+    return read_table(folder / SAMPLES)[COLUMNS]
 
 
 def sample_positions(file_names, labels, side: int) -> list[int]:

@@ -16,9 +16,10 @@ from pydantic.dataclasses import dataclass
 from advbook.studies.checks import in_words, refuse_unknown
 from advbook.studies.identity import training_settings
 from advbook.studies.places import ROOT, STUDIES, find_study, runs_folder
-from advbook.studies.rules import DATASETS, check_study
+from advbook.studies.rules import check_study
 from advbook.studies.views import FILES, Views
 from advbook.text import one_line
+from advlib.data.catalogue import DATASETS
 from advlib.threat import PROTOCOLS, ThreatModel, parse_number
 
 TRANSFORMED = ("eps", "steps", "step_size", "random_start", "loss")
@@ -70,12 +71,8 @@ class Study(Views):
     """Every setting of a study; the paper's values where it gives one.
 
     A study file states only what differs. ε and steps may be written ``8/255``. It cannot be
-    changed; `dataclasses.replace` makes another one, which is checked too.
-
-    Raises
-    ------
-    ValueError
-        For a value of the wrong type or out of range, naming the key.
+    changed; `dataclasses.replace` makes another one, which is checked too. Raises ValueError,
+    naming the key, for a value of the wrong type or out of range.
     """
 
     study: str  # id: the name of its file and of its folders

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import escape
 
-from advbook.studies.current import audit_tables, read_data, study_tables
+from advbook.studies.current import read_data, study_tables
 from advbook.studies.places import tables_folder
 from advbook.studies.views import condition_of
 from advlib import metrics
@@ -136,7 +136,7 @@ def read_audit(study, source: str, part: str) -> tuple[pd.DataFrame, dict[tuple,
     folder = tables_folder(study, source)
     num_classes = len(read_data(folder)["class_names"])
     tables, facts = [], {}
-    for key, (path, known) in audit_tables(study, folder, part).items():
+    for key, (path, known) in study_tables(study, folder, part).items():
         table = read_predictions(path)
         check_predictions(table, num_classes=num_classes, n_images=known["n_images"])
         extra = {"benchmark": key[0]} if part == "ablations" else {}

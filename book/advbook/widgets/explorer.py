@@ -112,23 +112,13 @@ class Background:
 class Explorer(widgets.VBox):
     """The widgets: whatever is chosen, the attack starts anew in a thread and is drawn as it runs.
 
-    Parameters
-    ----------
-    study : str or Study
-        An id, or a study that was read.
-    source : {"committed", "fresh"}
-        The published networks and images, or those of the reader's own run.
-    methods, image
-        Those shown at first, the image by its file name; empty: the study's first one.
-    delay : float
-        Seconds without another change before an attack starts.
+    The study is an id, or one that was read; ``source`` says "committed" for the published networks
+    and images, "fresh" for those of the reader's own run. ``methods`` and ``image``, a file name,
+    are shown at first; without an image it is the study's first one. ``delay`` is how many seconds
+    pass without another change before an attack starts.
 
-    Attributes
-    ----------
-    controls : dict of str to widget
-        What the reader moves: image, methods, eps, …
-    steps : DataFrame
-        What is drawn: rows of `attack_steps` with a column method; empty at first.
+    ``controls`` are the widgets that the reader moves, by name: image, methods, eps, … ``steps`` is
+    what is drawn: rows of `attack_steps` with a column method; empty at first.
     """
 
     def __init__(

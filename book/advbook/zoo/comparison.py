@@ -24,37 +24,25 @@ def compare(
     bases: Mapping[str, str],
     *,
     n_resamples: int = 10_000,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Figures of many runs on the same images, and their paired differences from their bases.
 
-    Parameters
-    ----------
-    tables : mapping of (str, int) to DataFrame
-        Run and training seed -> its prediction table under one condition.
-    bases : mapping of str to str
-        Run -> the run that it is compared with, seed by seed; those without one are left out of it.
-    n_resamples, seed : int
-        Of the bootstrap of the SD.
+    The prediction tables, under one condition, are by run and training seed; ``bases`` says with
+    which run each is compared, seed by seed; those without one are left out of it.
 
-    Returns
-    -------
-    DataFrame
-        One row per run, indexed by it; fractions in [0, 1], means over its ``n_seeds`` seeds.
-        ``error``, ``worst``, ``worst_class`` (by the mean errors), ``p_worst`` (how often it is a
-        seed's worst when the class errors are drawn anew), ``sd`` (noise-corrected). ``error`` and
-        ``sd`` also with ``_low`` and ``_high``; ``error`` and ``worst`` with ``_min`` and ``_max``,
-        of the seeds, and ``_base``, of the base with the same seeds. Of the differences from it:
-        ``d_error``, ``d_sd`` and ``d_hardest`` (of the error of the class that is hardest for the
-        base, chosen once, by all its seeds), with ends of the 95 % interval over images, for these
-        networks, and ``_between``, their SD between the seeds; and ``p_error``, ``p_hardest``:
-        two-sided, by the normal approximation for paired images, and by Holm's step-down over all
-        runs. Missing for a run without a base.
+    Returns one row per run, indexed by it; fractions in [0, 1], means over its ``n_seeds`` seeds.
+    ``error``, ``worst``, ``worst_class`` (by the mean errors), ``p_worst`` (how often it is a
+    seed's worst when the class errors are drawn anew), ``sd`` (noise-corrected). ``error`` and
+    ``sd`` also with ``_low`` and ``_high``; ``error`` and ``worst`` with ``_min`` and ``_max``, of
+    the seeds, and ``_base``, of the base with the same seeds. Of the differences from it:
+    ``d_error``, ``d_sd`` and ``d_hardest`` (of the error of the class that is hardest for the base,
+    chosen once, by all its seeds), with ends of the 95 % interval over images, for these networks,
+    and ``_between``, their SD between the seeds; and ``p_error``, ``p_hardest``: two-sided, by the
+    normal approximation for paired images, and by Holm's step-down over all runs. Missing for a run
+    without a base.
 
-    Raises
-    ------
-    ValueError
-        If a base is not among the runs or lacks a seed, or tables differ in their images.
+    Raises ValueError if a base is not among the runs or lacks a seed, or tables differ in their
+    images.
     """
     seeds = {run: [number for name, number in tables if name == run] for run, _ in tables}
     for run, base in bases.items():
@@ -62,7 +50,7 @@ def compare(
             raise ValueError(f"the base {base} is not among the runs: {', '.join(seeds)}")
         if missing := sorted({*seeds.get(run, ())} - {*seeds[base]}):
             raise ValueError(f"{base} lacks the seed {missing[0]} of {run}, whose base it is")
-    shared, how = metrics.together(tables), {"n_resamples": n_resamples, "seed": seed}
+    shared, how = metrics.together(tables), {"n_resamples": n_resamples}
     wrong = pd.DataFrame(shared.wrong, columns=pd.MultiIndex.from_tuples(shared.names))
     classes = wrong.groupby(shared.labels).mean()
     spread = {key: metrics.class_summary(table).sd_noise_corrected for key, table in tables.items()}
@@ -70,7 +58,7 @@ def compare(
     rows = {}
     for run, numbers in seeds.items():
         own, after = each.loc[run], [(run, number) for number in numbers]
-        row = {"worst": own.worst.mean()} | _worst(classes[run], shared.labels, seed)
+        row = {"worst": own.worst.mean()} | _worst(classes[run], shared.labels)
         row |= _ends("error", shared.of(after), how)
         row |= _ends("sd_noise_corrected", shared.of(after), how) | {"n_seeds": len(numbers)}
         for end in ("min", "max"):
@@ -107,10 +95,10 @@ def holm(p: pd.Series) -> pd.Series:
     return steps.cummax().clip(upper=1).reindex(p.index)
 
 
-def _worst(classes: pd.DataFrame, labels: np.ndarray, seed: int) -> dict:
+def _worst(classes: pd.DataFrame, labels: np.ndarray) -> dict:
     """The worst class and how sure it is: each class's number of errors is drawn anew."""
     worst = classes.mean(axis=1).idxmax()
-    sizes, rng = np.unique(labels, return_counts=True)[1], np.random.default_rng(seed)
+    sizes, rng = np.unique(labels, return_counts=True)[1], np.random.default_rng(0)
     drawn = [rng.binomial(sizes, classes[number], (N_DRAWS, len(sizes))) for number in classes]
     shares = [(classes.index[(one / sizes).argmax(1)] == worst).mean() for one in drawn]
     return {"worst_class": worst, "p_worst": np.mean(shares)}

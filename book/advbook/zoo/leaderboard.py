@@ -145,27 +145,15 @@ def record_predictions(
 ) -> Path:
     """Write the record of predictions made elsewhere, as ``<dataset>-<name>.json``.
 
-    Parameters
-    ----------
-    files : mapping
-        Of `BENCHMARKS` to prediction tables (`advlib.importing.read_predictions`). One file may
-        hold all, told apart by its column ``attack``.
-    name, dataset : str
-        Of the network, and of the images; "imagenet" joins the labels by file name.
-    threat : mapping
-        Of ``pgd40``: norm, eps, and what else differs from that of `advlib.threat.PROTOCOLS`.
-    images, classes : int
-        How many there are, so that a part is not taken for the whole.
-    selection : str or None
-        How the checkpoint was chosen.
-    about : mapping
-        Values of `ABOUT`.
+    ``files`` are prediction tables by their name in `BENCHMARKS`
+    (`advlib.importing.read_predictions`); one file may hold all, told apart by its column
+    ``attack``. The dataset "imagenet" joins the labels by file name. ``threat`` is that of
+    ``pgd40``: norm, eps, and what else differs from `advlib.threat.PROTOCOLS`. ``images`` and
+    ``classes`` say how many there are, so that a part is not taken for the whole, and ``selection``
+    how the checkpoint was chosen; ``about`` holds values of `ABOUT`.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If one of these is missing, if a file breaks the contract of predictions or is about other
-        images, or if another network has the name.
+    Raises FileNotFoundError or ValueError if one of these is missing, if a file breaks the contract
+    of predictions or is about other images, or if another network has the name.
     """
     needed = {"--name": name, "--dataset": dataset, "--images": images, "--classes": classes}
     needed |= {"--threat norm=… eps=…": {"norm", "eps"} <= set(threat)}

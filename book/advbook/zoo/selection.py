@@ -19,15 +19,6 @@ def class_errors(wrong: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (wrong.astype(np.float32) @ members) / members.sum(0)
 
 
-def by_epoch(table: pd.DataFrame) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Epochs, wrong (E, N) and labels (N,) of a table of late checkpoints."""
-    epochs = sorted(int(name.removeprefix("epoch-")) for name in table.attack.unique())
-    table = table.assign(wrong=table.predicted_class != table.label)
-    wide = table.pivot(index=["file_name", "label"], columns="attack", values="wrong")
-    wrong = wide[[f"epoch-{epoch}" for epoch in epochs]].to_numpy(bool).T
-    return epochs, wrong, wide.index.get_level_values("label").to_numpy()
-
-
 def choices(epochs: list[int], test: np.ndarray, validation: np.ndarray) -> pd.DataFrame:
     """Which checkpoint each rule chooses on which images, and its figures on the test images.
 
@@ -55,20 +46,12 @@ def optimism(
     of images would say. The largest of noisy class errors is too large on both halves alike; how
     much shows in the other half's error of the class that was worst on this one.
 
-    Parameters
-    ----------
-    wrong : bool array (E, N)
-        Whether each of E checkpoints errs on each of N images; the last one ended the run.
-    labels : int array (N,)
-    n_splits, seed : int
-
-    Returns
-    -------
-    DataFrame
-        One row per rule of `RULES`: ``reported`` and ``fresh``, the means over the splits of the
-        chosen checkpoint's figure on both halves; ``optimism``, their difference, with its SD over
-        splits ``sd``; ``last``, the last checkpoint's figure; ``noise``, how far its worst class is
-        too bad because it was taken as the worst; all in [0, 1]. ``half`` is the images of a half.
+    ``wrong`` (E, N) says whether each of E checkpoints errs on each of N images, whose labels are
+    (N,); the last one ended the run. Returns one row per rule of `RULES`: ``reported`` and
+    ``fresh``, the means over the splits of the chosen checkpoint's figure on both halves;
+    ``optimism``, their difference, with its SD over splits ``sd``; ``last``, the last checkpoint's
+    figure; ``noise``, how far its worst class is too bad because it was taken as the worst; all in
+    [0, 1]. ``half`` is the images of a half.
     """
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
