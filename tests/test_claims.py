@@ -644,6 +644,8 @@ def two_seeds(tmp_path, monkeypatch):
     return file
 
 
+# An effect of exactly 0, as none is measured: it takes infinitely many images.
+@pytest.mark.filterwarnings("ignore:divide by zero encountered:RuntimeWarning")
 def test_pages_give_mean_and_sd_over_two_seeds(two_seeds, tmp_path):
     made = tmp_path / "_build/fresh/two_seeds/results"  # where pages by question look for them
     page = run_notebook("study", study=str(two_seeds), output=str(made))
