@@ -18,7 +18,6 @@ from advbook.studies.schema import Study, load_study
 from advbook.text import as_code, as_typed, note_html, one_line
 
 DEFAULT = "fashion_mnist_quick"
-table_paths = paths_of  # of the part "study"
 LARGE = 5_000_000  # bytes: larger tables are not offered, larger checkpoints not published
 
 
@@ -55,7 +54,7 @@ def left_out(shown: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({
     for study in map(load_study, sorted(STUDIES.glob("*.yaml"))):
         folder, known = study.published, shown.get((study.study, "committed"), ())
         for part in (part for part in parts_of(study) if part not in known):
-            tables = table_paths(study, folder)
+            tables = paths_of(study, folder)
             if part == "study":  # a folder may hold weights and their logs alone
                 paths = {path for path, key in tables.items() if key}
             else:  # an ablation's tables stand among the methods' own
