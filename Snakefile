@@ -515,6 +515,7 @@ ASKED_OF = {
     page: [entry for entry in ZOOS if part in SHOWN[entry]]
     for page, part in {"zoo": "ablations", "selection": "late", "carries": "study"}.items()
 }
+AGAIN = [f"_build/committed/{SECOND_START}/study.ipynb"]
 BESIDE = "book/generated/tables"  # what pages write for others: gone with the pages, and only then
 # Of the short example, which has the most ablations.
 SHORT = tables_of(pages.DEFAULT, "committed")
@@ -532,7 +533,7 @@ PAGES = {
         after=["results/paper/published.csv", "book/generated/imagenet_models.ipynb"],
         made=f"{BESIDE}/verdict/verdict.csv {BESIDE}/verdict/verdict-comparisons.csv",
     ),
-    "cover": asks(after=["book/generated/verdict.ipynb"]),
+    "cover": asks(after=["book/generated/verdict.ipynb", f"_build/committed/{COLOUR_ZOO}/study.ipynb"]),
     "method": {
         "read": csvs("cifar10/train", *(f"{m}-seed{s}" for m in ("adv", "adv_plus") for s in range(3)))
     },
@@ -542,7 +543,7 @@ PAGES = {
     "beyond": asks(tables=csvs("paper", "published")),
     "narrows": asks(read=SHORT),
     # Of studies that compare many methods, as far as their tables are there.
-    **{page: asks(found, after=[f"_build/committed/{SECOND_START}/study.ipynb"]) for page, found in ASKED_OF.items() if found},
+    **{page: asks(found, after=AGAIN, read=csvs("plan", "networks")) for page, found in ASKED_OF.items() if found},
     "methods": asks([(COLOUR_ZOO, "committed")], tables=csvs("paper", "zoo_published", "published")),
     "leaderboard": {"read": sorted(map(str, Path("results/leaderboard").glob("*.json")))},
     "attack": asks(read=SHORT, tables=csvs("paper", "published")),
