@@ -214,7 +214,7 @@ def test_an_l2_step_is_as_long_however_small_the_gradient(size):
 def brute_force(model, x, y, threat, seed, batch=1):
     """Error by the definition: every image alone, every iterate looked at."""
     from advlib.attacks.pgd import _project, _radius, _step, attack_mode, logits_and_gradient
-    from advlib.attacks.worst_case import _image_noise
+    from advlib.attacks.worst_case import image_noise
 
     broken = []
     for i in range(len(x)):
@@ -222,7 +222,7 @@ def brute_force(model, x, y, threat, seed, batch=1):
         names, one = {0: f"image-{i}"}, torch.tensor([0])
         found = False
         for restart in range(threat.n_restarts):
-            noise = _image_noise(image, one, names, threat, seed, restart)
+            noise = image_noise(image, one, names, threat, seed, restart)
             x_adv = _project(image, image + threat.eps * noise, threat.eps, threat)
             wrong = []
             with attack_mode(model, "eval"):

@@ -27,6 +27,8 @@ from advlib.data import annotations, decoding, fetch
 from advlib.data.batches import augment, evaluation_batches, stream_seed, training_batches
 from advlib.data.sets import DATASETS, DataError, load_dataset, warn_of_shared
 from advlib.data.vision import torchvision
+from advlib.recipes import Training
+from advlib.steps import check_images
 
 
 @pytest.fixture(autouse=True)
@@ -933,8 +935,8 @@ def test_processes_share_a_step(digits):
 
 
 def test_wrong_batches_say_what_to_do(digits):
-    with pytest.raises(ValueError, match="1297 training images do not fill one batch of 1298"):
-        training_batches(digits, batch_size=1298, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="1297 training images do not fill one batch: .*got 1298"):
+        check_images(digits, Training(epochs=1, batch_size=1298))
     with pytest.raises(ValueError, match="augment is one of none, crop, .*got 'mixup'"):
         training_batches(digits, batch_size=8, seed=0, epoch=0, augment="mixup")
     with pytest.raises(ValueError, match="choose crop or crop_flip"):

@@ -74,7 +74,7 @@ def families(n=20, each=5, shift=0.0, seed=0):
     accuracy = random.uniform(0.4, 0.9, n * each)
     own = np.repeat(random.normal(0, 0.1, n), each)
     x = public.logit(accuracy)
-    figure = public.inverse_logit(-1.5 + 1.2 * x - 0.1 * x**2 + own + shift)
+    figure = public.expit(-1.5 + 1.2 * x - 0.1 * x**2 + own + shift)
     return pd.DataFrame({"family": family, "accuracy": accuracy, "figure": figure})
 
 
@@ -94,7 +94,7 @@ def test_the_spread_is_that_of_networks_of_this_accuracy():
     table, random = families(300), np.random.default_rng(2)
     weak = table.accuracy < 0.6
     noise = np.where(weak, random.normal(0, 0.5, len(table)), 0)
-    table["figure"] = public.inverse_logit(public.logit(table.figure) + noise)
+    table["figure"] = public.expit(public.logit(table.figure) + noise)
     found = public.trend(table, "accuracy", "figure", "accuracy")
     assert found.spread(0.45) > 2 * found.spread(0.85)
     inside = found.distance(table.accuracy, table.figure).abs() < 1.96
@@ -103,7 +103,7 @@ def test_the_spread_is_that_of_networks_of_this_accuracy():
 
 def test_resampling_families_covers_the_true_trend():
     at, hits = [0.5, 0.7], 0
-    truth = public.inverse_logit(np.polyval((-0.1, 1.2, -1.5), public.logit(np.array(at))))
+    truth = public.expit(np.polyval((-0.1, 1.2, -1.5), public.logit(np.array(at))))
     for seed in range(20):
         curves = public.resampled(families(seed=seed), "accuracy", "figure", "accuracy", at, 200)
         low, high = np.quantile(curves, [0.025, 0.975], axis=0)

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
+from advlib.attacks.pgd import attack_mode
 from advlib.networks.build import Normalize
 from advlib.networks.device import autocast
 
@@ -26,26 +27,22 @@ def folding(model: nn.Module, x: torch.Tensor) -> Callable[[], nn.Module]:
     (so does one that draws random numbers: a trace keeps the ones drawn), is returned as it is,
     with a warning: the attack is then slower, not different.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        folded, pairs = _fold(model)
-        with torch.no_grad(), autocast(x.device, torch.float32):
-            found = folded(x)
-            for _ in range(PASSES):  # it may draw the same numbers more than once
-                wanted = model(x)
-                close = {"rtol": 1e-3, "atol": 1e-3 * float(wanted.abs().max())}
-                if not torch.allclose(found, wanted, **close):
-                    raise ValueError("it gives other logits")
+        with attack_mode(model, "eval"):
+            folded, pairs = _fold(model)
+            with torch.no_grad(), autocast(x.device, torch.float32):
+                found = folded(x)
+                for _ in range(PASSES):  # it may draw the same numbers more than once
+                    wanted = model(x)
+                    close = {"rtol": 1e-3, "atol": 1e-3 * float(wanted.abs().max())}
+                    if not torch.allclose(found, wanted, **close):
+                        raise ValueError("it gives other logits")
     except Exception as error:  # whatever a stranger's network does when it is traced
         warnings.warn(
             f"batch norm stays unfolded, attacks are slower: {type(error).__name__}: {error}",
             stacklevel=2,
         )
         return lambda: model
-    finally:
-        for module, training in modes:
-            module.training = training
 
     @torch.no_grad()
     def current() -> nn.Module:

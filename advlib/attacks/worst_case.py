@@ -179,7 +179,7 @@ class _Chunk:
 
     def start(self, image: torch.Tensor, restart: int) -> _Pool:
         """These images at the start of a restart, drawn for each from its name."""
-        noise = _image_noise(self.x, image, self.names, self.threat, self.seed, restart)
+        noise = image_noise(self.x, image, self.names, self.threat, self.seed, restart)
         x = self.x[image]
         x_adv = _project(x, x + self.eps * noise, self.eps, self.threat)
         return _Pool(image, x_adv, torch.zeros_like(image, dtype=torch.int32))
@@ -277,8 +277,11 @@ def _fixed(chunk: _Chunk, progress: Callable[[int], None]) -> None:
             progress(int((standing & (chunk.broken | final))[batch].sum()))
 
 
-def _image_noise(x, images, names, threat, seed, restart):
-    """Random starts (n, C, H, W), drawn on the device: drawing on the CPU is slower than a step."""
+def image_noise(x, images, names, threat, seed, restart):
+    """Random starts (n, C, H, W), each by the image's name.
+
+    They are drawn on the device: drawing on the CPU is slower than a step.
+    """
     draws = []
     for i in images.tolist():
         generator = torch.Generator(x.device).manual_seed(stream_seed(seed, names[i], restart))

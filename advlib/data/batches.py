@@ -85,11 +85,7 @@ def training_batches(
             "memory choose crop or crop_flip"
         )
     share = batch_size * world_size
-    if not (steps := len(dataset) // share):
-        raise ValueError(
-            f"{len(dataset)} training images do not fill one batch of {share}: choose a smaller "
-            "batch_size"
-        )
+    steps = len(dataset) // share
     generator = torch.Generator().manual_seed(stream_seed(seed, "order", epoch))
     order = torch.randperm(len(dataset), generator=generator)[: steps * share]
     chosen = order.view(steps, world_size, batch_size)[start_step:, rank]

@@ -11,13 +11,9 @@ from pathlib import Path
 
 import torch
 
-_spec = importlib.util.find_spec("torchvision")
-if _spec is None:
-    raise ModuleNotFoundError(
-        "torchvision is not installed: run `make setup` in the project folder"
-    )
+_folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
 try:
-    torch.ops.load_library(next(Path(_spec.submodule_search_locations[0]).glob("_C*")))
+    torch.ops.load_library(next(_folder.glob("_C*")))
 except (OSError, StopIteration):
     # Kept in a global: the schemas are gone as soon as this object is.
     _schemas = torch.library.Library("torchvision", "DEF")

@@ -5,6 +5,7 @@ a reason why PGD would. An image that is wrong unattacked counts as broken by ev
 mistakes are no difference anywhere. The thresholds were fixed before any model was tested.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -42,123 +43,9 @@ class Test(NamedTuple):
 
     question: str
     source: str  # where expectation and thresholds come from
+    find: Callable | None  # the images that speak against PGD, and what they do; None: a flag
     tolerance: float
     alarm: float
-
-
-TESTS: dict[str, Test] = {
-    "eps_unbounded": Test(
-        "Does the error reach 100 % when every image is within reach?",
-        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours",
-        **MORE,
-    ),
-    "eps_rises": Test(
-        "Does the error rise with ε?",
-        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours",
-        **MORE,
-    ),
-    "steps": Test(
-        "Does the error level off with more steps?",
-        "Carlini et al. 2019 (twice the steps, no more success); both sizes ours",
-        **MORE,
-    ),
-    "iterative": Test(
-        "Does iterative beat single-step?",
-        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours, after AutoAttack's Square",
-        **WEAKER,
-    ),
-    "transfer": Test(
-        "Does white-box beat transfer?",
-        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours, after AutoAttack's Square",
-        **WEAKER,
-    ),
-    "noise": Test(
-        "Does random noise do little?",
-        "Athalye et al. 2018; Carlini et al. 2019; both sizes ours, after AutoAttack's Square",
-        **WEAKER,
-    ),
-    "gradients": Test(
-        "Are there gradients?",
-        "AutoAttack's check_zero_gradients and Pintor et al. 2022 warn at one image; alarm ours",
-        tolerance=0.0,
-        alarm=0.02,
-    ),
-    "deterministic": Test(
-        "Does the network answer twice the same?",
-        "AutoAttack's check_randomized; Athalye et al. 2018",
-        tolerance=1e-4,
-        alarm=1e-4,
-    ),
-    "logits": Test(
-        "Are the outputs logits?",
-        "AutoAttack's check_range_output",
-        tolerance=0.0,
-        alarm=0.0,
-    ),
-    "losses": Test(
-        "Do several losses agree?",
-        "Croce & Hein 2020: large logits fail the cross-entropy; both sizes ours, as AutoAttack's",
-        **OTHER,
-    ),
-    "restarts": Test(
-        "Do restarts add little?",
-        "Carlini et al. 2019 (random starts should not change the result); both sizes ours",
-        **MORE,
-    ),
-    "autoattack": Test(
-        "Does AutoAttack find little more?",
-        "Croce & Hein 2020; both sizes ours, after theirs and two entries of RobustBench",
-        **OTHER,
-    ),
-    "square": Test(
-        "Does the attack without gradients add nothing?",
-        "AutoAttack's check_square_sr (0.2 points); Uesato et al. 2018; alarm ours",
-        **WEAKER,
-    ),
-}
-"""The tests by name, in the order of the page."""
-
-COMPONENTS = {"apgd_ce": "APGD-CE", "apgd_t": "APGD-T", "fab_t": "FAB-T", "square": "Square"}
-"""Titles of AutoAttack's components."""
-
-
-def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
-    """The verdict of each test of the battery on one network, from what `battery` returns.
-
-    A row for each of `TESTS`: test, question, measured (words), count, value, low, high (shares of
-    all images with an exact 95 % interval; for "deterministic" the largest change of the logits),
-    tolerance, threshold (of the alarm), verdict (of `VERDICTS`), source. A test whose conditions
-    are missing is "not run"; one that found nothing to look at has "too few images" where the upper
-    end of its interval lies beyond the alarm.
-    """
-    broken = broken_images(table)
-    rows = []
-    for name, test in TESTS.items():
-        if name == "deterministic":
-            found = _deterministic(facts, broken)
-        elif name == "logits":
-            found = _logits(facts, broken)
-        else:
-            found = _counted(test, *_MEASURES[name](broken, facts), len(broken))
-        row = {"test": name, "question": test.question, **found}
-        row |= {"tolerance": test.tolerance, "threshold": test.alarm, "source": test.source}
-        rows.append(row)
-    columns = "test question measured count value low high tolerance threshold".split()
-    return pd.DataFrame(rows)[[*columns, "verdict", "source"]]
-
-
-def overall(verdicts: pd.DataFrame) -> str:
-    """The verdict on one network: alarming if PGD cannot be trusted with it.
-
-    A network that PGD breaks is not alarming, it is not robust. Without AutoAttack or gradients
-    the battery cannot tell ("not run"), nor where any test has too few images, unless another test
-    already alarms.
-    """
-    found = set(verdicts.verdict)
-    needed = verdicts[verdicts.test.isin(["gradients", "autoattack"])]
-    if ALARMING not in found and NOT_RUN in set(needed.verdict):
-        return NOT_RUN
-    return next((v for v in (ALARMING, TOO_FEW, LOOK) if v in found), EXPECTED)
 
 
 def _standing(broken: pd.DataFrame, by: list[str], left_by: list[str]):
@@ -218,19 +105,123 @@ def _beside_pgd(condition, words):
     return lambda broken, facts: (_standing(broken, [condition], ["pgd40"]), words)
 
 
-_MEASURES = {
-    "eps_unbounded": _unbounded,
-    "eps_rises": _rises,
-    "steps": _beside_pgd("steps_100", "fall to 100 steps, not to 40"),
-    "iterative": _beside_pgd("fgsm", "fall to FGSM, not to PGD-40"),
-    "transfer": _transfer,
-    "noise": _beside_pgd("noise", "fall to noise, not to PGD-40"),
-    "gradients": _gradients,
-    "losses": _losses,
-    "restarts": _beside_pgd("restarts_5", "fall to one of four more starts"),
-    "autoattack": _beside_pgd("square", "fall to AutoAttack, not to PGD-40"),
-    "square": _square,
+# Athalye et al. 2018, Carlini et al. 2019: in which direction a test comes out, not by how much.
+_BOTH = "Athalye et al. 2018; Carlini et al. 2019; both sizes ours"
+_AS_SQUARE = f"{_BOTH}, after AutoAttack's Square"
+
+TESTS: dict[str, Test] = {
+    "eps_unbounded": Test(
+        "Does the error reach 100 % when every image is within reach?", _BOTH, _unbounded, **MORE
+    ),
+    "eps_rises": Test("Does the error rise with ε?", _BOTH, _rises, **MORE),
+    "steps": Test(
+        "Does the error level off with more steps?",
+        "Carlini et al. 2019 (twice the steps, no more success); both sizes ours",
+        _beside_pgd("steps_100", "fall to 100 steps, not to 40"),
+        **MORE,
+    ),
+    "iterative": Test(
+        "Does iterative beat single-step?",
+        _AS_SQUARE,
+        _beside_pgd("fgsm", "fall to FGSM, not to PGD-40"),
+        **WEAKER,
+    ),
+    "transfer": Test("Does white-box beat transfer?", _AS_SQUARE, _transfer, **WEAKER),
+    "noise": Test(
+        "Does random noise do little?",
+        _AS_SQUARE,
+        _beside_pgd("noise", "fall to noise, not to PGD-40"),
+        **WEAKER,
+    ),
+    "gradients": Test(
+        "Are there gradients?",
+        "AutoAttack's check_zero_gradients and Pintor et al. 2022 warn at one image; alarm ours",
+        _gradients,
+        tolerance=0.0,
+        alarm=0.02,
+    ),
+    "deterministic": Test(
+        "Does the network answer twice the same?",
+        "AutoAttack's check_randomized; Athalye et al. 2018",
+        None,
+        tolerance=1e-4,
+        alarm=1e-4,
+    ),
+    "logits": Test(
+        "Are the outputs logits?",
+        "AutoAttack's check_range_output",
+        None,
+        tolerance=0.0,
+        alarm=0.0,
+    ),
+    "losses": Test(
+        "Do several losses agree?",
+        "Croce & Hein 2020: large logits fail the cross-entropy; both sizes ours, as AutoAttack's",
+        _losses,
+        **OTHER,
+    ),
+    "restarts": Test(
+        "Do restarts add little?",
+        "Carlini et al. 2019 (random starts should not change the result); both sizes ours",
+        _beside_pgd("restarts_5", "fall to one of four more starts"),
+        **MORE,
+    ),
+    "autoattack": Test(
+        "Does AutoAttack find little more?",
+        "Croce & Hein 2020; both sizes ours, after theirs and two entries of RobustBench",
+        _beside_pgd("square", "fall to AutoAttack, not to PGD-40"),
+        **OTHER,
+    ),
+    "square": Test(
+        "Does the attack without gradients add nothing?",
+        "AutoAttack's check_square_sr (0.2 points); Uesato et al. 2018; alarm ours",
+        _square,
+        **WEAKER,
+    ),
 }
+"""The tests by name, in the order of the page."""
+
+COMPONENTS = {"apgd_ce": "APGD-CE", "apgd_t": "APGD-T", "fab_t": "FAB-T", "square": "Square"}
+"""Titles of AutoAttack's components."""
+
+
+def battery_verdicts(table: pd.DataFrame, facts: dict) -> pd.DataFrame:
+    """The verdict of each test of the battery on one network, from what `battery` returns.
+
+    A row for each of `TESTS`: test, question, measured (words), count, value, low, high (shares of
+    all images with an exact 95 % interval; for "deterministic" the largest change of the logits),
+    tolerance, threshold (of the alarm), verdict (of `VERDICTS`), source. A test whose conditions
+    are missing is "not run"; one that found nothing to look at has "too few images" where the upper
+    end of its interval lies beyond the alarm.
+    """
+    broken = broken_images(table)
+    rows = []
+    for name, test in TESTS.items():
+        if name == "deterministic":
+            found = _deterministic(facts, broken)
+        elif name == "logits":
+            found = _logits(facts, broken)
+        else:
+            found = _counted(test, *test.find(broken, facts), len(broken))
+        row = {"test": name, "question": test.question, **found}
+        row |= {"tolerance": test.tolerance, "threshold": test.alarm, "source": test.source}
+        rows.append(row)
+    columns = "test question measured count value low high tolerance threshold".split()
+    return pd.DataFrame(rows)[[*columns, "verdict", "source"]]
+
+
+def overall(verdicts: pd.DataFrame) -> str:
+    """The verdict on one network: alarming if PGD cannot be trusted with it.
+
+    A network that PGD breaks is not alarming, it is not robust. Without AutoAttack or gradients
+    the battery cannot tell ("not run"), nor where any test has too few images, unless another test
+    already alarms.
+    """
+    found = set(verdicts.verdict)
+    needed = verdicts[verdicts.test.isin(["gradients", "autoattack"])]
+    if ALARMING not in found and NOT_RUN in set(needed.verdict):
+        return NOT_RUN
+    return next((v for v in (ALARMING, TOO_FEW, LOOK) if v in found), EXPECTED)
 
 
 def _counted(test, found, what, n) -> dict:

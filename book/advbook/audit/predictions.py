@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from advbook.audit.battery import STRENGTHS, battery
-from advbook.studies.evaluate import image_facts, numbers, run_facts, write_table
+from advbook.studies.evaluate import attack_facts, image_facts, run_facts, write_table
 from advbook.studies.identity import digest, recipe_of
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parts import kept
@@ -40,7 +40,7 @@ def ledger_predictions(study: Study, method: str, seed: int) -> Path:
         n_logits = model.eval()(images[0][0][None]).shape[1]
     threats = ledger_threats(study, method)
     same = same_attacks(threats) if n_logits == whole.num_classes else {}
-    facts = run_facts(run) | image_facts(study, whole, **numbers(study, images), attack_seed=0)
+    facts = attack_facts(study, run, whole)
     sizes = {"num_classes": whole.num_classes, "n_images": len(images)}
     common = {"num_classes": whole.num_classes, "workers": study.workers}
     common |= {"batch_size": facts["batch_size"]}
@@ -84,7 +84,7 @@ def late_predictions(study: Study, method: str, seed: int) -> Path:
     model, run = load_run(study, method, seed)
     images, holdout = images_of(study, study.evaluation_split), images_of(study, "holdout")
     threat = study.late_threat
-    facts = run_facts(run) | image_facts(study, images, **numbers(study, images), attack_seed=0)
+    facts = attack_facts(study, run, images)
     facts |= {"threat": threat.to_dict(), "epochs": study.late_epochs[method]}
     how = {"num_classes": images.num_classes, "workers": study.workers, "dtype": study.dtype}
     how["batch_size"] = facts["batch_size"]

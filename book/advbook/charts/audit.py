@@ -38,13 +38,12 @@ def readings(table: pd.DataFrame, paper: dict) -> alt.LayerChart:
     x = errors_on(alt.X, "attacked_adv", "Error of Adv under attack (%)", whole, tickCount=6)
     y = errors_on(alt.Y, "attacked_adv_plus", "Error of Adv⁺ under attack (%)", whole, tickCount=6)
     points = 100 * (table.attacked_adv_plus - table.attacked_adv)
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(studies))]
     dots = alt.Chart(table.assign(points=points)).mark_point(filled=True, size=50)
     dots = dots.encode(
         x,
         y,
         opacity=opacity,
-        **told_apart("title", None, studies, shapes=shapes, columns=1),
+        **told_apart("title", None, studies, shapes=SHAPES, columns=1),
         tooltip=tips(title="Study", pair="Networks", switch="Attack")
         + tips(".2%", attacked_adv="Adv", attacked_adv_plus="Adv⁺")
         + tips("+.2f", points="Adv⁺ − Adv (points)"),

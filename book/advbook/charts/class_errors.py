@@ -47,9 +47,7 @@ def class_arrows(table: pd.DataFrame, title: str) -> alt.Chart:
         color="#999999", strokeWidth=1.2, aria=False
     )
     ways = ways.encode(x2="clean_before:Q", y2="attacked_before:Q")
-    shape = alt.Shape(
-        "method:N", sort=methods, scale=alt.Scale(domain=methods, range=SHAPES[: len(methods)])
-    )
+    shape = alt.Shape("method:N", sort=methods, scale=alt.Scale(domain=methods, range=SHAPES))
     marks = base.mark_point(filled=True, size=size, opacity=0.9).encode(
         color=method_colour(methods),
         shape=shape.title("Method"),
@@ -131,7 +129,7 @@ def sorted_errors(table: pd.DataFrame) -> alt.Chart:
     table = table.assign(rank=rank, place=(rank / size).round(4), error=table.error.round(4))
     methods = method_order(table.method)
     picked, opacity = pick()
-    dashes = [[1, 0], [1, 0], [5, 4], [2, 2], [8, 3], [1, 3]][: len(methods)]
+    dashes = [[1, 0], [1, 0], [5, 4], [2, 2], [8, 3], [1, 3]]
     dash = alt.StrokeDash(
         "method:N", sort=methods, scale=alt.Scale(domain=methods, range=dashes), title="Method"
     )

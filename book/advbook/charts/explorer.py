@@ -27,14 +27,10 @@ def probability_chart(steps: pd.DataFrame, class_names: list[str], n_steps: int)
     The axis ends at `n_steps`, so that it stands still while the attack runs.
     """
     parts = [
-        pd.DataFrame(
-            {
-                "method": steps.method,
-                "step": steps.step,
-                "kind": kind,
-                "class_name": [class_names[i] for i in steps[column]],
-                "probability": steps[probability],
-            }
+        steps[["method", "step"]].assign(
+            kind=kind,
+            class_name=[class_names[i] for i in steps[column]],
+            probability=steps[probability],
         )
         for kind, (column, probability) in KINDS.items()
     ]

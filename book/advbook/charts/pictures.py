@@ -74,14 +74,9 @@ def _cell(row, method, class_names, step) -> str:
     """The perturbation, the attacked image, and the network's answers before and after."""
     delta = decode_png(row.perturbation)
     attacked = decode_png(row.image) + 2 * row.scale * (delta - 127.5)  # 255 · scale · δ/scale
-    before, after = (
-        _answer(row.label, predicted, probability, class_names)
-        for predicted, probability in (
-            (row.predicted_class, row.predicted_probability),
-            (row.adversarial_class, row.adversarial_probability),
-        )
-    )
     truth, seen = class_names[row.label], class_names[row.adversarial_class]
+    before = _answer(row.label, row.predicted_class, row.predicted_probability, class_names)
+    after = _answer(row.label, row.adversarial_class, row.adversarial_probability, class_names)
     mark = "right" if row.label == row.adversarial_class else "wrong"
     what = f"Perturbation of {truth} against {method}, magnified"
     said = f"{truth} attacked on {method}: seen as {seen}"

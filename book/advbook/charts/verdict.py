@@ -26,8 +26,7 @@ def shares_of_the_paper(table: pd.DataFrame, ends: tuple[float, float]) -> alt.C
     table["at"] = table.share.clip(*ends)
     table[intervals] = table[intervals].clip(*ends)
     colour = told_apart("variant", None, readings)["color"]
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(studies))]
-    shape = told_apart("study", None, studies, shapes=shapes, columns=2)["shape"]
+    shape = told_apart("study", None, studies, shapes=SHAPES, columns=2)["shape"]
     shape["legend"]["orient"] = "bottom"  # beside the other it would be too wide for a telephone
     marks = [name for study in studies for name in table.mark[table.study == study].unique()]
     height = 11

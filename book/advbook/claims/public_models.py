@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from advlib import metrics
 from advlib.data.annotations import imagenet_x
@@ -15,16 +16,8 @@ ROBUST = ("adversarial", "adversarial, with noise", "noise")
 WEAK = ("fewer images", "stopped early")  # as inaccurate as robust networks, for another reason
 
 
-def logit(p):
-    return np.log(p) - np.log1p(-p)
-
-
-def inverse_logit(x):
-    return 1 / (1 + np.exp(-x))
-
-
 SCALES: dict[str, tuple[Callable, Callable]] = {
-    "accuracy": (logit, inverse_logit),
+    "accuracy": (logit, expit),
     "ratio": (np.log, np.exp),
 }
 

@@ -56,13 +56,14 @@ def mark(rows: pd.DataFrame, verdict: str) -> str:
 
 
 def _each(comparisons: pd.DataFrame, judged: pd.DataFrame):
-    """The verdict's row and the comparisons of each claim that was measured, in their order."""
+    """Of each claim that was measured, in their order: its verdict, names and comparisons."""
     keys = ["claim", "study", "variant"]
     known = dict(list(comparisons.groupby(keys, sort=False)))
     order = judged.claim.map(list(CLAIMS).index)
     for row in judged.iloc[order.argsort(kind="stable")].itertuples():
         if row.verdict != ABSENT:
-            yield row, known[row.claim, row.study, row.variant]
+            named = {"claim": CLAIMS[row.claim].title, "study": row.study, "variant": row.variant}
+            yield row, named, known[row.claim, row.study, row.variant]
 
 
 def numbers(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
@@ -75,9 +76,9 @@ def numbers(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     the share.
     """
     rows = []
-    for found, part in _each(comparisons, judged):
-        row = {"claim": CLAIMS[found.claim].title, "study": found.study, "variant": found.variant}
-        row |= {"verdict": found.verdict, "here": "", "raw SD": "–", "paper": "–", "share": "–"}
+    for found, named, part in _each(comparisons, judged):
+        row = named | {"verdict": found.verdict, "here": ""}
+        row |= {"raw SD": "–", "paper": "–", "share": "–"}
         if part["part"].any():
             row["here"] = f"{found.n_hold} of {found.n_tests} as claimed, "
             row["here"] += f"{found.n_against} the other way"
@@ -103,18 +104,15 @@ def shares(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     difference (`in_points`). What cannot be tested is left out.
     """
     rows = []
-    for found, part in _each(comparisons, judged):
+    for found, named, part in _each(comparisons, judged):
         row = part.iloc[0]
         if len(part) > 1 or found.verdict == CEILING or pd.isna(row.expected):
             continue
         several = row.n_seeds > 1
         seeds = t_interval(row.value, row.sd, row.n_seeds) if several else (np.nan, np.nan)
-        images, seeds = (
-            sorted(end / row.expected for end in ends) for ends in ((row.low, row.high), seeds)
-        )
-        names = ["claim", "study", "variant", "share", "low", "high", "seeds_low", "seeds_high"]
-        values = [CLAIMS[found.claim].title, found.study, found.variant, row.value / row.expected]
-        named = dict(zip(names, [*values, *images, *seeds], strict=True))
+        named["share"] = row.value / row.expected
+        named["low"], named["high"] = sorted(end / row.expected for end in (row.low, row.high))
+        named["seeds_low"], named["seeds_high"] = sorted(end / row.expected for end in seeds)
         rows.append(named | {"difference": f"{in_points(row)} points"})
     return pd.DataFrame(rows)
 
@@ -153,11 +151,10 @@ def needed(comparisons: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     one was trained: how far trainings differ is not known then.
     """
     rows = []
-    for found, part in _each(comparisons, judged):
+    for found, named, part in _each(comparisons, judged):
         if found.verdict != OPEN or len(part) > 1:
             continue
         row = part.iloc[0]
-        named = {"claim": CLAIMS[found.claim].title, "study": found.study, "variant": found.variant}
         named |= {"n_seeds": row.n_seeds, "n_images": row.n_images}
         for name, effect in {"paper": row.expected, "here": row.value}.items():
             named[f"seeds_{name}"] = seeds_needed(effect, row.sd)

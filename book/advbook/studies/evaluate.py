@@ -52,16 +52,8 @@ def clean_predictions(study: Study, *, ablations: bool = False) -> dict[tuple[st
     decided = facts | _hashes(runs) | {"benchmark": "clean"}
 
     def judge(progress, positions):
-        tables = predict(
-            models,
-            images,
-            num_classes=images.num_classes,
-            batch_size=batch_size,
-            workers=study.workers,
-            indices=positions,
-            progress=progress,
-        )
-        return pd.concat([t.assign(method=m, seed=s) for (m, s), t in tables.items()])
+        part = {"indices": positions, "progress": progress}
+        return _predicted(models, images, batch_size, study.workers, **part)
 
     rows = _in_parts(study, decided, images.file_names, 16 * batch_size, judge)
     if distributed.rank() == 0:
@@ -97,15 +89,9 @@ def corruption_predictions(study: Study) -> dict[tuple[str, int], Path]:
     folder = study.runs / "parts" / digest(decided)
 
     def judge(corruption, severity):
-        tables = predict(
-            models,
-            corrupted(images, corruption, severity, published=published),
-            num_classes=images.num_classes,
-            batch_size=batch_size,
-            workers=study.workers,
-        )
-        tables = [table.assign(method=m, seed=s) for (m, s), table in tables.items()]
-        return pd.concat(tables).assign(corruption=corruption, severity=severity)
+        changed = corrupted(images, corruption, severity, published=published)
+        table = _predicted(models, changed, batch_size, study.workers)
+        return table.assign(corruption=corruption, severity=severity)
 
     parts = {(c, s): folder / f"{c}-{s}.parquet" for c in CORRUPTIONS for s in SEVERITIES}
     own = _own_missing(parts, lambda _: images.file_names)
@@ -138,8 +124,8 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str) -> Pat
         return path
     images, models, runs = _images_and_networks(study, [(method, seed)])
     threat = study.threat(attack)
-    facts = run_facts(runs[method, seed]) | {"attack": attack, "threat": threat.to_dict()}
-    facts |= {"attack_seed": 0} | image_facts(study, images, **numbers(study, images))
+    facts = attack_facts(study, runs[method, seed], images)
+    facts |= {"attack": attack, "threat": threat.to_dict()}
 
     def judge(progress, positions):
         return evaluate_attack(
@@ -176,8 +162,8 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
     path = study.runs / "audit" / "autoattack" / f"{method}-seed{seed}.parquet"
     images, models, runs = _images_and_networks(study, [(method, seed)])
     threat, width = study.threat("pgd40"), study.autoattack_width
-    facts = run_facts(runs[method, seed]) | image_facts(study, images, **numbers(study, images))
-    facts |= {"threat": threat.to_dict(), "attack_seed": 0, "subset": None, "width": width}
+    facts = attack_facts(study, runs[method, seed], images)
+    facts |= {"threat": threat.to_dict(), "subset": None, "width": width}
     table = evaluate_strong(
         models[method, seed],
         images,
@@ -191,6 +177,13 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
         workers=study.workers,
     ).table
     return write_table(table, path, images, facts)
+
+
+def _predicted(models, images, batch_size, workers, **part) -> pd.DataFrame:
+    """Predictions of all networks, told apart by columns method and seed."""
+    how = {"num_classes": images.num_classes, "batch_size": batch_size, "workers": workers}
+    tables = predict(models, images, **how, **part)
+    return pd.concat([t.assign(method=m, seed=s) for (m, s), t in tables.items()])
 
 
 def _under_pgd40(study, method, seed, facts) -> pd.DataFrame:
@@ -260,11 +253,12 @@ def run_facts(run: dict) -> dict:
     return {k: run[k] for k in ("study", "method", "seed", "checkpoint_hash", "settings")}
 
 
-def numbers(study, images) -> dict:
-    """In which numbers, and how many images at once, an attack is computed."""
+def attack_facts(study, run: dict, images) -> dict:
+    """What a table of attacked images says of its network, its images and the computation."""
     device = default_device()
-    size = study.eval_batch_size or default_batch_size(images, device)
-    return {"dtype": str(resolve_dtype(study.dtype, device)), "batch_size": size}
+    how = {"dtype": str(resolve_dtype(study.dtype, device)), "attack_seed": 0}
+    how["batch_size"] = study.eval_batch_size or default_batch_size(images, device)
+    return run_facts(run) | image_facts(study, images, **how)
 
 
 def _hashes(runs: dict) -> dict:

@@ -56,8 +56,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
         alone = launch.to_launch(study)
         batch_share(training_of(study, base), study.devices if alone else distributed.world_size())
         if alone:
-            arguments = ("--method", method, "--seed", str(seed))
-            launch.launch(study, "train", *arguments)
+            launch.launch(study, "train", "--method", method, "--seed", str(seed))
             return read_run(study, method, seed)
     with distributed.in_turns():
         train_set = images_of(study, study.evaluation_split if brought else "train")
@@ -69,14 +68,8 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     helper, facts = None, {}
     if recipe and recipe.helper:
         helper, facts = load_run(study, recipe.helper, seed)
-    settings = training_settings(
-        study,
-        method,
-        seed,
-        train_set.fingerprint,
-        _origin(study, method, start),
-        facts.get("checkpoint_hash"),
-    )
+    origin, consulted = _origin(study, method, start), facts.get("checkpoint_hash")
+    settings = training_settings(study, method, seed, train_set.fingerprint, origin, consulted)
     folder = study.runs / "models" / f"{method}-seed{seed}-{digest(settings)}"
     with distributed.in_turns():
         if brought:

@@ -48,9 +48,10 @@ def make_samples(study) -> Path:
     """
     import torch
 
+    from advbook.studies.evaluate import image_facts
     from advbook.studies.runs import load_run
-    from advlib.attacks.pgd import classify, pgd_attack, start_noise
-    from advlib.data.batches import stream_seed
+    from advlib.attacks.pgd import classify, pgd_attack
+    from advlib.attacks.worst_case import image_noise
     from advlib.networks.device import autocast, default_device
 
     device = default_device()
@@ -61,16 +62,13 @@ def make_samples(study) -> Path:
     chosen = sample_positions(images.file_names, images.labels.numpy(), images[0][0].shape[-1])
     x, y, names = zip(*(images[i] for i in chosen), strict=True)
     x, y = torch.stack(x).to(device), torch.tensor(y, device=device)
-    noise = []
-    for name in names:
-        generator = torch.Generator(device).manual_seed(stream_seed(0, name, 0))
-        noise.append(start_noise((1, *x.shape[1:]), threat, generator, device))
+    noise = image_noise(x, torch.arange(len(x)), names, threat, 0, 0)
     pixels = [encode_png(np.rint(255 * image.cpu().numpy())) for image in x]
     tables = []
     for method, (model, _) in found.items():
         model = model.to(device).eval()
         with autocast(device, torch.float32):
-            x_adv = pgd_attack(model, x, y, threat, num_classes=k, noise=torch.cat(noise))
+            x_adv = pgd_attack(model, x, y, threat, num_classes=k, noise=noise)
         before = [values.cpu().numpy() for values in classify(model, x, k, len(x))]
         after = [values.cpu().numpy() for values in classify(model, x_adv, k, len(x))]
         delta = (x_adv - x).cpu().numpy()
@@ -87,15 +85,10 @@ def make_samples(study) -> Path:
         "seed": seed,
         "attack": ATTACK,
         "threat": threat.to_dict(),
-        "attack_seed": 0,
-        "data": images.fingerprint,
-        "data_title": images.title,
-        "split": study.evaluation_split,
         "n_images": len(names),
         "networks": {m: {k: run[k] for k in NETWORK} for m, (_, run) in found.items()},
-        "device": str(device),
-        "dtype": "float32",
         "versions": environment()["versions"],
+        **image_facts(study, images, attack_seed=0, dtype="float32"),
     }
     return write_parquet(pd.concat(tables, ignore_index=True), study.runs / SAMPLES, facts)
 
@@ -122,12 +115,9 @@ def sample_positions(file_names, labels, side: int) -> list[int]:
     limit = 12 if side > LARGE_SIDE else 30
     each = max(1, min(3, limit // len(np.unique(labels))))
     ranked = sorted(range(len(labels)), key=lambda i: stream_seed("samples", file_names[i]))
-    chosen: dict[int, list[int]] = {}
-    for i in ranked:
-        of_class = chosen.setdefault(int(labels[i]), [])
-        if len(of_class) < each and sum(map(len, chosen.values())) < limit:
-            of_class.append(i)
-    return [i for label in sorted(chosen) for i in chosen[label]]
+    labels = pd.Series(labels).loc[ranked]
+    chosen = labels.groupby(labels).head(each).head(limit)
+    return chosen.sort_values(kind="stable").index.tolist()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

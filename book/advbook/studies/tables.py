@@ -103,16 +103,18 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def read_tables(study, source: str, benchmarks=None) -> Iterator[tuple[tuple, pd.DataFrame, dict]]:
+def read_tables(
+    study, source: str, benchmarks=None, part: str = "study"
+) -> Iterator[tuple[tuple, pd.DataFrame, dict]]:
     """The prediction tables of a study, one after the other.
 
     ``source`` is "fresh" for all tables of the reader's own run, "committed" for all published
-    ones; never a mixture. ``benchmarks`` are some of ``study.benchmarks``; None: all. Yields
-    (benchmark, method, seed), table, facts. Raises as `advbook.studies.current.study_tables`, and
-    ValueError where a table breaks the contract.
+    ones; never a mixture. ``benchmarks`` are some of ``study.benchmarks``, None: all; ``part`` is
+    one of those of `advbook.studies.current.study_tables`. Yields (benchmark, method, seed), table,
+    facts. Raises as that does, and ValueError where a table breaks the contract.
     """
     folder = tables_folder(study, source)
-    found = study_tables(study, folder)
+    found = study_tables(study, folder, part)
     num_classes = len(read_data(folder)["class_names"])
     for key, (path, facts) in found.items():
         if benchmarks is None or key[0] in benchmarks:
@@ -133,12 +135,8 @@ def read_audit(study, source: str, part: str) -> tuple[pd.DataFrame, dict[tuple,
     With the table come the facts of each of its parts by (benchmark or part, method, seed). Raises
     as `read_tables`.
     """
-    folder = tables_folder(study, source)
-    num_classes = len(read_data(folder)["class_names"])
     tables, facts = [], {}
-    for key, (path, known) in study_tables(study, folder, part).items():
-        table = read_predictions(path)
-        check_predictions(table, num_classes=num_classes, n_images=known["n_images"])
+    for key, table, known in read_tables(study, source, part=part):
         extra = {"benchmark": key[0]} if part == "ablations" else {}
         tables.append(table.assign(**extra, method=key[1], seed=key[2]))
         facts[key] = known
