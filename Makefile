@@ -38,7 +38,7 @@ test: setup  ## run the whole test suite
 	@$(MAKE) --no-print-directory .venv/bench-installed
 	@log=$$(mktemp); python -m pytest -q -p no:cacheprovider $(BOOK_TESTS) > $$log 2>&1 & \
 	  book=$$!; trap 'kill $$book' INT TERM; \
-	  python -m pytest $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
+	  python -m pytest -n 2 --dist loadfile $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
 	  wait $$book || failed=1; echo "$(BOOK_TESTS), beside these:"; cat $$log; rm $$log; exit $$failed
 
 test-gpu: setup  ## run the tests that need a GPU, and those of two processes where there are two
