@@ -51,8 +51,7 @@ def mark(rows: pd.DataFrame, verdict: str) -> str:
     largest = at_most(rows) if verdict == OPEN else np.nan
     if np.isnan(largest):
         return shown
-    rounded = np.ceil(1000 * largest) / 10 + 0  # without the minus of a zero
-    return f"{shown}\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{rounded:.1f}"
+    return f"{shown}\N{NO-BREAK SPACE}≤\N{NO-BREAK SPACE}{np.ceil(1000 * largest) / 10:z.1f}"
 
 
 def _each(comparisons: pd.DataFrame, judged: pd.DataFrame):
