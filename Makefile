@@ -5,7 +5,7 @@ STUDY ?= fashion_mnist_quick
 export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READ = .venv-read
-# These build a whole book and take longest, so that the others run beside them and give way.
+# These build a whole book and take half the time of all tests, so that they run beside the others.
 BOOK_TESTS = tests/test_pipeline.py tests/test_locked.py tests/test_profiles.py tests/test_site.py
 # All of this machine's cores, or what profiles/$(PROFILE) says.
 WHERE = $(if $(PROFILE),--profile profiles/$(PROFILE),--cores all)
@@ -38,7 +38,7 @@ test: setup  ## run the whole test suite
 	@$(MAKE) --no-print-directory .venv/bench-installed
 	@log=$$(mktemp); python -m pytest -q -p no:cacheprovider $(BOOK_TESTS) > $$log 2>&1 & \
 	  book=$$!; trap 'kill $$book' INT TERM; \
-	  nice python -m pytest -n 2 --dist loadfile $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
+	  python -m pytest $(BOOK_TESTS:%=--ignore=%); failed=$$?; \
 	  wait $$book || failed=1; echo "$(BOOK_TESTS), beside these:"; cat $$log; rm $$log; exit $$failed
 
 test-gpu: setup  ## run the tests that need a GPU, and those of two processes where there are two
