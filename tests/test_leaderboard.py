@@ -280,6 +280,19 @@ def test_the_page_shows_every_record(folder, files):
     assert 'class="sortable"' in table
 
 
+def test_a_readers_better_network_leaves_the_page_whole(tmp_path):
+    """The page speaks of the book's networks, whatever stands beside them."""
+    folder = shutil.copytree(ROOT / "results/leaderboard", tmp_path / "records")
+    better = json.loads((folder / "cifar10_zoo-dafa-seed0.json").read_text())
+    better["name"] = "My network"
+    for found in better["classwise"]["benchmarks"].values():
+        found["statistics"]["worst"] = {"value": 0.1, "low": 0.08, "high": 0.12}
+    (folder / "mine.json").write_text(json.dumps(better))
+    page = run_notebook("leaderboard", folder=str(folder))
+    assert {"My network", "FAAL"} <= {*page.names["points"].label}
+    assert (page.glued["colour"], page.glued["gray"]) == ("76.5%", "50.2%")
+
+
 def test_a_click_on_a_heading_sorts(browser, tmp_path):
     """Numbers by their size, words by the alphabet, what is not there last."""
     cells = [("b", "9.5 [8.0, 10.0]"), ("c", "10.2"), ("a", "–"), ("d", "−1.0")]
