@@ -70,7 +70,8 @@ class Views:
         if self.predictions:
             return ()
         parts = {
-            "ablations": self.ablations or self.zoo,  # of a zoo: all of its methods
+            # Of a zoo: all of its methods; an ingredient of Adv⁺ may stand among the methods as well.
+            "ablations": self.ablations or self.zoo or "adv_mix" in self.methods,
             "ledger": not self.zoo,
             "battery": not self.zoo,
             "autoattack": self.autoattack_width,
