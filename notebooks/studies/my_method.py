@@ -2,6 +2,7 @@
 
 Name it in a study file, train and compare it as any other method::
 
+    zoo: true
     methods: [pretrained, adv, mine]
     own_methods:
       mine:
@@ -10,11 +11,11 @@ Name it in a study file, train and compare it as any other method::
         adversarial: true
         options: {power: 1.0}
 
-`make book STUDY=<your file>` trains all of them and builds the pages. What else a recipe may say
-is in `advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on. A method that builds on
-TRADES says `base: trades, mix: true, forwards: 1` and begins with `trades_parts(step)`. With
-`zoo: true` in the study and `make audit`, pages compare it with Adv, or with the method that `base`
-names.
+`make audit STUDY=<your file>`, with `zoo: true` in it, trains all of them, and a page compares each
+with Adv, or with the method that its `base` names. What else a recipe may say is in
+`advlib.recipes.Recipe`: `mix`, `validation`, `helper` and so on. A method that builds on TRADES
+says `base: trades, mix: true, forwards: 1`, begins with `trades_parts(step)`, and has `trades`
+among the study's methods.
 
 This one weighs classes by how often they were wrong under attack in the epoch before. So it differs
 from Adv from the second epoch on.

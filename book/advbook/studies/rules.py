@@ -11,7 +11,7 @@ from advlib.data.catalogue import DATASETS
 from advlib.recipes import RECIPES, Recipe
 from advlib.threat import PROTOCOLS
 
-TAKEN = ("paper", "benchmark", "plan", "imagenet_models")
+TAKEN = ("paper", "benchmark", "plan", "imagenet_models", "leaderboard")
 """Folders of ``results/`` that hold no study. No study has one of these ids."""
 
 NAME = f"of letters, digits, '.', '-' and '_', with a letter, and none of {', '.join(COLUMNS)}"

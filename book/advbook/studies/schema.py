@@ -136,7 +136,7 @@ class Study(Views):
     ledger_images: Count | None = None  # under every switch of the threat model; None: all
     battery_images: Count | None = 500  # under the battery of attacks, AutoAttack among them
     # Half of what AutoAttack on a draw may add to the 95 % interval of the error, such as 0.01.
-    autoattack_width: Positive | None = None  # of AutoAttack on a draw of the images; None: not run
+    autoattack_width: Positive | None = None  # None: AutoAttack is not run
     groups: dict[str, list[str]] = field(default_factory=dict)  # group -> names of its classes
     checkpoints: dict[str, str] = field(default_factory=dict)  # your networks: name -> weights file
     predictions: dict[str, str] | str = field(default_factory=dict)  # yours: name -> CSV or Parquet
@@ -273,16 +273,14 @@ def make_study(values: dict) -> Study:
 
 
 def json_schema() -> str:
-    """The JSON schema of a study file, by which editors complete and check it.
-
-    What a comment above says of a key is shown beside it.
-    """
+    """The JSON schema of a study file, for editors; the comments above describe its keys."""
     schema = TypeAdapter(Study).json_schema() | {"description": "A study file of this book."}
     source = inspect.getsource(Study)
     for name, key in schema["properties"].items():
         del key["title"]
-        if said := re.search(rf"^    {name}: .*  # (.+)$", source, re.MULTILINE):
-            key["description"] = said[1].replace("None", "null")
+        found = re.search(rf"((?:    # .*\n)*)    {name}: .*?(?:  # (.+))?\n", source)
+        if said := " ".join([*re.findall("# (.+)", found[1]), *filter(None, [found[2]])]):
+            key["description"] = said.replace("None", "null")
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -70,7 +70,7 @@ class Views:
         if self.predictions:
             return ()
         parts = {
-            # Of a zoo: all of its methods; an ingredient of Adv⁺ may stand among the methods as well.
+            # Of a zoo all of its methods; an ingredient of Adv⁺ may stand among the methods.
             "ablations": self.ablations or self.zoo or "adv_mix" in self.methods,
             "ledger": not self.zoo,
             "battery": not self.zoo,
