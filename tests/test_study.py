@@ -107,7 +107,7 @@ def test_the_imagenet_study_is_the_papers():
         ({"study": "paper"}, "other than 'paper'"),
         (
             {"study": "benchmark"},
-            "other than 'paper', 'benchmark', 'plan', 'imagenet_models'; got 'benchmark'",
+            "'imagenet_models', 'leaderboard'; got 'benchmark'",
         ),
         ({"study": "plan"}, "got 'plan'"),
         ({"study": "18"}, "with a letter"),
