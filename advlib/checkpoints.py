@@ -49,13 +49,13 @@ def save_checkpoint(
         name = odd[0].removeprefix("model.")
         raise FloatingPointError(f"{name} holds values that are not finite after step {done}")
     facts = {"done": done, "log": log, "settings": settings, "how": how or {}}
-    facts["digest"] = _digest(facts, tensors)
+    facts["digest"] = digest(facts, tensors)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"advlib": json.dumps(facts)})
 
 
-def _digest(facts: dict, tensors: dict[str, torch.Tensor]) -> str:
-    """The SHA-256 of what a checkpoint says and holds, apart from the digest itself."""
+def digest(facts: dict, tensors: dict[str, torch.Tensor]) -> str:
+    """The SHA-256 of facts and tensors, which lie on the CPU: of a checkpoint or a network."""
     found = hashlib.sha256(json.dumps(facts).encode())
     for name, values in sorted(tensors.items()):
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -72,11 +72,11 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["advlib"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        digest = facts.pop("digest", None)
+        kept = facts.pop("digest", None)
         whole = {"done", "log", "settings", "how"} <= facts.keys()
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(str(error) or type(error).__name__) from error
-    if not whole or digest not in (None, _digest(facts, tensors)):
+    if not whole or kept not in (None, digest(facts, tensors)):
         raise ValueError("the digest of its tensors does not hold")
     return facts, tensors
 

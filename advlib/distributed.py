@@ -78,10 +78,7 @@ def barrier() -> None:
 
 def from_first(make: Callable):
     """Call `make` on the first process, and return its result on all of them."""
-    found = [make() if rank() == 0 else None]
-    if world_size() > 1:
-        distributed.broadcast_object_list(found, src=0)
-    return found[0]
+    return from_all(make() if rank() == 0 else None)[0]
 
 
 def from_all(value) -> list:

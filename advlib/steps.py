@@ -90,7 +90,8 @@ def starts(x, training: Training, seed: int, epoch: int, done: int) -> torch.Ten
     """
     generator = torch.Generator(x.device).manual_seed(stream_seed(seed, "attack", epoch, done))
     shape = (len(x) * distributed.world_size(), *x.shape[1:])
-    noise = start_noise(shape, training.threats[0], generator, x.device)
+    threat = next((t for t in training.threats if t.random_start), training.threats[0])
+    noise = start_noise(shape, threat, generator, x.device)
     return noise[len(x) * distributed.rank() :][: len(x)]
 
 
@@ -168,7 +169,7 @@ def batch_share(training: Training, processes: int) -> int:
             f"a batch of {training.batch_size} images does not divide among {processes} processes: "
             f"choose a batch_size that does, such as {nearest}, or another number of devices"
         )
-    if share % training.accumulate:
+    if training.accumulate < 1 or share % training.accumulate:
         raise ValueError(
             f"{share} images, a process's part of a batch, do not divide into "
             f"{training.accumulate} equal pieces: choose accumulate from "
@@ -191,13 +192,15 @@ def check_images(dataset: Images, training: Training) -> None:
 
 
 def check_given(recipe: Recipe, training: Training, validation, helper) -> None:
-    """Raise ValueError without the validation images or the helper that a method needs."""
+    """Raise ValueError without the validation images, helper or logits that a method needs."""
     for name, needed, given in (
         ("validation images", recipe.validation, validation),
         ("a helper", recipe.helper, helper),
     ):
         if needed and given is None:
             raise ValueError(f"{recipe.title} needs {name}: see `fit`")
+    if recipe.extra_logits and (n := len(training.threats)) > training.num_transforms:
+        raise ValueError(f"{n} threats need as many num_transforms, got {training.num_transforms}")
     processes = distributed.world_size()
     if recipe.validation and len(validation) <= training.batch_size * (processes - 1):
         raise ValueError(

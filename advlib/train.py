@@ -1,5 +1,6 @@
 """One training loop for every method: the attack, the objective, checkpoints and resume."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -31,6 +32,7 @@ from advlib.steps import (
     validation_steps,
 )
 
+HOW = {"accumulate": 1, "dtype": "auto", "workers": 0}  # of Training: they may change on resume
 LOG_COLUMNS = ["epoch", "step", "lr", "loss", "error", "eps", "images_per_second"]
 
 
@@ -71,7 +73,8 @@ def fit(
     helper : nn.Module, optional
         A trained network that the method consults, such as a robust teacher.
     settings : dict, optional
-        The facts that decide the weights. They are stored, and compared on resume.
+        The facts that decide the weights; None: recipe, training, seed and images. They are
+        stored, and compared on resume.
     device : optional
         None: CUDA, MPS or the CPU, by availability.
     checkpoint_seconds : float
@@ -115,7 +118,11 @@ def fit(
     weights as an uninterrupted one, bit for bit. With another number of processes or pieces the
     last bits differ. A damaged checkpoint is set aside, with a warning, and training starts anew.
     """
-    device, settings = torch.device(device or default_device()), settings or {}
+    device, folder = torch.device(device or default_device()), Path(folder)
+    if settings is None:
+        settings = {"recipe": dataclasses.asdict(recipe), "seed": seed}
+        settings |= {"training": dataclasses.asdict(dataclasses.replace(training, **HOW))}
+        settings |= {"images": dataset.fingerprint}
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder), repeatable(device), memory_advice(training, device, folder):
         batch_share(training, distributed.world_size())
@@ -129,7 +136,8 @@ def fit(
         state = {"model": model}
         if isinstance(objective, nn.Module):
             state["method"] = objective.to(device)
-        if decay := recipe.options["decay"] if recipe.epoch_average else training.ema:
+        decay = recipe.options["decay"] if recipe.epoch_average else training.ema
+        if recipe.epoch_average or decay:
             decay = get_ema_multi_avg_fn(decay)
             state["average"] = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         optimizer = torch.optim.SGD(

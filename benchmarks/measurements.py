@@ -352,7 +352,9 @@ def _autoattack_of_peers(bench, job, model, x, y, right):
         "fab_t": torchattacks.FAB(
             model, steps=how["steps"], multi_targeted=True, n_classes=classes, **known
         ),
-        "square": torchattacks.Square(model, n_queries=how["queries"], **known),
+        "square": torchattacks.Square(
+            model, n_queries=how["queries"], resc_schedule=False, **known
+        ),
     }
     standing, clock = right.clone(), _Clock(bench.device)
     for component in COMPONENTS:

@@ -279,25 +279,17 @@ def test_mce_interval_of_both_conventions():
     for t in (table, other):
         found = metrics.bootstrap(t, "error", n_resamples=9).value
         assert found == pytest.approx(metrics.mean_corruption_error(t))
-    # AlexNet's: resample the images one by one, and write the formula out
-    alexnet = metrics.ALEXNET_CORRUPTION_ERROR
+    # Resample the images one by one, and write the formula out.
     rng, values = np.random.default_rng(0), []
     draws = np.stack([rng.integers(0, 20, (4000, 20)) * 2 + k for k in (0, 1)], 1).reshape(4000, 40)
     for t in (table, other):
         wrong = (t["label"] != t["predicted_class"]).to_numpy().reshape(15, 5, 40).mean(1)
-        scaled = (wrong / np.array([[alexnet[c]] for c in metrics.CORRUPTIONS])).mean(0)
-        values.append(scaled[draws].mean(1))
-        found = metrics.bootstrap(t, "error", reference=alexnet, n_resamples=9).value
-        assert found == pytest.approx(metrics.mean_corruption_error(t, alexnet))
-    ends, how = [0.025, 0.975], {"reference": alexnet, "n_resamples": 4000}
-    result = metrics.bootstrap(table, "error", **how)
+        values.append(wrong.mean(0)[draws].mean(1))
+    ends = [0.025, 0.975]
+    result = metrics.bootstrap(table, "error")
     np.testing.assert_allclose(result[1:], np.quantile(values[0], ends), atol=0.006)
-    paired = metrics.bootstrap(table, "error", paired_with=other, **how)
+    paired = metrics.bootstrap(table, "error", paired_with=other)
     np.testing.assert_allclose(paired[1:], np.quantile(values[0] - values[1], ends), atol=0.008)
-    assert paired.value == pytest.approx(
-        metrics.mean_corruption_error(table, alexnet)
-        - metrics.mean_corruption_error(other, alexnet)
-    )
 
 
 def test_mce_leaves_further_corruptions_out_and_names_what_is_missing():
@@ -305,9 +297,8 @@ def test_mce_leaves_further_corruptions_out_and_names_what_is_missing():
     fog = table[table["corruption"] == "fog"]
     extra = pd.concat([table, fog.assign(corruption="speckle_noise", predicted_class=9)])
     how = {"statistic": "error", "n_resamples": 50}
+    assert metrics.bootstrap(extra, **how) == metrics.bootstrap(table, **how)
     for reference in (None, metrics.ALEXNET_CORRUPTION_ERROR):
-        found = metrics.bootstrap(extra, reference=reference, **how)
-        assert found == metrics.bootstrap(table, reference=reference, **how)
         with pytest.raises(ValueError, match="missing from the corruption table: fog"):
             metrics.mean_corruption_error(table[table["corruption"] != "fog"], reference)
     swapped = table.replace({"file_name": {"00000.png": "x.png"}})

@@ -573,6 +573,10 @@ def test_dafa_as_coded_takes_two_steps_and_ends_in_the_common_ball():
     objective(step)
     torch.testing.assert_close(trained_on[0], expected)
     assert (expected - step.x).abs().amax((1, 2, 3))[weight.flatten() > 1].max() < EPS + 1e-6
+    assert [float(radius) for radius in step.networks.radii] == pytest.approx([EPS])
+    objective.threat = dataclasses.replace(objective.threat, norm="L2")
+    with pytest.raises(ValueError, match="DAFA as coded is for Linf, got L2"):
+        objective(step)
 
 
 def test_an_image_is_attacked_with_its_own_radius_and_step():

@@ -10,6 +10,7 @@ from advbook.studies.inputs import images_of
 from advbook.studies.parts import kept, kept_rows, parts_of
 from advbook.studies.tables import read_data
 from advlib.importing import read_predictions
+from advlib.networks.build import build_model
 from advlib.predictions import COLUMNS, check_predictions, predict, read_facts, write_predictions
 
 
@@ -31,6 +32,15 @@ def test_predictions_are_those_of_the_class_logits(tiny_study, linear_model):
         assert set(table.predicted_class) == {3}
         e2 = torch.tensor(2.0).exp()
         assert table.predicted_probability[0] == pytest.approx(float(e2 / (e2 + 9)))
+
+
+def test_a_callers_autocast_changes_no_verdict(tiny_study):
+    model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
+    test = images_of(tiny_study, "test")
+    plain = predict({"a": model}, test, num_classes=10)["a"]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = predict({"a": model}, test, num_classes=10)["a"]
+    pd.testing.assert_frame_equal(inside, plain)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from advbook.studies.identity import digest, training_of, training_settings
 from advbook.studies.inputs import images_of
 from advbook.studies.runs import load_run, train_method
 from advlib import metrics, steps, train
+from advlib.attacks.folding import folding
+from advlib.attacks.pgd import pgd_attack
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.checkpoints import CHECKPOINT, save_checkpoint
 from advlib.files import file_hash
@@ -24,6 +26,7 @@ from advlib.objectives import OBJECTIVES, Networks, Step
 from advlib.objectives import step as objective_step
 from advlib.predictions import predict, write_predictions
 from advlib.recipes import RECIPES, cosine_lr, one_cycle_lr
+from advlib.threat import ThreatModel
 from advlib.train import fit
 from processes import exit_code, train_digits
 
@@ -240,12 +243,23 @@ def test_a_folder_of_another_run_is_refused(tiny_study, tmp_path):
         run(tiny_study, folder=tmp_path, settings={"lr": 2})
 
 
+def test_without_settings_a_folder_belongs_to_recipe_training_seed_and_images(tiny_study, tmp_path):
+    found = run(tiny_study, folder=tmp_path)
+    assert run(tiny_study, folder=tmp_path).equals(found)
+    changed = [{"epochs": 3}, {"lr": 0.2}, {"train_images": 200}]
+    others = [(dataclasses.replace(tiny_study, **one), "std", 0) for one in changed]
+    for study, method, seed in (*others, (tiny_study, "adv", 0), (tiny_study, "std", 1)):
+        with pytest.raises(RuntimeError, match="holds a run with other settings"):
+            run(study, method, tmp_path, seed=seed)
+
+
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tiny_study, tmp_path):
-    good = run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path)
+    good = run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path, settings={})
     assert len(good)
     kept = (tmp_path / "checkpoint.safetensors").read_bytes()
+    changed = dataclasses.replace(tiny_study, epochs=3, lr=1e30)
     with pytest.raises(FloatingPointError, match=r"loss is .*lower the learning rate.*kept in"):
-        run(dataclasses.replace(tiny_study, epochs=3, lr=1e30), folder=tmp_path)
+        run(changed, folder=tmp_path, settings={})
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == kept
 
 
@@ -361,13 +375,13 @@ def test_a_weight_that_is_no_number_is_named(tiny_study, tmp_path, network):
 
 def test_a_full_disk_names_the_folder_and_keeps_what_was_there(tiny_study, tmp_path, table):
     path = tmp_path / "checkpoint.safetensors"
-    run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path)
+    run(dataclasses.replace(tiny_study, epochs=1), folder=tmp_path, settings={})
     kept = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))  # no file larger than that
     try:
         for name, write in (
-            (path.name, lambda: run(tiny_study, folder=tmp_path)),
+            (path.name, lambda: run(tiny_study, folder=tmp_path, settings={})),
             (
                 "t.parquet",
                 lambda: write_predictions(table, tmp_path / "t.parquet", note="x" * 2000),
@@ -497,6 +511,26 @@ def test_the_training_attack_can_leave_the_predicted_label(tiny_study):
         with torch.no_grad():
             given[source] = F.cross_entropy(model(images[-1])[:, :10], predicted)
     assert given["predicted"] > given["true"] + 0.01
+
+
+def test_a_random_start_is_drawn_whatever_the_first_attack_has(tiny_study):
+    changes = [{"random_start": False}, {}]
+    training = training_of(dataclasses.replace(tiny_study, transforms=changes), "adv_plus")
+    noise = steps.starts(torch.zeros(64, 1, 8, 8), training, 0, 0, 0)
+    assert noise.unique().numel() > 1000
+
+
+def test_an_attack_in_training_mode_sees_the_statistics_of_its_batch(tiny_study, network):
+    """A folded network, which attacks otherwise see, has none."""
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+    networks = Networks(network, training_of(tiny_study, "adv"), 10, radii=[])
+    networks = dataclasses.replace(networks, attacked=folding(network, x))
+    how = {"eps": 0.1, "random_start": False, "success": "last"}
+    for mode in ("train", "eval"):
+        threat = ThreatModel(model_mode=mode, **how)
+        found, _ = Step(x, y, None, None, networks).attack(threat=threat)
+        expected = pgd_attack(network, x, y, threat, num_classes=10)
+        assert ((found - expected).abs() < 1e-6).float().mean() > 0.99
 
 
 def test_an_ablation_is_trained_as_its_method_with_its_changes(tiny_study):

@@ -73,6 +73,11 @@ def test_two_phase_with_all_drawn_is_the_plain_figure():
     ends = found.set_index("statistic").loc["sd_noise_corrected", ["low", "high"]].tolist()
     plain_ends = wanted.set_index("statistic").loc["sd_noise_corrected", ["low", "high"]]
     assert ends == pytest.approx(plain_ends.tolist(), abs=0.03)
+    # Where nothing stands, nothing says how far the spread may be off.
+    fallen = two_phase(table.assign(broken_by="cheap", drawn=False)).statistics
+    fallen = fallen.set_index("statistic")
+    assert fallen.low[["sd", "sd_noise_corrected", "cv", "sd_normalised"]].isna().all()
+    assert 0 < fallen.low["worst"] < 1
     few = table.assign(drawn=table.drawn & (table.index == 0))
     with pytest.raises(ValueError, match="class 0, 1 of .. standing images were drawn"):
         two_phase(few)
@@ -111,6 +116,16 @@ def test_a_draw_agrees_with_autoattack_on_all(digit_networks):
     assert classes.drawn.sum() < 0.8 * classes.standing.sum()
     with pytest.raises(ValueError, match="cheap table holds other images"):
         evaluate_strong(model, images, threat, sample=2, cheap=cheap[::-1], **known)
+
+
+def test_a_cheap_table_of_other_images_is_refused(digit_networks, digit_images):
+    pairs = list(zip(digit_images.pixels / 255, digit_images.labels, strict=True))
+    how = {"num_classes": 10, "sample": 2, "components": ["square"], "queries": 1}
+    cheap = evaluate_attack(digit_networks["adv"], pairs, ThreatModel(eps=0.01), num_classes=10)
+    with pytest.raises(ValueError, match="the cheap table holds other images"):
+        evaluate_strong(
+            digit_networks["adv"], pairs[::-1], ThreatModel(eps=0.01), cheap=cheap, **how
+        )
 
 
 def test_a_stopped_draw_goes_on(digit_networks, tmp_path):

@@ -1,7 +1,6 @@
 """AutoAttack (Croce & Hein 2020): four attacks, each on the images that those before it left."""
 
 import datetime
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from advlib.attacks.components import Piece, attack_apgd, attack_fab, attack_squ
 from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.attacks.pgd import attack_mode
 from advlib.attacks.worst_case import default_batch_size, evaluate_attack
+from advlib.checkpoints import digest
 from advlib.data.batches import evaluation_batches, item_names
 from advlib.files import replacing
 from advlib.networks.device import default_device, resolve_dtype
@@ -107,7 +107,8 @@ def autoattack(
     }
     how = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed}
     facts = {"components": components, "threat": threat.to_dict(), "steps": steps, **how}
-    facts |= {"targets": targets, "queries": queries, "dtype": dtype, "weights": _digest(model)}
+    facts |= {"targets": targets, "queries": queries, "dtype": dtype}
+    facts |= _contents(model, dataset, positions) if state else {}
     table, done = _resumed(state, facts, item_names(dataset, positions.tolist()))
     if table is None:
         clean = {"device": device, "dtype": "float32", "workers": workers, "indices": positions}
@@ -181,12 +182,13 @@ def _checked(components, threat, num_classes) -> list[str]:
     return list(components)
 
 
-def _digest(model) -> str:
-    """Of the weights: a state belongs to one network."""
-    found = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        found.update(name.encode() + values.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+def _contents(model, dataset, positions) -> dict:
+    """Digests: a state belongs to one network and its images."""
+    weights = {name: values.detach().cpu() for name, values in model.state_dict().items()}
+    if not (images := getattr(dataset, "fingerprint", None)):
+        items = enumerate(evaluation_batches(dataset, batch_size=256, indices=positions))
+        images = digest({}, {f"{i}.{j}": part for i, item in items for j, part in enumerate(item)})
+    return {"weights": digest({}, weights)[:16], "images": images}
 
 
 def _resumed(state, facts, names):

@@ -112,8 +112,7 @@ def _l2_square(hunt, eps, queries):
 def _drawn(hunt, queries, rows):
     """Of the next query: stage of the schedule (n,), places (4, n), turn (n,), channels' signs."""
     query = (hunt.taken[rows] - 1).clamp(0, queries - 1)
-    share = query * 10_000 // queries
-    stage = (share[:, None] > share.new_tensor(HALVED_AT)).sum(1)
+    stage = (query[:, None] > query.new_tensor(HALVED_AT)).sum(1)
     numbers = hunt.draws[:, -queries * (hunt.x.shape[1] + 5) :].view(len(hunt.x), queries, -1)
     numbers = numbers[torch.arange(len(hunt.x), device=query.device)[rows], query]
     return stage, numbers[:, :4].T, numbers[:, 4] > 0.5, _sign(numbers[:, 5:, None, None])

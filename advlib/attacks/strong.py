@@ -9,13 +9,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from advlib.attacks.autoattack import _digest, _keep, _resumed, autoattack, check_threat
+from advlib.attacks.autoattack import _contents, _keep, _resumed, autoattack, check_threat
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.data.batches import item_names, stream_seed
 from advlib.metrics.sampling import TwoPhase, two_phase
 from advlib.threat import ThreatModel
 
 FIRST = 100  # images drawn where half-widths are given, to learn how many they take
+OTHER = "the cheap table holds other images than these, or in another order"
 SHARED = ("batch_size", "device", "dtype", "workers")  # options of both attacks
 
 
@@ -81,13 +82,14 @@ def evaluate_strong(
     if cheap is None:
         shared = how | {name: options[name] for name in SHARED if name in options}
         path, facts = state and Path(state) / "cheap.parquet", {"threat": threat.to_dict(), **how}
-        facts |= {"dtype": options.get("dtype", "auto"), "weights": _digest(model)}
+        facts |= {"dtype": options.get("dtype", "auto")}
+        facts |= _contents(model, dataset, positions) if state else {}
         cheap, _ = _resumed(path, facts, names)
         if cheap is None:
             cheap = evaluate_attack(model, dataset, threat, indices=positions, **shared)
             _keep(path, cheap, facts, None)
     elif list(cheap.file_name) != names:
-        raise ValueError("the cheap table holds other images than these, or in another order")
+        raise ValueError(OTHER)
     broken = (cheap.label != cheap.predicted_class).to_numpy()
     table = cheap.drop(columns="steps_used", errors="ignore").reset_index(drop=True)
     table = table.assign(broken_by=np.where(broken, "cheap", ""), drawn=False)
@@ -100,6 +102,8 @@ def evaluate_strong(
             draw = {"indices": positions[new], "state": path}
             rows = autoattack(model, dataset, threat, **how, **draw, **options)
             rows = rows.assign(drawn=True).set_axis(new)
+            if (rows.label != table.label[new]).any():
+                raise ValueError(OTHER)
             table = pd.concat([table.drop(index=new), rows]).sort_index()
         found = two_phase(table, seed=seed)
         if not planned or (more := more_needed(found, sample)) is None:

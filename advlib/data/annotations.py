@@ -26,19 +26,6 @@ MEASURES = tuple(
     "brightness contrast texture red_green yellow_blue area off_centre border_contact".split()
 )
 SHARE = 0.1  # of each class's images, that have a measured factor
-MEASURED_FACTORS = {  # each factor's meaning, for the reader
-    "brighter": "top 10 % of its class by mean luma",
-    "darker": "bottom 10 % of its class by mean luma",
-    "low_contrast": "bottom 10 % of its class by standard deviation of luma",
-    "texture": "top 10 % of its class by fine detail: mean absolute Laplacian of luma over its "
-    "standard deviation",
-    "color": "top 10 % of its class by distance of its mean opponent colours (red-green, "
-    "yellow-blue) from the class's",
-    "larger": "top 10 % of its class by share of pixels that differ from the plain background",
-    "smaller": "bottom 10 % of its class by share of pixels that differ from the plain background",
-    "off_centre": "top 10 % of its class by distance of the object's centre from the image's",
-    "partial_view": "top 10 % of its class by share of the image's border that the object touches",
-}
 BACKGROUND_TOLERANCE = 16  # grey levels of 255 by which a pixel may differ from the background
 
 
@@ -173,7 +160,7 @@ def plain_background(measures: pd.DataFrame) -> bool:
 def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
     """Factors for a data set without annotations: each class's most unusual images.
 
-    Of each class, and for each of `MEASURED_FACTORS`, the 10 % of its images (rounded down, at
+    Of each class, and for each factor, the 10 % of its images (rounded down, at
     least one) that are furthest out, ties in the order of their file names. An image counts only
     beyond its class's median, so a constant measurement gives no factor. The four factors of an
     object are left out unless the set has a `plain_background`, ``color`` for grey images.
@@ -194,9 +181,8 @@ def measured_factors(measures: pd.DataFrame) -> pd.DataFrame:
     if plain_background(table):
         values |= {"larger": table.area, "smaller": -table.area}
         values |= {"off_centre": table.off_centre, "partial_view": table.border_contact}
-    factors = [name for name in MEASURED_FACTORS if name in values]
-    chosen = [_furthest(table, values[name]) for name in factors]
-    return _long(table.file_name, np.stack(chosen, axis=1), factors)
+    chosen = [_furthest(table, value) for value in values.values()]
+    return _long(table.file_name, np.stack(chosen, axis=1), values)
 
 
 def _border(images: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ def mean_corruption_error(
 
     ``reference``, such as `ALEXNET_CORRUPTION_ERROR`: CE_c by name, by which ours are divided
     (Hendrycks & Dietterich, 2019); None: the paper's unnormalised mCE. A ValueError lists what is
-    missing; the interval, ``bootstrap(table, "error", reference=reference)``, counts what is there.
+    missing.
     """
     found = corruption_error(counted(table)).set_index("corruption")["corruption_error"]
     divisors = dict.fromkeys(CORRUPTIONS, 1.0) if reference is None else reference

@@ -4,7 +4,7 @@ A statistic is one entry of `STATISTICS`; `class_summary`, `summarise` and `boot
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +82,6 @@ class Resampled:
 
 
 def _error_interval(of: Resampled) -> Sequence[float]:
-    if of.shared.unit is None:
-        return of.percentiles(of.drawn.error)
     if not of.varied:
         return (np.nan, np.nan)
     return error_ends(of.shared.labels, of.shared.figure, of.shared.unit)
@@ -91,7 +89,7 @@ def _error_interval(of: Resampled) -> Sequence[float]:
 
 def _mean_interval(of: Resampled) -> Sequence[float]:
     # With classes of equal size the mean over the classes is the error.
-    if of.shared.unit is not None and of.classes[0]["n_images"].nunique() == 1:
+    if of.classes[0]["n_images"].nunique() == 1:
         return _error_interval(of)
     return of.percentiles(of.drawn.mean)
 
@@ -190,14 +188,12 @@ def bootstrap(
     paired_with: Tables | None = None,
     n_resamples: int = 10_000,
     seed: int = 0,
-    reference: Mapping[str, float] | None = None,
 ) -> BootstrapInterval:
     """A statistic of a table, or statistic(table) - statistic(paired_with), with its 95 % interval.
 
     ``statistic`` is one of `STATISTICS`: ``"error"`` (over images) or one of `class_summary`.
     Images are resampled within their class: the classes are fixed. In a table of several conditions
-    an image counts with its mean error over all its rows (those `counted`), and carries them all;
-    with a ``reference`` (see `mean_corruption_error`) a row counts with 1 / that of its corruption.
+    an image counts with its mean error over all its rows (those `counted`), and carries them all.
     Several tables, such as those of several seeds, have one statistic each, whose mean is taken; an
     image is drawn with all of them, so that the interval is that of these networks on other images.
     ``table`` may also be some of `together`: its images are not checked again.
@@ -217,8 +213,8 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
-    shared = shared_images(table, paired_with, n_resamples, reference)
-    if statistic == "error":  # needs no classes, and seldom a draw
+    shared = shared_images(table, paired_with, n_resamples)
+    if statistic == "error":  # needs no classes and no draw
         value = shared.weights @ [column.mean() for column in shared.wrong.T]
         return BootstrapInterval(value, *_error_interval(Resampled(shared, n_resamples, seed)))
     found = summarise(shared, n_resamples=n_resamples, seed=seed).set_index("statistic")

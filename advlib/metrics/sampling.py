@@ -179,13 +179,12 @@ def _class_ends(figures: _Figures, level: float) -> list[np.ndarray]:
     return ends
 
 
-@np.errstate(invalid="ignore")  # no interval where all errors are 0, or 1
 def _spreads(figures: _Figures, classes: pd.DataFrame, n_resamples: int, seed: int) -> dict:
     """Ends of the true classes' spread, by resampling images and draw."""
     kept = figures.n >= 2
-    if kept.sum() < 2:
-        return {}
     n, s, m, rate, error, _ = (part[kept] for part in figures)
+    if len(n) < 2 or np.isin(error, [0, 1]).all():
+        return {}
     rate, rng = _smooth(rate, m), np.random.default_rng(seed)
     standing = rng.binomial(n.astype(int), s / n, (n_resamples, len(n)))
     drawn = np.rint(standing * m / np.maximum(s, 1)).astype(int).clip(2, standing)

@@ -158,7 +158,7 @@ class SharedImages(NamedTuple):
     images: pd.DataFrame  # file_name, label; N rows
     wrong: np.ndarray  # (N, m): an image's mean over its rows in each table
     weights: np.ndarray  # (m,): 1 / how many tables its side has, negative for `before`
-    rows: int | None  # an image's in a table; None: they do not count alike
+    rows: int  # an image's in a table
     names: tuple  # of the m tables
 
     @property
@@ -172,10 +172,10 @@ class SharedImages(NamedTuple):
         return self.wrong @ self.weights
 
     @property
-    def unit(self) -> int | None:
-        """All of `figure` are multiples of 1 / unit; None: no such number is known."""
+    def unit(self) -> int:
+        """All of `figure` are multiples of 1 / unit."""
         sides = np.lcm(max(1, (self.weights > 0).sum()), max(1, (self.weights < 0).sum()))
-        return None if self.rows is None else self.rows * int(sides)
+        return self.rows * int(sides)
 
     def of(self, after: Sequence, before: Sequence = ()) -> "SharedImages":
         """Of the tables with these names alone: their mean, or that of ``after`` - ``before``."""
@@ -197,13 +197,11 @@ def shared_images(
     table: "Tables | SharedImages",
     paired_with: Tables | None = None,
     n_resamples: int = 1,
-    reference: Mapping[str, float] | None = None,
 ) -> SharedImages:
     """The images of the tables, each with its mean over all its `counted` rows of a table.
 
-    With a ``reference`` a row counts with 1 / that of its corruption, and there is no unit. What is
-    shared already is returned as it is. Raises ValueError if the tables differ in images or labels,
-    or an image lacks a condition.
+    What is shared already is returned as it is. Raises ValueError if the tables differ in images or
+    labels, or an image lacks a condition.
     """
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
@@ -212,10 +210,7 @@ def shared_images(
     sides, parts = (several(table), several(paired_with)), []
     for one in map(counted, itertools.chain(*sides)):
         present = [c for c in CONDITION_COLUMNS if c in one.columns and one[c].notna().any()]
-        rows = checked(one, present)
-        if reference is not None:
-            rows["wrong"] /= rows["corruption"].map(reference).astype(float)
-        parts.append(images := averages(rows, ["file_name", "label"]))
+        parts.append(images := averages(checked(one, present), ["file_name", "label"]))
         if images["file_name"].duplicated().any() or images["n_images"].nunique() > 1:
             raise ValueError(
                 "an image needs one label and a row in every condition; here some images have "
@@ -227,7 +222,7 @@ def shared_images(
         images=parts[0][["file_name", "label"]],
         wrong=np.column_stack([part["error"] for part in parts]),
         weights=_weights(*map(len, sides)),
-        rows=int(np.lcm.reduce(rows)) if reference is None else None,
+        rows=int(np.lcm.reduce(rows)),
         names=(*range(len(parts)),),
     )
 

@@ -29,13 +29,16 @@ def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
     return known[dtype]
 
 
+@contextlib.contextmanager
 def autocast(device: torch.device | str, dtype: torch.dtype):
-    """Autocast to `dtype`; for float32 none, and none of TF32's 10 bits in convolutions either."""
+    """Autocast to `dtype`; for float32 none, not a caller's, and none of TF32's 10 bits either."""
+    flags = contextlib.nullcontext()
     if dtype == torch.float32:
         names = ("enabled", "benchmark", "deterministic")
         kept = {name: getattr(torch.backends.cudnn, name) for name in names}
-        return torch.backends.cudnn.flags(**kept, allow_tf32=False)
-    return torch.autocast(torch.device(device).type, dtype)
+        flags = torch.backends.cudnn.flags(**kept, allow_tf32=False)
+    with flags, torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 @contextlib.contextmanager

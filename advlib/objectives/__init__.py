@@ -7,6 +7,7 @@ epoch.
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def find_objective(name: str) -> Callable[..., Objective]:
         raise ValueError(f"no objective {name!r}: choose one of {known}, or file.py:Name")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}, of the objective {name}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
+    spec = importlib.util.spec_from_file_location(f"objective_{Path(path).stem}", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, member):
         raise ValueError(f"{path} has no {member!r}, the objective")

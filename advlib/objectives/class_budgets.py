@@ -93,6 +93,8 @@ class Dafa(ClassMethod):
 
     def _two_steps(self, step: Step, weight: torch.Tensor) -> torch.Tensor:
         x, eps, size = step.x, self.threat.eps, self.threat.step
+        if self.threat.norm != "Linf":
+            raise ValueError(f"DAFA as coded is for Linf, got {self.threat.norm}: set coded to 0")
         weight, everywhere = weight.view(-1, 1, 1, 1), torch.full_like(weight, 2.0)
         x_adv = (x + eps * step.noise).clamp(0, 1)
         one = replace(self.threat, steps=1, step_size=1.0, clip=False)
@@ -103,6 +105,7 @@ class Dafa(ClassMethod):
                 x_adv = x_adv + by * size * uphill
                 x_adv = torch.minimum(torch.maximum(x_adv, x - by * eps), x + by * eps)
             x_adv = x_adv.clamp(0, 1)
+        step.networks.radii[-self.threat.steps :] = [x.new_tensor(eps)]  # not those that steps had
         return x_adv
 
     def look_back(self, validation: Steps) -> None:

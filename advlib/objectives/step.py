@@ -102,7 +102,8 @@ class Step:
 
             with autocast(self.x.device, nets.dtype):
                 x_adv[own] = pgd_attack(
-                    self._attacked(),
+                    # A folded network has no batch norm left, whose mode would matter.
+                    nets.model if threat.model_mode == "train" else self._attacked(),
                     self.x[own],
                     self.y[own],
                     threat,
