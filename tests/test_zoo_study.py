@@ -9,6 +9,7 @@ from advbook.studies.identity import digest, recipe_for, recipe_of, training_set
 from advbook.studies.inputs import images_of
 from advbook.studies.places import STUDIES
 from advbook.studies.runs import load_run, train_method
+from advbook.studies.schema import load_study
 from advlib import metrics
 from advlib.attacks.worst_case import evaluate_attack
 from advlib.labels import find_head
@@ -162,6 +163,8 @@ def test_a_method_of_ones_own_is_a_file_and_a_line(zoo, tmp_path, monkeypatch):
 def test_a_zoo_of_methods_alone_is_audited(zoo):
     """Its pages read what the audit's part of ablations holds, also where there are none."""
     assert dataclasses.replace(zoo, zoo=True, ablations={}).audits == ("ablations",)
+    assert load_study("cifar10_zoo").names["pretrained"] == "Start"  # not trained on clean images
+    assert "ablations" in load_study("cifar100").audits  # the mixed pair, among its methods
 
 
 def test_a_method_that_attacks_says_so(zoo):

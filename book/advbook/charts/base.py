@@ -41,7 +41,7 @@ METHOD_SHAPES = {
     "adv_mix": "triangle-left",
     "adv_plus_mix": "triangle-right",
 }
-IDS = {recipe.title: name for name, recipe in RECIPES.items()}
+IDS = {recipe.title: name for name, recipe in RECIPES.items()} | {"Start": "pretrained"}
 # For what is no method. Purple, brown and grey, dark and pale: no hue of a method, and told apart
 # with every common colour-vision deficiency too.
 OTHER_COLOURS = ["#8e63ce", "#a0662a", "#808080", "#c3a9e8", "#d9b183", "#bdbdbd"]

@@ -20,8 +20,10 @@ class Views:
     @property
     def names(self) -> dict[str, str]:
         """What pages call each method: its book name, or the name that its owner gave it."""
-        known = self.recipes
-        return {m: known[m].title if m in known else m for m in self.methods}
+        titles = {name: recipe.title for name, recipe in self.recipes.items()}
+        if self.pretrain_method != "pretrained":  # it was not trained on clean images
+            titles["pretrained"] = "Start"
+        return {m: titles.get(m, m) for m in self.methods}
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -70,7 +72,6 @@ class Views:
         if self.predictions:
             return ()
         parts = {
-            # Of a zoo all of its methods; an ingredient of Adv⁺ may stand among the methods.
             "ablations": self.ablations or self.zoo or "adv_mix" in self.methods,
             "ledger": not self.zoo,
             "battery": not self.zoo,
