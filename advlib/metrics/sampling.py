@@ -179,6 +179,7 @@ def _class_ends(figures: _Figures, level: float) -> list[np.ndarray]:
     return ends
 
 
+@np.errstate(invalid="ignore")  # a resample may have errors of 0 alone, or of 1
 def _spreads(figures: _Figures, classes: pd.DataFrame, n_resamples: int, seed: int) -> dict:
     """Ends of the true classes' spread, by resampling images and draw."""
     kept = figures.n >= 2
