@@ -28,6 +28,7 @@ def class_arrows(table: pd.DataFrame, title: str) -> alt.Chart:
     turn = np.degrees(np.arctan2(table.clean - before.clean, table.attacked - before.attacked))
     short = np.hypot(table.clean - before.clean, table.attacked - before.attacked) < 0.04
     table["turn"] = turn.where(~short).fillna(0).round(1)
+    table["many"] = table.groupby("title").class_name.transform("nunique") > NAMED
     table["label"] = _labels(table, methods)
     table = table.assign(label_at=table.attacked, label_left=False)
     for _, part in table.groupby("title"):
@@ -42,20 +43,22 @@ def class_arrows(table: pd.DataFrame, title: str) -> alt.Chart:
         + tips(".1%", clean="Clean error", attacked=title),
         description="description:N",
     )
-    size = 70 if table.groupby("title").class_name.nunique().max() <= NAMED else 20
     ways = base.transform_filter("isValid(datum.clean_before)").mark_rule(
         color="#999999", strokeWidth=1.2, aria=False
     )
-    ways = ways.encode(x2="clean_before:Q", y2="attacked_before:Q")
+    faint = alt.condition("datum.many", alt.value(0.15), alt.value(1))
+    ways = ways.encode(x2="clean_before:Q", y2="attacked_before:Q", opacity=faint)
     shape = alt.Shape("method:N", sort=methods, scale=alt.Scale(domain=methods, range=SHAPES))
-    marks = base.mark_point(filled=True, size=size, opacity=0.9).encode(
+    marks = base.mark_point(filled=True, opacity=0.9).encode(
+        size=alt.condition("datum.many", alt.value(14), alt.value(70)),
         color=method_colour(methods),
         shape=shape.title("Method"),
         angle=alt.Angle("turn:Q", scale=None),
     )
     # The last method's marks are hollow: what lies under them is seen.
     last = f"datum.method == {json.dumps(methods[-1])}" if len(methods) > 2 else "false"
-    rings = marks.transform_filter(last).mark_point(filled=False, size=2 * size, strokeWidth=1.8)
+    rings = marks.transform_filter(last).mark_point(filled=False, strokeWidth=1.8)
+    rings = rings.encode(size=alt.condition("datum.many", alt.value(28), alt.value(140)))
     layers = ways + marks.transform_filter(f"!({last})") + rings
     for side, align, dx in (("!", "left", BESIDE), ("", "right", -BESIDE)):
         names = base.transform_filter(f"{side}datum.label_left").encode(
@@ -71,8 +74,7 @@ def _labels(table: pd.DataFrame, methods: list[str]) -> pd.Series:
     target = methods[min(1, len(methods) - 1)]
     moved = np.hypot(table.clean - table.clean_before, table.attacked - table.attacked_before)
     rank = moved.where(table.method == target).groupby(table.title).rank(ascending=False)
-    many = table.groupby("title").class_name.transform("nunique") > NAMED
-    shown = (table.method == target) & (~many | (rank <= 8))
+    shown = (table.method == target) & (~table.many | (rank <= 8))
     return table.class_name.where(shown, "")
 
 
@@ -82,8 +84,7 @@ def _apart(table: pd.DataFrame) -> list[tuple[int, float, bool]]:
     The labels choose in turn. Of a hundred orders, the one that leaves them nearest is kept.
     """
     named, random = table[table.label != ""], np.random.default_rng(0)
-    orders = [named.sort_values("attacked"), named.sort_values("attacked", ascending=False)]
-    orders += [named.iloc[random.permutation(len(named))] for _ in range(98)]
+    orders = [named.iloc[random.permutation(len(named))] for _ in range(100)]
     return min((_placed(table, order) for order in orders), key=lambda found: found[0])[1]
 
 

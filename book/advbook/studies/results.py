@@ -23,8 +23,7 @@ def titled(study: Study, source: str | None) -> Study:
     folder = study.runs if source == "fresh" else study.published
     if not (folder / "data.json").is_file():
         return study
-    known = read_data(folder)[study.evaluation_split]["title"]
-    copy = re.search(r"\([^()]*copy\)$", known)
+    copy = re.search(r"\([^()]*copy\)$", read_data(folder)[study.evaluation_split]["title"])
     if copy is None or copy[0] in study.title:
         return study
     return dataclasses.replace(study, title=f"{study.title} {copy[0]}")
