@@ -4,6 +4,8 @@ STUDY ?= fashion_mnist_quick
 # The book and the tests see no user's own packages and no display.
 export PYTHONNOUSERSITE = 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# A copy of this folder, .venv and all, runs its own code.
+export PYTHONPATH := $(CURDIR):$(CURDIR)/book
 READ = .venv-read
 # These build a whole book and take half the time of all tests, so that they run beside the others.
 BOOK_TESTS = tests/test_pipeline.py tests/test_locked.py tests/test_profiles.py tests/test_site.py
@@ -51,10 +53,10 @@ bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on 
 
 lint: setup  ## check style and undefined names
 	@python -m ruff check . && python -m ruff format --check .
-	@PYTHONPATH="$$(pwd):$$(pwd)/book" lint-imports --no-cache
+	@lint-imports --no-cache
 
 lab: setup  ## open JupyterLab with the notebooks, LAB="--port=8899 ..." its options
-	@ADVLIB_LAB=1 PYTHONPATH="$$(pwd):$$(pwd)/book" python -m jupyterlab --notebook-dir=notebooks \
+	@ADVLIB_LAB=1 python -m jupyterlab --notebook-dir=notebooks \
 	  --ContentsManager.pre_save_hook=pipeline.lab.without_outputs $(LAB)
 
 setup:  ## create .venv and install the pinned requirements

@@ -379,7 +379,7 @@ else:
 
     # The audit attacks the networks one by one. Keys of the study that decide each part's tables:
     for part, keys in {
-        "ledger": ("dtype", "ledger_images"),
+        "ledger": ("dtype", "ledger_images", "eval_batch_size"),
         "battery": ("battery_images", "eval_batch_size"),
         "autoattack": ("dtype", "autoattack_width"),
         "late": ("dtype", "late_epochs"),
@@ -458,7 +458,7 @@ rule analyse:
     benchmark:
         "_build/benchmarks/analyse-{source}-{study}.tsv"
     shell:
-        "{PAGE} papermill {QUIETLY} {input.notebook:q} {log:q} -p study {params.file:q} "
+        "rm -rf {params.folder:q} && {PAGE} papermill {QUIETLY} {input.notebook:q} {log:q} -p study {params.file:q} "
         "-p source {wildcards.source} -y 'parts: {params.parts}' -p output {params.folder:q} "
         "&& cp {log:q} {output.executed:q}"
 

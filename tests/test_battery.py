@@ -18,6 +18,7 @@ from advbook.audit import battery_errors, predictions
 from advbook.audit import battery_tests as battery_verdicts
 from advbook.audit.battery import STRENGTHS, battery, battery_conditions
 from advbook.audit.predictions import battery_predictions
+from advbook.build.pages import outdated
 from advbook.charts.audit import error_against
 from advbook.studies import evaluate as evaluation
 from advbook.studies.identity import data_settings, training_settings
@@ -552,12 +553,16 @@ def test_the_tables_of_a_battery_with_few_images_and_few_classes(tmp_path):
     table = table[table.attack != "apgd_t"].astype({"file_name": str})
     table["predicted_probability"] = 0.5
     settings = STRENGTHS["quick"] | {"components": ["apgd_ce", "fab_t", "square"]}
-    facts |= {"autoattack": settings, "strength": "quick", "data": "x", "split": "test", "seed": 0}
+    facts |= {"autoattack": settings, "data": "x", "split": "test", "seed": 0}
     facts |= {"threat": study.threat("pgd40").to_dict(), "subset": study.battery_images}
     facts |= {"data_title": "Digits", "dtype": "float32", "device": "cpu", "checkpoint_hash": "0"}
-    for method in study.methods:
-        facts["settings"] = training_settings(study, method, 0, "train", "start")
-        write_predictions(table, study.runs / f"audit/battery/{method}-seed0.parquet", **facts)
+    for strength in ("quick", "standard"):  # a first look is no audit
+        for method in study.methods:
+            facts["settings"] = training_settings(study, method, 0, "train", "start")
+            facts["strength"] = strength
+            write_predictions(table, study.runs / f"audit/battery/{method}-seed0.parquet", **facts)
+        why = outdated(study, study.runs, "battery")
+        assert ("made with another strength" in why) == (strength == "quick"), why
     made = tmp_path / "results"
     run_notebook("study", study=str(file), parts=["battery"], output=str(made))
     verdicts = pd.read_csv(made / "battery.csv")

@@ -138,10 +138,21 @@ def test_tables_are_offered_as_csv_and_latex(executed):
     table = executed.parent / "error.csv"
     table.write_text("method,value\nadv_plus,0.5\n")
     cells, _ = placed(executed, tables=[table])
-    folder = executed.parent / "generated" / "tables"
+    (folder,) = (executed.parent / "generated").glob("*-tables")
     assert pd.read_csv(folder / "error.csv").value.tolist() == [0.5]
     assert r"adv\_plus & 0.5" in (folder / "error.tex").read_text()
-    assert "{download}`error.csv <tables/error.csv>`" in cells[0].source
+    assert f"{{download}}`error.csv <{folder.name}/error.csv>`" in cells[0].source
+
+
+def test_pages_in_one_folder_offer_their_own_tables(executed):
+    for study in ("mine", "other"):
+        table = executed.parent / study / "error.csv"
+        table.parent.mkdir()
+        table.write_text(f"method,value\n{study},0.5\n")
+        place.place_notebook(executed, executed.parent / f"generated/{study}.ipynb", tables=[table])
+    for study in ("mine", "other"):
+        placed_table = executed.parent / f"generated/{study}-tables/error.csv"
+        assert pd.read_csv(placed_table).method.tolist() == [study]
 
 
 def fail(notebook):

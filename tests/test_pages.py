@@ -334,3 +334,16 @@ def test_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
     shutil.copy(studies / "toy.yaml", studies / "twice.yaml")
     with pytest.raises(ValueError, match=said):
         pages.studies_of_book(None)
+
+
+def test_a_publication_that_was_killed_is_put_right_by_the_next(tmp_path, monkeypatch):
+    """Between two renames the published tables have another name, and no copy."""
+    monkeypatch.setattr(publish, "STUDIES", tmp_path)
+    monkeypatch.setattr(Study, "published", property(lambda self: tmp_path / "results/toy"))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(study().to_dict()))
+    kept = tmp_path / "results/.toy.old/audit/only_copy"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with pytest.raises(SystemExit, match="Nothing is published"):
+        publish.publish(str(tmp_path / "toy.yaml"))
+    assert (tmp_path / "results/toy/audit/only_copy").is_file()

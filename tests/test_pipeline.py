@@ -5,6 +5,7 @@ import fcntl
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -114,6 +115,12 @@ def test_pages_hold_no_path_of_this_machine(project):
 
 def test_a_second_run_does_nothing(project):
     assert planned(project) == []
+
+
+def test_an_analysis_begins_without_the_tables_of_the_last(project):
+    """Else pages would show an audit, or corruptions, that the study no longer has."""
+    done = snakemake(project, "-n", "-p", "-R", "analyse")
+    assert f"rm -rf {Path('_build/fresh/mine/results')} && " in done.stdout + done.stderr
 
 
 def test_delta_reruns_adv_plus_alone(edited):

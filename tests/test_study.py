@@ -111,6 +111,8 @@ def test_the_imagenet_study_is_the_papers():
         ),
         ({"study": "plan"}, "got 'plan'"),
         ({"study": "18"}, "with a letter"),
+        ({"study": "1e5"}, "no number"),
+        ({"study": "nan"}, "no number"),
         ({"train_images": -5}, "train_images is greater than or equal to 1"),
         ({"holdout_images": -5}, "holdout_images is greater than or equal to 0"),
         ({"seeds": [-1]}, "seeds is greater than or equal to 0"),

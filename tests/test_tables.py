@@ -172,7 +172,8 @@ def small_audit(small_run, table):
         threat = study.threat("pgd40").to_dict()
         attacked = pd.concat([table[:2].assign(attack=name) for name in ("pgd40", "noise")])
         path = study.runs / "audit" / "battery" / f"{method}-seed0.parquet"
-        write_predictions(attacked, path, n_images=2, threat=threat, subset=2, **facts)
+        how = {"threat": threat, "subset": 2, "strength": "standard"}
+        write_predictions(attacked, path, n_images=2, **how, **facts)
         for benchmark, own in (("clean", None), ("pgd40", threat)):
             path = study.runs / "predictions" / benchmark / f"{method}-seed0.parquet"
             write_predictions(table, path, n_images=3, threat=own, **facts)

@@ -12,9 +12,7 @@ def interval(count: int, n: int) -> tuple[float, float]:
     Exact, where `advlib.metrics` takes Wilson's: most tests find none or a few images, and there
     Wilson's interval misses the true share more often than its 5 %.
     """
-    low = 0.0 if count == 0 else float(scipy.stats.beta.ppf(0.025, count, n - count + 1))
-    high = 1.0 if count == n else float(scipy.stats.beta.ppf(0.975, count + 1, n - count))
-    return low, high
+    return tuple(map(float, scipy.stats.binomtest(count, n).proportion_ci(method="exact")))
 
 
 def broken_images(table: pd.DataFrame) -> pd.DataFrame:

@@ -72,7 +72,8 @@ def place_notebook(
     study_title, date = as_typed(study_title), results_date(list(read))
     source = source or notebook.metadata.get("advbook", {}).get("source", "")
     links = [f"{{download}}`notebook with all its code <{target.name}>`"]
-    links += [_place_table(Path(table), target.parent / "tables") for table in tables]
+    # Pages of several studies stand in one folder, and their tables have the same names.
+    links += [_place_table(Path(t), target.with_name(f"{target.stem}-tables")) for t in tables]
     box = f"{_provenance(source, links, date)}\n\n{_run_yourself(notebook, made_by)}"
     marked = any("{{ provenance }}" in cell.source for cell in notebook.cells)
     colon = "" if title.endswith("?") else ":"

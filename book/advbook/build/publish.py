@@ -1,6 +1,5 @@
 """Publish a study's tables into the repository, and bring published weights back to its runs."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from advbook.commands import plainly
 from advbook.studies.current import SAMPLES, paths_of
 from advbook.studies.places import STUDIES, find_study
 from advbook.studies.schema import Study, load_study
+from advlib.files import read_json
 
 NOT_OURS = ("imagenet", "folder")  # data sets whose images may not be free to be published
 
@@ -22,6 +22,9 @@ def publish(name: str) -> None:
     published (those of `NOT_OURS` stay).
     """
     study = load_study(name)
+    old = study.published.with_name(f".{study.study}.old")
+    if old.exists() and not study.published.exists():  # the last one was killed between the two
+        old.rename(study.published)
     own = STUDIES / f"{study.study}.yaml"
     if own.is_file():
         check_ids((study, from_root(find_study(name))), (load_study(own), from_root(own)))
@@ -50,7 +53,6 @@ def publish(name: str) -> None:
         target = partial / path.relative_to(study.runs)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    old = partial.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
     if study.published.exists():  # whole until the new ones are there
         study.published.rename(old)
@@ -83,7 +85,7 @@ def restore(name: str) -> None:
 def _weights(study: Study, folder: Path) -> list[Path]:
     """The checkpoints of the methods' first seed in ``runs/<study>`` or ``results/<study>``."""
     runs = [folder / "train" / f"{method}-seed{study.seeds[0]}.json" for method in study.trained]
-    facts = [json.loads(path.read_text(encoding="utf-8")) for path in runs if path.is_file()]
+    facts = [read_json(path) for path in runs if path.is_file()]
     paths = [folder / "models" / run["folder"] / "checkpoint.safetensors" for run in facts]
     return [path for path in paths if path.is_file()]
 

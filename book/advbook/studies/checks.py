@@ -31,7 +31,8 @@ def refuse_unknown(unknown: set[str], known: list[str]) -> None:
 def may_name(name: str) -> bool:
     """Whether tables and commands can tell a network by this name: a number is none."""
     valid = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and re.search("[A-Za-z]", name)
-    return bool(valid) and name not in COLUMNS
+    number = re.fullmatch(r"[+-]?([\d_.]+e[+-]?[\d_]+|inf|infinity|nan)", name, re.IGNORECASE)
+    return bool(valid) and not number and name not in COLUMNS
 
 
 def check_distinct(what: str, names) -> None:

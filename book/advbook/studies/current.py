@@ -134,6 +134,8 @@ def _changed(
     attack = "pgd40_last" if benchmark == "samples" else ""
     if benchmark in ("ledger", "battery", "autoattack", "late"):
         attack = "pgd40"
+    if benchmark == "battery":
+        expected["strength"] = "standard"
     if benchmark == "autoattack":
         expected["width"] = study.autoattack_width
     elif attack and benchmark != "late":

@@ -1,7 +1,6 @@
 """What a study file may not say: rules about several of its keys, or about names."""
 
 import dataclasses
-import re
 
 from pydantic import TypeAdapter
 
@@ -19,10 +18,9 @@ NAME = f"of letters, digits, '.', '-' and '_', with a letter, and none of {', '.
 
 def check_study(study) -> None:
     """Raise ValueError for keys of a study that do not go together, or for a name that is taken."""
-    named = re.fullmatch(r"[A-Za-z0-9_-]+", study.study) and re.search("[A-Za-z]", study.study)
-    if not named or study.study in TAKEN:
+    if "." in study.study or not may_name(study.study) or study.study in TAKEN:
         raise ValueError(
-            "study is an id of letters, digits, '-' and '_', with a letter, other than "
+            "study is an id of letters, digits, '-' and '_', with a letter, no number, other than "
             f"{', '.join(map(repr, TAKEN))}; got {study.study!r}"
         )
     for name in ("methods", "seeds", "attacks"):

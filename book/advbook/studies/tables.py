@@ -143,11 +143,6 @@ def read_audit(study, source: str, part: str) -> tuple[pd.DataFrame, dict[tuple,
     return pd.concat(tables, ignore_index=True), facts
 
 
-def is_validation(dataset: str, file_names: pd.Series) -> bool:
-    """Whether these are ImageNet's validation images, which people annotated and labelled anew."""
-    return dataset == "imagenet" and file_names.iloc[0].startswith("ILSVRC2012_val_")
-
-
 def write_results(rows: pd.DataFrame, path: Path, study, source: str, facts: dict) -> None:
     """Write a result table as CSV: one value a row, each with its threat model and its origin.
 
