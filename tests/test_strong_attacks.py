@@ -158,13 +158,13 @@ def test_square_does_not_ask_what_it_knows(digit_networks, digit_images):
     """
     net, threat, asked = digit_networks["adv"], ThreatModel(eps=0.1), []
     x, y = digit_images.pixels[:20].float() / 255, digit_images.labels[:20]
-    draws = torch.rand(20, draws_needed(x.shape, 300), generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(20, draws_needed(x.shape, 600), generator=torch.Generator().manual_seed(0))
     with net[0].register_forward_hook(lambda *_: asked.append(1)):
-        found = square_attack(net, x, y, threat, num_classes=10, queries=300, draws=draws)
-    assert len(asked) < 300
+        found = square_attack(net, x, y, threat, num_classes=10, queries=600, draws=draws)
+    assert len(asked) < 560
     for i in range(20):
         one = slice(i, i + 1)
-        own = {"num_classes": 10, "queries": 300, "draws": draws[one]}
+        own = {"num_classes": 10, "queries": 600, "draws": draws[one]}
         torch.testing.assert_close(square_attack(net, x[one], y[one], threat, **own), found[one])
 
 
