@@ -3,9 +3,7 @@
 Each rule runs one notebook with papermill and declares its table as output, so a run resumes
 where it stopped and only what changed is computed again.
 
-    snakemake --cores all --config study=cifar10      # run one study, then build the book
-    snakemake --cores all --config mode=audit         # and its audit: ablations, ledger, battery, AutoAttack
-    snakemake --cores all --config mode=read          # build from committed tables alone
+    snakemake --cores all --config study=cifar10 mode=audit    # or mode=read, from committed tables alone
     snakemake --profile profiles/slurm --config study=imagenet    # heavy rules as jobs of a cluster
 """
 
@@ -30,7 +28,7 @@ from advbook.build.closure import code_of
 from advbook.studies.checks import check_choice, refuse_unknown
 from advbook.studies.current import SAMPLES, paths_of
 from advbook.studies.identity import HOW, data_settings, networks_before, training_settings
-from advbook.studies.places import ROOT, data_root, find_study, named_file, tables_folder
+from advbook.studies.places import ROOT, data_root, find_study, named_file
 from advbook.studies.schema import load_study
 from advlib.data.folders import walk
 from pipeline import jobs
@@ -226,13 +224,12 @@ if STUDY.predictions:
             file=FILE,
         output:
             tables=list(paths_of(STUDY, RUNS)),
-            executed=RUNS / "executed/bring_your_own.ipynb",
         log:
             RUNS / "logs/bring_your_own.ipynb",
         benchmark:
             RUNS / "benchmarks/bring_your_own.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -f {FILE:q} && cp {log:q} {output.executed:q}"
+            "{PAPERMILL} {input.notebook:q} {log:q} -f {FILE:q}"
 
 else:
 
@@ -240,7 +237,7 @@ else:
         output:
             touch(RUNS / "fetched"),
         params:
-            settings=settings("dataset", "data_dir") | listing(),
+            settings=settings("dataset", "data_dir") | {"root": os.environ.get("ADVLIB_DATA")} | listing(),
             folder=f"--data-dir {shlex.quote(str(from_here(data_root(STUDY))))}" if data_root(STUDY) else "",
             # A holdout is a part of the training images.
             splits=" ".join(dict.fromkeys(s.replace("holdout", "train") for s in STUDY.splits)),
@@ -257,9 +254,9 @@ else:
         output:
             table=RUNS / "data.json",
             measures=RUNS / "measures.parquet",
-            executed=RUNS / "executed/data.ipynb",
         params:
             settings=data_settings(STUDY),
+        priority: 1  # what it refuses would else be refused after days of training
         threads: cores("data") if CLUSTER else 1
         resources:
             **needs("data", "mem_mb", "runtime"),
@@ -268,7 +265,13 @@ else:
         benchmark:
             RUNS / "benchmarks/data.tsv"
         shell:
-            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} && cp {log:q} {output.executed:q}"
+            "{PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q}"
+
+
+    COMPUTE = (
+        "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
+        "{params.told} {AS_STATED}"
+    )
 
 
     rule train:
@@ -280,7 +283,6 @@ else:
         output:
             table=RUNS / "train/{method}-seed{seed}.csv",
             facts=RUNS / "train/{method}-seed{seed}.json",
-            executed=RUNS / "executed/train-{method}-seed{seed}.ipynb",
         params:
             settings=training,
             told="-r method {method} -p seed {seed}",
@@ -292,28 +294,7 @@ else:
         benchmark:
             RUNS / "benchmarks/train-{method}-seed{seed}.tsv"
         shell:
-            "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-            "{params.told} {AS_STATED} && cp {log:q} {output.executed:q}"
-
-
-    use rule train as evaluate_clean with:
-        input:
-            notebook="notebooks/evaluate_clean.ipynb",
-            data=RUNS / "data.json",
-            facts=expand(RUNS / "train/{run}.json", run=RUN_IDS),
-        output:
-            tables=expand(RUNS / "predictions/clean/{run}.parquet", run=RUN_IDS),
-            executed=RUNS / "executed/evaluate_clean.ipynb",
-        params:
-            settings=data_settings(STUDY),
-            told="",
-        threads: cores("evaluate_clean")
-        resources:
-            **needs("evaluate_clean", "gpu", "mem_mb", "runtime"),
-        log:
-            RUNS / "logs/evaluate_clean.ipynb",
-        benchmark:
-            RUNS / "benchmarks/evaluate_clean.tsv"
+            COMPUTE
 
 
     use rule train as evaluate_attack with:
@@ -323,7 +304,6 @@ else:
             facts=RUNS / "train/{method}-seed{seed}.json",
         output:
             table=RUNS / "predictions/{attack}/{method}-seed{seed}.parquet",
-            executed=RUNS / "executed/evaluate_{attack}-{method}-seed{seed}.ipynb",
         params:
             settings=data_settings(STUDY) | settings("dtype"),
             threat=lambda wildcards: STUDY.threat(wildcards.attack).to_dict(),
@@ -337,44 +317,43 @@ else:
             RUNS / "benchmarks/evaluate_{attack}-{method}-seed{seed}.tsv"
 
 
-    use rule train as evaluate_samples with:
-        input:
-            notebook="notebooks/evaluate_samples.ipynb",
-            data=RUNS / "data.json",
-            facts=expand(RUNS / "train/{m}-seed{seed}.json", m=STUDY.methods, seed=STUDY.seeds[0]),
-        output:
-            table=RUNS / SAMPLES,
-            executed=RUNS / "executed/evaluate_samples.ipynb",
-        params:
-            settings=data_settings(STUDY),
-            threat=STUDY.threat("pgd40_last").to_dict(),
-            told="",
-        threads: cores("evaluate_samples")
-        resources:
-            **needs("evaluate_samples", "gpu", "mem_mb", "runtime"),
-        log:
-            RUNS / "logs/evaluate_samples.ipynb",
-        benchmark:
-            RUNS / "benchmarks/evaluate_samples.tsv"
+    def tables(benchmark, runs):
+        return expand(RUNS / f"predictions/{benchmark}/{{run}}.parquet", run=runs)
 
 
-    if ABLATION_IDS:
+    # Many networks at once: the notebook's part, the networks, the tables, what decides these besides
+    # the data, and what the notebook is told.
+    FIRST_IDS = [f"{method}-seed{STUDY.seeds[0]}" for method in STUDY.methods]
+    CORRUPTED = settings("corruptions", "corruptions_dir", "corruption_images")
+    SEEN = {"threat": STUDY.threat("pgd40_last").to_dict()}
+    for kind, (part, runs, made, decides, told) in {
+        "clean": ("clean", RUN_IDS, tables("clean", RUN_IDS), {}, ""),
+        "ablations": ("clean", ABLATION_IDS, tables("clean", ABLATION_IDS), {}, "-p ablations_only True"),
+        "corruptions": ("corruptions", RUN_IDS, tables("corruptions", RUN_IDS), CORRUPTED, ""),
+        "samples": ("samples", FIRST_IDS, RUNS / SAMPLES, SEEN, ""),
+    }.items():
+        if runs:
 
-        use rule evaluate_clean as evaluate_ablations with:
-            input:
-                notebook="notebooks/evaluate_clean.ipynb",
-                data=RUNS / "data.json",
-                facts=expand(RUNS / "train/{run}.json", run=ABLATION_IDS),
-            output:
-                tables=expand(RUNS / "predictions/clean/{run}.parquet", run=ABLATION_IDS),
-                executed=RUNS / "executed/evaluate_ablations.ipynb",
-            params:
-                settings=data_settings(STUDY),
-                told="-p ablations_only True",
-            log:
-                RUNS / "logs/evaluate_ablations.ipynb",
-            benchmark:
-                RUNS / "benchmarks/evaluate_ablations.tsv"
+            rule:
+                name: f"evaluate_{kind}"
+                input:
+                    notebook=f"notebooks/evaluate_{part}.ipynb",
+                    data=RUNS / "data.json",
+                    facts=expand(RUNS / "train/{run}.json", run=runs),
+                output:
+                    tables=made,
+                params:
+                    settings=data_settings(STUDY) | decides,
+                    told=told,
+                threads: cores(f"evaluate_{part}")
+                resources:
+                    **needs(f"evaluate_{part}", "gpu", "mem_mb", "runtime"),
+                log:
+                    RUNS / f"logs/evaluate_{kind}.ipynb",
+                benchmark:
+                    RUNS / f"benchmarks/evaluate_{kind}.tsv"
+                shell:
+                    COMPUTE
 
 
     # The audit attacks the networks one by one. Keys of the study that decide each part's tables:
@@ -397,10 +376,10 @@ else:
                 pgd40=RUNS / "predictions/pgd40/{method}-seed{seed}.parquet" if part == "autoattack" else [],
             output:
                 table=RUNS / f"audit/{part}/{{method}}-seed{{seed}}.parquet",
-                executed=RUNS / f"executed/{run}.ipynb",
             params:
                 settings=data_settings(STUDY) | settings(*keys),
                 threat=STUDY.threat("pgd40").to_dict(),
+                told="-r method {method} -p seed {seed}",
             threads: cores(f"evaluate_{part}")
             resources:
                 **needs(f"evaluate_{part}", "gpu", "mem_mb", "runtime"),
@@ -409,30 +388,7 @@ else:
             benchmark:
                 RUNS / f"benchmarks/{run}.tsv"
             shell:
-                "ADVLIB_GPUS={resources.gpu} {ON_GPUS} {PAPERMILL} {input.notebook:q} {log:q} -p study {FILE:q} "
-                "-r method {wildcards.method} -p seed {wildcards.seed} {AS_STATED} "
-                "&& cp {log:q} {output.executed:q}"
-
-
-    use rule train as evaluate_corruptions with:
-        input:
-            notebook="notebooks/evaluate_corruptions.ipynb",
-            data=RUNS / "data.json",
-            facts=expand(RUNS / "train/{run}.json", run=RUN_IDS),
-        output:
-            tables=expand(RUNS / "predictions/corruptions/{run}.parquet", run=RUN_IDS),
-            executed=RUNS / "executed/evaluate_corruptions.ipynb",
-        params:
-            settings=data_settings(STUDY)
-            | settings("corruptions", "corruptions_dir", "corruption_images"),
-            told="",
-        threads: cores("evaluate_corruptions")
-        resources:
-            **needs("evaluate_corruptions", "gpu", "mem_mb", "runtime"),
-        log:
-            RUNS / "logs/evaluate_corruptions.ipynb",
-        benchmark:
-            RUNS / "benchmarks/evaluate_corruptions.tsv"
+                COMPUTE
 
 
 rule analyse:

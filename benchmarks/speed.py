@@ -101,7 +101,6 @@ QUICK_STUDY = {
     "train_steps": 2,
     "batch_size": 20,
 }
-TIMED = ("attacks", "batches", "folding", "labels", "models", "train")  # whose speed this is
 
 
 def choose_study(options) -> Study:
@@ -256,8 +255,7 @@ def machine(device: torch.device, libraries: list[str]) -> dict:
 def code_hash() -> str:
     """Of what is timed: measurements of two versions are not mixed."""
     digest = hashlib.sha256()
-    files = ["benchmarks/measurements.py", *(f"advlib/{name}.py" for name in TIMED)]
-    for path in (ROOT / file for file in files):
+    for path in (ROOT / "benchmarks/measurements.py", *sorted((ROOT / "advlib").rglob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -25,6 +25,7 @@ SAMPLE_PASSES = 30 * 84  # a network: at most 30 images, each under PGD-40 and j
 LEDGER_PASSES = 82 * 25  # an image: some twenty switches, one of them with five starts
 BATTERY_PASSES = 20_000  # an image: PGD some 25 times, and AutoAttack
 LATE_PASSES = 22  # an image and epoch
+OFFSET_ROUNDS = 20  # of PGD on the images kept apart, for a method that trains nothing
 STRONG_PASSES = 18_000  # an image: AutoAttack
 DEFAULTS = {
     "devices": None,  # GPUs of one job; None: as many as the study says
@@ -47,9 +48,11 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     train, test, corrupted = images(study)
     networks = len(study.methods) * len(study.seeds)
     if rule == "train":
-        study, method = recipe_of(study, method)
-        if method not in study.recipes:
-            return 0  # brought: taken as it is
+        brought, (study, method) = method in study.checkpoints, recipe_of(study, method)
+        if brought or method not in study.recipes:
+            return 0  # taken as it is
+        if study.recipes[method].post_hoc:
+            return OFFSET_ROUNDS * study.holdout_images * (2 + 2 * study.train_steps)
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         return train * epochs * recipe_for(study, method).passes(study.train_steps)
     if rule == "evaluate_attack":
@@ -67,6 +70,13 @@ def passes(study: Study, rule: str, method: str | None = None, attack: str | Non
     if rule == "evaluate_late":  # PGD-10 on the evaluated images and those kept apart
         return max(study.late_epochs.values()) * (test + study.holdout_images) * LATE_PASSES
     return networks * {"evaluate_clean": test, "evaluate_corruptions": CONDITIONS * corrupted}[rule]
+
+
+def prediction_rows(study: Study, test: int, corrupted: int) -> int:
+    """Rows of a study's prediction tables, with so many images, and so many under corruptions."""
+    each = (1 + len(study.attacks)) * test
+    each += CONDITIONS * corrupted if study.corruptions != "none" else 0
+    return len(study.methods) * len(study.seeds) * each
 
 
 def gpus(study: Study, devices: int | None = None) -> int:
@@ -95,7 +105,6 @@ def needs(
         if not stated[name] > 0:
             raise ValueError(f"{name} is a number above 0, got {stated[name]!r}")
     _, test, corrupted = images(study)
-    networks = len(study.methods) * len(study.seeds)
     steps = passes(study, rule, method, attack) if rule in HEAVY else 0
     processes = gpus(study, stated["devices"]) if steps and rule not in ALONE else 1
     workers = study.workers if steps or rule == "data" else 0
@@ -108,13 +117,13 @@ def needs(
         if study.corruptions == "generated":
             seconds += rows / CORRUPTIONS_PER_SECOND / threads
     elif rule == "analyse":
-        rows = networks * (test * (1 + len(study.attacks)) + CONDITIONS * corrupted)
+        rows = prediction_rows(study, test, corrupted)
         seconds += rows / ROWS_PER_SECOND
     memory = processes * (PROCESS_MB + workers * WORKER_MB) + rows * ROW_BYTES / 1e6
     minutes = START_MINUTES + MARGIN * seconds / 60
     return {
         "threads": threads,
-        "gpu": processes if steps and stated["gpu"] else 0,
+        "gpu": processes if steps and str(stated["gpu"]).lower() != "false" else 0,
         "mem_mb": min(attempt, 2) * math.ceil(memory / 1000) * 1000,
         "runtime": math.ceil(min(minutes, stated["max_minutes"])),
     }

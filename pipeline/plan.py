@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,7 @@ from pipeline.cost import (
     network_cost,
     save,
 )
-from pipeline.jobs import passes
+from pipeline.jobs import passes, prediction_rows
 from pipeline.probe import image_sizes, measure
 
 COLUMNS = ["rule", "job", "audit", "left", "seconds", "seconds_at_most", "memory_gb", "device_gb"]
@@ -61,7 +62,7 @@ def jobs(file: str | Path) -> pd.DataFrame:
 
 def _dry_run(file: Path, mode: str, *options: str) -> list[dict]:
     command = [sys.executable, "-m", "snakemake", "-n", "--nolock", "--cores", "all", *options]
-    command += ["--config", f"study={file}", f"mode={mode}"]
+    command += ["--rerun-incomplete", "--config", f"study={file}", f"mode={mode}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"Snakemake cannot plan {file}: {(done.stderr or done.stdout)[-800:]}")
@@ -132,16 +133,18 @@ class _Costs:
         return n * (max(compute, decode) if beside else compute + decode)
 
     def data(self):
-        return self._row(self.seconds["start evaluation"], "start evaluation", "the start")
+        seconds, n = self.seconds["start evaluation"], self.sizes["test"]
+        return self._row(seconds + self._images(n, 0), "start evaluation", f"{n:,} images read")
 
     def train(self, method, seed):
-        start, (study, method) = self.seconds["start training"], recipe_of(self.study, method)
+        start, brought = self.seconds["start training"], method in self.study.checkpoints
+        study, method = recipe_of(self.study, method)
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
-        if method not in study.recipes or not epochs:
+        if brought or method not in study.recipes or not epochs:
             return self._row(start, "start training", "the weights are taken as they are")
         kind = f"training {kind_of_step(study, method)}"
         steps, measured = study.train_steps, measurable(study, method)
-        share = recipe_for(study, method).passes(steps) / measured.passes(steps)
+        share = recipe_for(study, method).passes(steps) / measured.passes(self.study.train_steps)
         images = epochs * (self.sizes["train"] // study.batch_size) * study.batch_size
         seconds = start + self._images(images, share * self.seconds[kind])
         # Weights and momentum, and the checkpoint before until the new one is in place.
@@ -189,7 +192,8 @@ class _Costs:
         AutoAttack rarely breaks more than 3 % of what PGD-40 leaves standing, where an eighth of
         the images that would do for any rate decides.
         """
-        most, start = passes(self.study, rule), self.seconds["start evaluation"]
+        study = replace(self.study, test_images=self.sizes["test"])
+        most, start = passes(study, rule), self.seconds["start evaluation"]
         share = 1 / 8 if rule == "evaluate_autoattack" else 1
         seconds, longest = (start + part * most * self.seconds["attack"] / 2 for part in (share, 1))
         basis = f"at most {most:,} passes"
@@ -207,7 +211,8 @@ class _Costs:
         if study == self.study.study and self.sizes:
             quick = load_study(DEFAULT)
             theirs = {"test": quick.test_images, "corrupted": quick.corruption_images}
-            larger = max(1.0, _rows(self.study, self.sizes) / _rows(quick, theirs))
+            rows = prediction_rows(self.study, self.sizes["test"], self.sizes["corrupted"])
+            larger = max(1.0, rows / prediction_rows(quick, **theirs))
         basis = f"{larger:.1f} times the analysis measured"
         return self._row(larger * self.seconds["analyse"], "analyse", basis, 1e-3)
 
@@ -216,13 +221,6 @@ class _Costs:
         ratio = self.ratio.get(rule, self.ratio["page"])
         basis = f"{ratio:.1f} times the analysis measured"
         return self._row(ratio * self.seconds["analyse"], "analyse", basis, 1e-3)
-
-
-def _rows(study, sizes) -> int:
-    """Rows of a study's prediction tables."""
-    corrupted = CONDITIONS * sizes["corrupted"] if study.corruptions != "none" else 0
-    each = (1 + len(study.attacks)) * sizes["test"] + corrupted
-    return len(study.methods) * len(study.seeds) * each
 
 
 def totals(table: pd.DataFrame) -> pd.DataFrame:

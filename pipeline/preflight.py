@@ -35,7 +35,7 @@ def problem(purpose):
             f"the packages need {needed} GB of disk and {free:.1f} GB are free in {os.getcwd()}: "
             "free some, or clone the project onto a larger disk."
         )
-    folder = os.environ.get("ADVLIB_DATA")
+    folder = os.path.expanduser(os.environ.get("ADVLIB_DATA") or "")
     if folder and not (os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)):
         return f"ADVLIB_DATA names {folder}, which is not a readable folder: mend or unset it."
     if purpose == "book":

@@ -53,7 +53,7 @@ def image_sizes(study: Study) -> dict:
     `advlib.data.sets.DataError` if the data are a folder that is not there, or are here and
     damaged.
     """
-    from advlib.data import fetch
+    from advlib.data import decoding, fetch
     from advlib.data.sets import DATASETS
 
     if study.predictions:
@@ -71,6 +71,7 @@ def image_sizes(study: Study) -> dict:
         side = side if images.pixels is None else images.pixels.shape[-1]
     if study.dataset == "folder":
         train = len(images_of(study, "train")) if "train" in study.splits else 0
+    held = 3 * side**2 * max(train, test)
     return {
         "train": train,
         "test": test,
@@ -78,7 +79,7 @@ def image_sizes(study: Study) -> dict:
         "num_classes": info.num_classes or images.num_classes,
         "channels": info.channels,
         "image_size": side,
-        "in_memory": side <= 96,
+        "in_memory": side <= decoding.SMALL_SIDE and held <= decoding.SMALL_BYTES,
         "found": found,
     }
 
@@ -157,25 +158,24 @@ def _network(study, sizes, seconds) -> list[tuple]:
     n = _count(seconds / forward(4), 4 * at_once)
     each = forward(n)
     rows = [measured("forward", each, 0, f"predict, {n} images in float32")]
-    if study.attacks:
-        # Their own predictions as labels and a tiny ε: no image breaks, so that all steps count.
-        steps, model = 10, network()
-        n = _count(seconds / each / (2 * steps), 4 * at_once)
-        data = images(n)
-        found = predict({"": model}, data, num_classes=num_classes)[""].predicted_class
-        data.labels = torch.tensor(found.to_numpy(), dtype=torch.int64)
-        attack = functools.partial(
-            evaluate_attack,
-            model,
-            data,
-            ThreatModel(eps=1e-6, steps=steps),
-            num_classes=num_classes,
-            batch_size=min(n, study.eval_batch_size or default_batch_size(data, device)),
-            dtype=study.dtype,
-        )
-        spent = max(0, _seconds(attack, seconds) / n - 2 * each) / steps
-        how = f"evaluate_attack, {n} images, {steps} steps"
-        rows.append(measured("attack", spent, max(0, at_once - n), how))
+    # Their own predictions as labels and a tiny ε: no image breaks, so that all steps count.
+    steps, model = 10, network()
+    n = _count(seconds / each / (2 * steps), 4 * at_once)
+    data = images(n)
+    found = predict({"": model}, data, num_classes=num_classes)[""].predicted_class
+    data.labels = torch.tensor(found.to_numpy(), dtype=torch.int64)
+    attack = functools.partial(
+        evaluate_attack,
+        model,
+        data,
+        ThreatModel(eps=1e-6, steps=steps),
+        num_classes=num_classes,
+        batch_size=min(n, study.eval_batch_size or default_batch_size(data, device)),
+        dtype=study.dtype,
+    )
+    spent = max(0, _seconds(attack, seconds) / n - 2 * each) / steps
+    how = f"evaluate_attack, {n} images, {steps} steps"
+    rows.append(measured("attack", spent, max(0, at_once - n), how))
     kinds = {}
     for name in (*study.trained, *study.ablations):
         method = recipe_of(study, name)[1]

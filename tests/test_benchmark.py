@@ -62,7 +62,6 @@ def bench(tmp_path_factory):
             patch.setattr(speed, "find_spec", lambda name: True)
             patch.setattr(speed, "version", lambda name: "1.0")
             patch.setattr(speed, "run_job", in_process)
-            patch.setattr(speed, "code_hash", lambda: "these")
             speed.main(["--study", str(home / "timed.yaml"), "--quick", *options])
 
     run()

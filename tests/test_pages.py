@@ -273,19 +273,19 @@ def test_figures_and_tables_of_all_pages_have_names_of_their_own():
 
 
 def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):
-    assert pages.left_out() == []  # of this repository
+    assert pages.left_out({}) == []  # of this repository
     results, quick = tmp_path / "results", "fashion_mnist_quick"
     folder = shutil.copytree(ROOT / "results" / quick, results / quick)
     monkeypatch.setattr(Study, "published", property(lambda self: results / self.study))
-    assert pages.left_out() == []
+    assert pages.left_out({}) == []
     (folder / "audit/ledger/adv_mix-seed0.parquet").unlink()
-    (line,) = pages.left_out()
+    (line,) = pages.left_out({})
     assert line.startswith("Not in the book, Fashion-MNIST, shortened, ledger: ")
     assert "adv_mix-seed0.parquet is missing: run `make audit STUDY=fashion_mnist_quick`" in line
     assert pages.left_out({(quick, "committed"): ["study"], (quick, "fresh"): ["ledger"]}) == [line]
     data = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps(data | {"settings": {}}))
-    said = pages.left_out()
+    said = pages.left_out({})
     assert [line.split(", ")[3].split(":")[0] for line in said] == [
         "study", "samples", "ablations", "ledger", "battery"
     ]  # fmt: skip
@@ -296,7 +296,7 @@ def test_published_tables_that_no_page_shows_are_named(tmp_path, monkeypatch):
     every = pages.parts_of(load_study(quick))
     assert pages.left_out({(quick, "committed"): every}) == []  # what is shown is not read again
     with pytest.raises(OSError, match="std-seed0.parquet cannot be read as a table"):
-        pages.left_out()
+        pages.left_out({})
 
 
 def test_two_studies_with_one_title_are_refused(tmp_path, monkeypatch):

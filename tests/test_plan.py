@@ -223,11 +223,18 @@ def test_the_audit_is_planned_beside_the_run(digits, measured):
     assert {*table[table.audit].rule} == {"evaluate_battery", "evaluate_ledger"}
     ledger = table[table.rule == "evaluate_ledger"].seconds
     assert ledger.to_numpy() == pytest.approx(4 + jobs.passes(study, "evaluate_ledger") * 1e-3)
-    longer = dataclasses.replace(study, ablations={"longer": {"method": "adv", "epochs": 30}})
+    few = plan.plan(study, digits, measured, SIZES | {"test": 5})  # as many as there are
+    assert few[few.rule == "evaluate_ledger"].seconds.max() < ledger.max() / 50
+    changed = {"longer": {"epochs": 30}, "stronger": {"train_steps": 40}}
+    ablations = {name: {"method": "adv"} | change for name, change in changed.items()}
+    longer = dataclasses.replace(study, ablations=ablations)
     job = {"rule": "train", "job": "method=longer, seed=0", "audit": True, "left": True}
-    found = plan.plan(longer, pd.DataFrame([job | {"benchmark": ""}]), measured, SIZES)
-    images = 30 * (1297 // 64) * 64
-    assert found.seconds[0] == pytest.approx(5 + images * 2e-2)
+    each = [job | {"benchmark": ""}, job | {"benchmark": "", "job": "method=stronger, seed=0"}]
+    found = plan.plan(longer, pd.DataFrame(each), measured, SIZES)
+    images = (1297 // 64) * 64
+    assert found.seconds[0] == pytest.approx(5 + 30 * images * 2e-2)
+    share = (2 * 40 + 3) / (2 * study.train_steps + 3)
+    assert found.seconds[1] == pytest.approx(5 + study.epochs * images * 2e-2 * share)
 
 
 def test_the_probe_runs_the_real_functions(tiny_study, monkeypatch, tmp_path, capfd):

@@ -40,6 +40,10 @@ def test_passes_are_images_times_epochs_times_steps(imagenet):
     assert jobs.passes(imagenet, "evaluate_attack", attack="pgd40") == 50_000 * 82
     assert jobs.passes(imagenet, "evaluate_clean") == 50_000 * 4
     assert jobs.passes(imagenet, "evaluate_corruptions") == 50_000 * 4 * 75
+    zoo = load_study("cifar10_zoo")  # offsets: 20 rounds of PGD-10 on the images kept apart
+    assert jobs.passes(zoo, "train", "logit_offset") == 20 * zoo.holdout_images * 22
+    brought = dataclasses.replace(imagenet, checkpoints={"adv": "hf_hub:timm/resnet50.a1_in1k"})
+    assert jobs.passes(brought, "train", "adv") == 0
 
 
 def test_subsets_cost_less():
@@ -73,7 +77,8 @@ def test_a_job_asks_for_the_gpus_of_its_study(imagenet):
     assert several["threads"] == 4 * one["threads"] == 4 * (8 + 2)  # eight workers a process
     assert several["mem_mb"] > 3 * one["mem_mb"]
     assert jobs.needs(imagenet, "train", method="adv", devices=2)["gpu"] == 2
-    assert jobs.needs(imagenet, "train", method="adv", gpu=False)["gpu"] == 0
+    for stated in (False, "false"):  # the latter is what Snakemake makes of it
+        assert jobs.needs(imagenet, "train", method="adv", gpu=stated)["gpu"] == 0
     for rule, method in (("train", "pretrained"), ("data", None), ("analyse", None)):
         assert jobs.needs(imagenet, rule, method=method, devices=4)["gpu"] == 0
 

@@ -43,6 +43,8 @@ def test_late_networks_are_judged_on_test_and_validation_images(tiny_study):
     assert last.predicted_class.tolist() == own.predicted_class.tolist()
     with pytest.raises(ValueError, match="trained for 3 epochs, keep at most so many, got 4"):
         dataclasses.replace(study, late_epochs={"adv": 4})
+    with pytest.raises(ValueError, match="late_epochs"):
+        dataclasses.replace(study, late_epochs={"pretrained": 1})
     for kept in (study.runs / "models").glob("adv-*/epoch-2*"):
         kept.unlink()
     with pytest.raises(FileNotFoundError, match="remove that folder and papermill"):

@@ -4,7 +4,6 @@ import argparse
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
@@ -48,7 +47,7 @@ def outdated(study: Study, folder: Path, part: str) -> str:
     return ""
 
 
-def left_out(shown: Mapping[tuple[str, str], Sequence[str]] = MappingProxyType({})) -> list[str]:
+def left_out(shown: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
     """Why published tables that are there are not in the book: a sentence per part not `shown`."""
     reasons = []
     for study in map(load_study, sorted(STUDIES.glob("*.yaml"))):

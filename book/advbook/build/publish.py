@@ -68,7 +68,9 @@ def restore(name: str) -> None:
     Notebooks then evaluate and attack them, and the pipeline trains only what is not published.
     """
     study = load_study(name)
-    weights = _weights(study, study.published)
+    # Of a run's last epochs no weights are published: such a method is trained anew.
+    late = tuple(f"{name}-seed" for name in study.late_epochs)
+    weights = [p for p in _weights(study, study.published) if not p.parent.name.startswith(late)]
     if not weights:
         sys.exit(f"No weights of {study.study} are published: `make book STUDY={study.study}`")
     for path in weights:

@@ -146,7 +146,8 @@ def _check_ablations(study) -> None:
                 f"move {base} to methods, or {name} to ablations"
             )
     for name, number in study.late_epochs.items():
-        check_choice("late_epochs", name, (*study.trained, *study.ablations))
+        kept = (m for m in study.trained if m != "pretrained" and not study.recipes[m].post_hoc)
+        check_choice("late_epochs", name, (*kept, *study.ablations))
         if number > recipe_of(study, name)[0].epochs or not study.holdout_images:
             raise ValueError(
                 f"late_epochs: {name} is trained for {recipe_of(study, name)[0].epochs} epochs, "
