@@ -41,6 +41,8 @@ def run_snakemake(options, folder, env, out) -> None:
 
 def train_digits(folder, moment, step) -> None:
     """Training that kills its process at a step, while it writes a checkpoint, or "never"."""
+    import torch
+
     from advbook.studies.identity import training_of
     from advbook.studies.inputs import images_of
     from advbook.studies.schema import load_study
@@ -48,6 +50,7 @@ def train_digits(folder, moment, step) -> None:
     from advlib.networks.build import build_model
     from advlib.recipes import RECIPES
 
+    torch.set_num_threads(1)
     study = dataclasses.replace(
         load_study("digits"), train_images=320, epochs=3, train_steps=3, augment="crop"
     )

@@ -240,7 +240,7 @@ def brute_force(model, x, y, threat, seed, batch=1):
 @pytest.mark.parametrize("success", ["any", "last"])
 @pytest.mark.parametrize("n_restarts", [1, 3])
 def test_a_batch_that_refills_finds_what_single_images_find(network, success, n_restarts):
-    model, x, y = network[0], network[1][:40], network[2][:40]
+    model, x, y = network[0], network[1][:20], network[2][:20]
     threat = ThreatModel(eps=0.06, steps=5, success=success, n_restarts=n_restarts)
     table = evaluate_attack(
         model, items(x, y), threat, num_classes=10, batch_size=7, seed=3, dtype="float32"

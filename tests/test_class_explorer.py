@@ -228,8 +228,7 @@ def test_a_class_without_corrupted_images_has_no_mark_there(tables):
     assert "null" not in svg and "Corruption: fog" not in svg
 
 
-@pytest.mark.parametrize("benchmarks", [["Clean"], ["Clean", "PGD-40"]])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("benchmarks, seeds", [(["Clean"], 1), (["Clean", "PGD-40"], 2)])
 def test_without_corrupted_images_there_is_a_chart_too(tables, benchmarks, seeds):
     few = tables[tables.benchmark.isin(benchmarks) & (tables.seed < seeds)]
     errors, confusions, corruptions, ranking = figures(few)

@@ -437,7 +437,7 @@ def test_no_interval_of_a_factor_where_none_is_honest():
 @pytest.mark.parametrize("paired", [False, True])
 def test_coverage_of_factor_intervals(paired):
     """40 classes of 25 images, four factors, the last with about 30 images in all."""
-    rng, repeats, labels = np.random.default_rng(8), 150, np.repeat(np.arange(40), 25)
+    rng, repeats, labels = np.random.default_rng(8), 100, np.repeat(np.arange(40), 25)
     share = rng.dirichlet([10, 6, 3, 0.7], 40)  # of a class's images, by factor
     p = rng.beta(2, 5, 40)[:, None] * [0.7, 1.1, 1.5, 2.0]
     p, q = np.minimum(p, 0.95), np.minimum(p, 0.95) * [0.9, 0.6, 1.0, 0.8]
@@ -916,7 +916,7 @@ def correlated_classes(rng, n_classes):
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "n", "repeats", "n_resamples"), [(300, 50, 40, 100), (10, 400, 120, 200)]
+    ("n_classes", "n", "repeats", "n_resamples"), [(300, 50, 20, 100), (10, 400, 60, 200)]
 )
 def test_coverage(n_classes, n, repeats, n_resamples):
     """The 95 % intervals hold the truth; the naive percentile interval of the SD does not."""

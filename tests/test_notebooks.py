@@ -1,4 +1,4 @@
-"""The notebooks as sources, and each run alone by papermill."""
+"""The notebooks as sources, and run alone: by papermill where it has a part in what is tested."""
 
 import ast
 import json
@@ -15,6 +15,7 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from advbook.studies.schema import ROOT
 from advlib.data import load_dataset
 from advlib.networks import build_model
+from conftest import run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -122,10 +123,9 @@ def test_own_predictions_are_read_and_results_of_earlier_runs_are_not(table, tmp
     assert len(list((tmp_path / "runs").glob("brought-*/data.json"))) == 1
 
 
-def test_evaluating_an_untrained_method_says_what_to_run(tmp_path):
-    done = papermill("evaluate_pgd", tmp_path / "out.ipynb", "-p", "study", "digits")
-    assert done.returncode != 0
-    assert "not trained yet: papermill notebooks/train.ipynb" in done.stderr
+def test_evaluating_an_untrained_method_says_what_to_run():
+    with pytest.raises(FileNotFoundError, match="not trained yet: papermill notebooks/train.ipynb"):
+        run_notebook("evaluate_pgd", study="digits")
 
 
 def python_blocks(notebook: str) -> list[str]:
@@ -152,10 +152,7 @@ def test_the_lines_that_make_a_csv_of_a_factory_or_of_autoattack(tmp_path, monke
     Path("mine.csv").rename("first.csv")
     exec(state, {})
     for file, attack in {"first.csv": "pgd40", "mine.csv": "autoattack"}.items():
-        options = ["-p", "predictions", file, "-y", f"attacks: [{attack}]"]
-        options += ["-p", "output", f"out-{attack}"]
-        done = papermill("bring_your_own", tmp_path / "out.ipynb", *options)
-        assert done.returncode == 0, done.stderr[-2000:]
+        run_notebook("bring_your_own", predictions=file, attacks=[attack], output=f"out-{attack}")
         summary = pd.read_csv(f"out-{attack}/bring_your_own-summary.csv")
         error = summary[summary.statistic == "error"].set_index("benchmark").value
         assert error["clean"] == pytest.approx((clean.label != clean.predicted_class).mean())

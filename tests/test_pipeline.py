@@ -212,7 +212,6 @@ def test_a_build_that_fails_leaves_the_last_book(project):
     finally:
         for path, copy in zip((config, made), kept, strict=True):
             shutil.copy2(copy, path)
-    assert planned(project) == []
 
 
 def test_a_study_is_run_by_one_pipeline_at_a_time(project):

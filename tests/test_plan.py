@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import subprocess
+import sys
 import time
 
 import pandas as pd
@@ -14,6 +15,7 @@ from advlib.data import fetch
 from advlib.data.fetch import DataError
 from advlib.files import usable_cores
 from advlib.recipes import RECIPES
+from conftest import look
 from pipeline import cost, jobs, plan, probe
 
 A100 = {"forward_gflop": 8.178, "tflops": 312.0, "efficiency": 0.2}
@@ -145,11 +147,12 @@ def test_a_last_iterate_attack_takes_every_step(tiny_study):
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
     """The jobs of the digits study, none of them finished, and what Snakemake said last."""
-    run, said = subprocess.run, []
+    said = []
 
-    def heard(*given, **how):
-        done = run(*given, **how)
-        said.append(done.stdout + done.stderr)
+    def heard(command, **how):
+        assert command[:3] == [sys.executable, "-m", "snakemake"]
+        done = look(how["cwd"], {}, *command[3:])
+        said.append(done.stdout)
         return done
 
     with pytest.MonkeyPatch.context() as patch:

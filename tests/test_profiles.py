@@ -35,7 +35,7 @@ def test_passes_are_images_times_epochs_times_steps(imagenet):
     assert train["adv"] == train["adv_plus"] == 1_281_167 * 10 * 23
     assert train["pretrained"] == 0  # published weights: nothing to train
     cifar10 = load_study("cifar10")
-    assert jobs.passes(cifar10, "train", "pretrained") == 50_000 * 30 * 3
+    assert jobs.passes(cifar10, "train", "pretrained") == 50_000 * 20 * 3
     assert jobs.passes(cifar10, "train", "adv_plus_mix") == 50_000 * 10 * 26
     assert jobs.passes(imagenet, "evaluate_attack", attack="pgd40") == 50_000 * 82
     assert jobs.passes(imagenet, "evaluate_clean") == 50_000 * 4

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pandas as pd
-import papermill as pm
 import pytest
 import yaml
 
@@ -12,6 +11,7 @@ from advbook.claims import public_models as public
 from advbook.studies.schema import ROOT
 from advlib import metrics
 from advlib.data.annotations import imagenet_labels, imagenet_x
+from conftest import run_notebook
 
 FOLDER = ROOT / "results/imagenet_models"
 
@@ -117,19 +117,12 @@ def test_a_readers_network_stands_in_the_figures(guesses, tmp_path):
         "study: brought_imagenet\ndataset: imagenet\n"
         f"predictions: {{my_network: {tmp_path / 'mine.parquet'}}}\nn_resamples: 20\n"
     )
-    study = str(tmp_path / "brought.yaml")
-    keys = yaml.safe_load((tmp_path / "brought.yaml").read_text())  # as papermill's -f injects them
-    own = ROOT / "notebooks/bring_your_own.ipynb"
-    page = ROOT / "notebooks/imagenet_models.ipynb"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ADVLIB_RUNS", str(tmp_path / "runs"))
-        patch.chdir(ROOT)
-        options = {"progress_bar": False, "kernel_name": "python3"}
-        pm.execute_notebook(own, tmp_path / "own.ipynb", keys, **options)
-        given = {"studies": [f"{study}:fresh"], "output": str(tmp_path / "said")}
-        pm.execute_notebook(page, tmp_path / "page.ipynb", given, **options)
-    shown = json.loads((tmp_path / "page.ipynb").read_text())["cells"]
-    chart = next(json.dumps(c["outputs"]) for c in shown if c["id"] == "worst-chart")
-    assert "my_network" in chart
+    study = tmp_path / "brought.yaml"
+    run_notebook("bring_your_own", **yaml.safe_load(study.read_text()))  # as papermill's -f does
+    page = run_notebook(
+        "imagenet_models", studies=[f"{study}:fresh"], output=str(tmp_path / "said")
+    )
+    (chart,) = page.shown["fig-imagenet-worst"]
+    assert "my_network" in json.dumps(chart.to_dict())
     said = pd.read_csv(tmp_path / "said/claims.csv")
     assert len(said) == 7 and said.so.str.contains("claimed").all()

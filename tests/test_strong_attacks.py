@@ -21,6 +21,7 @@ from advlib.attacks.autoattack import COMPONENTS, autoattack, write_state
 from advlib.attacks.fab import crossing, start_walk, walk_on
 from advlib.attacks.pgd import classify
 from advlib.attacks.square import draws_needed, hunt_on, start_hunt
+from advlib.data.sets import stratified_subset
 from advlib.predictions import check_predictions
 from advlib.threat import ThreatModel
 
@@ -365,9 +366,11 @@ def test_an_image_fares_the_same_in_any_company(digit_networks, digit_images, at
     assert ((whole.broken_by == "") != (attacked.broken_by == "")).sum() <= 1  # rounding
 
 
-def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tmp_path):
-    model, options = digit_networks["adv"], {"num_classes": 10, "batch_size": 8, **SHORT}
-    whole = autoattack(model, digit_images, THREAT, **options)
+def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, tmp_path):
+    model, options = digit_networks["adv"], {"num_classes": 10, "batch_size": 4, **SHORT}
+    images = stratified_subset(digit_images, 40)
+    whole = autoattack(model, images, THREAT, **options)
+    assert (~whole.broken_by.isin(["clean", "apgd_ce"])).sum() > 16  # APGD-T has two pieces
     seen = []
 
     def stopped(component, n):
@@ -377,11 +380,11 @@ def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tm
 
     state = tmp_path / "state.parquet"
     with pytest.raises(KeyboardInterrupt):
-        autoattack(model, digit_images, THREAT, state=state, progress=stopped, **options)
+        autoattack(model, images, THREAT, state=state, progress=stopped, **options)
     later = []
     found = autoattack(
         model,
-        digit_images,
+        images,
         THREAT,
         state=state,
         progress=lambda *what: later.append(what),
@@ -392,9 +395,9 @@ def test_a_stopped_autoattack_goes_on(digit_networks, digit_images, attacked, tm
     attacked_t = sum(n for component, n in seen + later if component == "apgd_t")
     assert attacked_t == (~whole.broken_by.isin(["clean", "apgd_ce"])).sum()
     with pytest.raises(ValueError, match="state of another run .other queries"):
-        autoattack(model, digit_images, THREAT, state=state, **options | {"queries": 100})
+        autoattack(model, images, THREAT, state=state, **options | {"queries": 100})
     with pytest.raises(ValueError, match="state of another run .other weights"):
-        autoattack(digit_networks["std"], digit_images, THREAT, state=state, **options)
+        autoattack(digit_networks["std"], images, THREAT, state=state, **options)
 
 
 def test_a_state_belongs_to_its_images(digit_networks, digit_images, tmp_path):
