@@ -73,10 +73,12 @@ window.look = (() => {
 
   const drawn = (chart) => chart.querySelector("svg.marks .role-mark > *");
   const set = (formula) => formula.querySelector("mjx-container svg");
+  const reachable = (box) => box.scrollWidth <= box.clientWidth || box.tabIndex === 0;
   const charts = () => all("div[id^=altair-viz]");
 
   return {
-    ready: () => charts().every(drawn) && all(".math").every(set),
+    /* The theme sees 300 ms after a page was laid out anew which code scrolls now, or later. */
+    ready: () => charts().every(drawn) && all(".math").every(set) && all("pre").every(reachable),
     page: () => ({
       scroll: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
       charts: charts().length,
