@@ -347,3 +347,13 @@ def test_a_publication_that_was_killed_is_put_right_by_the_next(tmp_path, monkey
     with pytest.raises(SystemExit, match="Nothing is published"):
         publish.publish(str(tmp_path / "toy.yaml"))
     assert (tmp_path / "results/toy/audit/only_copy").is_file()
+
+
+def test_restored_weights_leave_out_what_must_be_trained_anew(monkeypatch, tmp_path):
+    """Of the last epochs that `late_epochs` asks for no weights are published."""
+    monkeypatch.setenv("ADVLIB_RUNS", str(tmp_path))
+    publish.restore("fashion_mnist_zoo")
+    restored = {path.stem for path in (tmp_path / "fashion_mnist_zoo/train").iterdir()}
+    assert restored == {"pretrained-seed0", "group_dro-seed0"}
+    for path in (tmp_path / "fashion_mnist_zoo/models").glob("*/checkpoint.safetensors"):
+        assert path.read_bytes() == (ROOT / "results" / path.relative_to(tmp_path)).read_bytes()

@@ -193,6 +193,12 @@ def test_plan_names_every_job_that_snakemake_counts(dry_run, digits, measured):
     assert table.memory_gb.gt(0).all() and table.disk_gb.ge(0).all()
 
 
+def test_the_data_are_checked_before_anything_is_trained(dry_run):
+    """What their notebook refuses would else be refused after days."""
+    blocks = dict(re.findall(r"\n(?:local)?rule (\w+):\n((?:    .*\n)+)", dry_run[1]))
+    assert "    priority: 1\n" in blocks["data"] and "priority" not in blocks["train"]
+
+
 def test_the_plan_adds_up(digits, measured):
     study = load_study("digits")
     table = plan.plan(study, digits, measured, SIZES)
