@@ -147,13 +147,13 @@ def attack_predictions(study: Study, method: str, seed: int, attack: str) -> Pat
     return path
 
 
-def strong_predictions(study: Study, method: str, seed: int) -> Path:
+def strong_predictions(study: Study, method: str, seed: int, progress=None) -> Path:
     """AutoAttack on a draw of the images that PGD-40 leaves standing, of one trained network.
 
     So many are drawn that the draw adds at most the study's ``autoattack_width`` to the interval of
     the error. PGD-40's table is read where there is one of this network, a published one too.
     Returns the path of the prediction table, with ``broken_by`` and ``drawn``, for
-    `advlib.metrics.two_phase`.
+    `advlib.metrics.two_phase`. ``progress`` is as that of `advlib.attacks.autoattack.autoattack`.
     """
     if distributed.world_size() > 1:
         raise ValueError("AutoAttack on a draw works in one process: start it without torchrun")
@@ -175,6 +175,7 @@ def strong_predictions(study: Study, method: str, seed: int) -> Path:
         batch_size=facts["batch_size"],
         dtype=study.dtype,
         workers=study.workers,
+        progress=progress,
     ).table
     return write_table(table, path, images, facts)
 
