@@ -47,7 +47,7 @@ test-gpu: setup  ## run the tests that need a GPU, and those of two processes wh
 	@python -m pytest -rs tests/test_gpu.py \
 	  $$(python -c 'import torch; print("tests/test_distributed.py" * (torch.cuda.device_count() > 1))')
 
-bench: setup  ## compare the speed with torchattacks and foolbox (25 minutes on two cores)
+bench: setup  ## compare the speed with torchattacks and foolbox (45 minutes on two cores)
 	@$(MAKE) --no-print-directory .venv/bench-installed
 	@python benchmarks/speed.py $(BENCH)
 
