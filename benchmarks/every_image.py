@@ -1,4 +1,4 @@
-"""AutoAttack on every test image, beside the draw that a study publishes: what each finds and costs.
+"""AutoAttack on every test image, beside the draw of a study: what each finds and costs.
 
     python benchmarks/every_image.py [--study cifar10] [--method adv]
 
