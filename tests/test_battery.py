@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import sys
 
 import nbformat
 import numpy as np
@@ -28,11 +29,12 @@ from advbook.studies.schema import ROOT, load_study
 from advlib import metrics
 from advlib.attacks import strong
 from advlib.attacks.autoattack import COMPONENTS as AUTOATTACK
+from advlib.attacks.autoattack import autoattack
 from advlib.data.sets import load_dataset, stratified_subset
 from advlib.importing import read_predictions
 from advlib.predictions import read_facts, write_predictions
 from advlib.threat import ThreatModel
-from conftest import marks, run_notebook
+from conftest import as_text, marks, run_notebook
 
 THREAT = ThreatModel(eps=0.15, steps=40)
 
@@ -493,6 +495,37 @@ def test_a_study_under_autoattack_on_a_draw(asks, monkeypatch, tmp_path):
         evaluation.strong_predictions(dataclasses.replace(study, autoattack_width=None), "adv", 0)
 
 
+def test_every_image_beside_the_draw(asks, monkeypatch, tmp_path, capsys):
+    """What `benchmarks/every_image.py` writes: an image fares the same in the draw and in all."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import every_image
+
+    short = {"steps": 3, "targets": 2, "queries": 10}
+    monkeypatch.setattr(every_image, "autoattack", functools.partial(autoattack, **short))
+    (tmp_path / "digits.yaml").write_text(json.dumps(asks.to_dict()))
+    command = [
+        "every_image.py",
+        "--study",
+        str(tmp_path / "digits.yaml"),
+        "--output",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    every_image.main()
+    spent = pd.read_csv(tmp_path / "every_image.csv").set_index(["sample", "component"])
+    found = read_predictions(tmp_path / "every_image.parquet").set_index("file_name").broken_by
+    draw = read_predictions(asks.runs / "audit/autoattack/adv-seed0.parquet").set_index("file_name")
+    draw = draw[draw.drawn]
+    assert spent.attacked["draw", "apgd_ce"] == len(draw) < spent.attacked["every image", "apgd_ce"]
+    assert ((found[draw.index] == "") != (draw.broken_by == "")).sum() <= 1  # rounding
+    assert spent.attacked["every image", "apgd_ce"] == (found != "clean").sum()
+    capsys.readouterr()
+    every_image.main()  # all of it is there
+    assert not capsys.readouterr().out and len(pd.read_csv(tmp_path / "every_image.csv")) == len(
+        spent
+    )
+
+
 def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     """The tables of a study's page, and the chart of *Is the robustness real?* drawn from them."""
     for method in asks.methods:
@@ -524,6 +557,13 @@ def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     (drawn,) = chart[0].to_dict()["datasets"].values()
     assert {row["network"] for row in drawn} == {"Mine: Pretrained", "Mine: Adv"}
     assert marks(chart[0]).count('aria-roledescription="point"') == len(drawn) == 2 * 2 * 11
+    exec(next(cell.source for cell in cells if cell.id == "strong-all"), page)
+    error = rows.set_index(["method", "group", "condition", "statistic"]).value["adv"][
+        "all classes"
+    ]
+    shown = [f"{100 * error[attack, 'error']:.1f}" for attack in ("pgd40", "autoattack")]
+    said = next(row for row in as_text(chart[1]).split("<tr") if "Mine: Adv, seed 0" in row)
+    assert f"{shown[0]} → {shown[1]} [" in said
 
 
 def test_the_study_says_how_many_images_are_attacked_at_once(trained, monkeypatch, short):
