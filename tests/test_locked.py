@@ -93,6 +93,7 @@ def test_what_was_left_when_all_were_killed_is_named_and_ended_by_the_next_start
     for part in [*parts, psutil.Process(process.pid)]:
         part.kill()
     process.wait(5)
+    psutil.wait_procs(parts, 5)  # whoever inherited them has to let them go
     assert [p.pid for p in locked.marked(folder)] == [job.pid]
     again = start(tmp_path, "true")
     assert again.wait(10) == 0
