@@ -148,13 +148,8 @@ def corruptions(study, tables: Tables, shared: Shared) -> pd.DataFrame:
         condition = cells.corruption + " " + cells.severity.astype(str)
         cells = cells.assign(statistic="error", value=cells.error, condition=condition)
         found = metrics.bootstrap(shared["corruptions"].of([key[1:]]), "error", **how)
-        means = {"mean_corruption_error": found}
-        if study.dataset == "imagenet":
-            alexnet = {"reference": metrics.ALEXNET_CORRUPTION_ERROR, **how}
-            means["alexnet_normalised_mce"] = metrics.bootstrap(table, "error", **alexnet)
-        for statistic, found in means.items():
-            found = pd.DataFrame([found]).assign(statistic=statistic)
-            parts.append(_keyed(found, key, condition="mean over 75 conditions"))
+        found = pd.DataFrame([found]).assign(statistic="mean_corruption_error")
+        parts.append(_keyed(found, key, condition="mean over 75 conditions"))
         parts.append(_keyed(cells, key))
     return pd.concat(parts, ignore_index=True).assign(group="all")
 
