@@ -1,5 +1,7 @@
 """The result tables of a study, on predictions whose figures are known by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,8 +86,10 @@ def test_confusions_name_both_classes(tables):
     assert row.set_index("predicted_name").share.to_dict() == {"ape": 0.1, "cat": 0.9}
 
 
-def test_corruptions_by_severity_and_their_mean(tables):
-    rows = analysis.corruptions(STUDY, tables, analysis.together(tables))
+@pytest.mark.parametrize("dataset", ["digits", "imagenet"])
+def test_corruptions_by_severity_and_their_mean(tables, dataset):
+    study = dataclasses.replace(STUDY, dataset=dataset)
+    rows = analysis.corruptions(study, tables, analysis.together(tables))
     own = rows[(rows.method == "adv") & (rows.seed == 0)].set_index("condition")
     assert len(own) == 75 + 1
     assert own.value["fog 1"] == 0 and own.value["fog 5"] == pytest.approx(5 / 60)

@@ -502,14 +502,9 @@ def test_every_image_beside_the_draw(asks, monkeypatch, tmp_path, capsys):
 
     short = {"steps": 3, "targets": 2, "queries": 10}
     monkeypatch.setattr(every_image, "autoattack", functools.partial(autoattack, **short))
-    (tmp_path / "digits.yaml").write_text(json.dumps(asks.to_dict()))
-    command = [
-        "every_image.py",
-        "--study",
-        str(tmp_path / "digits.yaml"),
-        "--output",
-        str(tmp_path),
-    ]
+    file = tmp_path / "digits.yaml"
+    file.write_text(json.dumps(asks.to_dict()))
+    command = ["every_image.py", "--study", str(file), "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     every_image.main()
     spent = pd.read_csv(tmp_path / "every_image.csv").set_index(["sample", "component"])
@@ -521,9 +516,8 @@ def test_every_image_beside_the_draw(asks, monkeypatch, tmp_path, capsys):
     assert spent.attacked["every image", "apgd_ce"] == (found != "clean").sum()
     capsys.readouterr()
     every_image.main()  # all of it is there
-    assert not capsys.readouterr().out and len(pd.read_csv(tmp_path / "every_image.csv")) == len(
-        spent
-    )
+    assert not capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "every_image.csv")) == len(spent)
 
 
 def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
@@ -558,9 +552,8 @@ def test_pages_show_autoattack_beside_pgd40(asks, tmp_path):
     assert {row["network"] for row in drawn} == {"Mine: Pretrained", "Mine: Adv"}
     assert marks(chart[0]).count('aria-roledescription="point"') == len(drawn) == 2 * 2 * 11
     exec(next(cell.source for cell in cells if cell.id == "strong-all"), page)
-    error = rows.set_index(["method", "group", "condition", "statistic"]).value["adv"][
-        "all classes"
-    ]
+    keys = ["method", "group", "condition", "statistic"]
+    error = rows.set_index(keys).value["adv"]["all classes"]
     shown = [f"{100 * error[attack, 'error']:.1f}" for attack in ("pgd40", "autoattack")]
     said = next(row for row in as_text(chart[1]).split("<tr") if "Mine: Adv, seed 0" in row)
     assert f"{shown[0]} → {shown[1]} [" in said
