@@ -120,8 +120,7 @@ def widen_head(
             fresh.copy_(drawn)
             if not replace:
                 fresh[: head.out_features] = kept
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, wide)
+    model.set_submodule(name, wide)
     return model
 
 

@@ -18,6 +18,7 @@ from advlib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupted, prepare
 from advlib.data.published_sets import locate_published
 from advlib.data.sets import DataError, Images, load_dataset
 from advlib.data.vision import torchvision
+from advlib.files import replacing
 
 ALL = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
 SOME = [(c, 4) for c in CORRUPTIONS]  # every function, with each generator it draws from
@@ -70,7 +71,6 @@ def digits(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fetch, "DATA", tmp_path_factory.mktemp("digits"))
         patch.setattr(corruptions, "ProcessPoolExecutor", InProcess)
-        patch.setattr(corruptions, "CHUNK_PIXELS", 6 * 32**2)  # several pieces to each condition
         facts = prepare(images)
         found = {c: corrupted(images, *c) for c in ALL}
     return images, found, facts
@@ -184,18 +184,19 @@ def test_an_interruption_keeps_what_is_finished(monkeypatch):
     images = in_memory(smooth(6, 32))
     conditions = [("contrast", s) for s in SEVERITIES]
     monkeypatch.setattr(corruptions, "CONDITIONS", conditions)
-    finish, written = corruptions._finish, []
 
-    def interrupted(draft, path):
-        if len(written) == 2:
+    def interrupted(path):
+        if path.name == "contrast-3.npy":
             raise KeyboardInterrupt
-        finish(draft, path)
-        written.append(path)
+        return replacing(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corruptions, "_finish", interrupted)
+        patch.setattr(corruptions, "ProcessPoolExecutor", InProcess)
+        patch.setattr(corrupting, "replacing", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(images)
+    written = sorted(corruptions._cache(images).glob("contrast-*.npy"))
+    assert [path.name for path in written] == ["contrast-1.npy", "contrast-2.npy"]
     first = corrupted(images, "contrast", 1).pixels
     with pytest.raises(
         DataError, match="contrast-3.npy cannot be read as contrast 3.*No such file.*prepare"

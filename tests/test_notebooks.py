@@ -14,7 +14,7 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 
 from advbook.studies.schema import ROOT
 from advlib.data import load_dataset
-from advlib.networks import build_model
+from advlib.networks.build import build_model
 from conftest import run_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import datetime
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -28,14 +29,16 @@ from advlib.threat import ThreatModel
 LINF, L2 = ThreatModel(eps=0.02), ThreatModel(norm="L2", eps=0.3)
 
 
-def square_attack(net, x, y, threat, *, num_classes=10, generator=None, queries=60, draws=None):
+def square_attack(
+    net, x, y, threat, *, num_classes=10, generator=None, queries=60, draws=None, **how
+):
     """Square by itself, in one batch."""
     if draws is None:
         draws = torch.rand(len(x), draws_needed(x.shape, queries), generator=generator)
     hunt = start_hunt(x, y, draws, threat)
     with torch.no_grad():
         while (hunt.taken <= queries).any():
-            hunt = hunt_on(net, hunt, threat, num_classes, queries)
+            hunt = hunt_on(net, hunt, threat, num_classes, queries, **how)
     return hunt.best
 
 
@@ -150,6 +153,30 @@ def test_square_takes_the_squares_of_torchattacks(toy, threat, monkeypatch):
         assert (found - wanted).abs().max() < 1e-4
         broken += int(net(found).argmax(1) != y[i])
     assert 0 < broken < len(x)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=["Linf", "L2"])
+def test_square_ends_the_same_where_float32_decides_about_few(digit_networks, digit_images, threat):
+    """bfloat16 passes over what gains nothing; by itself it would end at other images."""
+    net, asked, seen = digit_networks["adv"], Counter(), []
+    x, y = digit_images.pixels[:40].float() / 255, digit_images.labels[:40]
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(40, draws_needed(x.shape, 300), generator=generator)
+    how = {"queries": 300, "draws": draws}
+
+    def count(_, args):
+        asked[torch.is_autocast_enabled("cpu")] += len(args[0])
+
+    for dtype in (torch.float32, torch.bfloat16):
+        asked.clear()
+        with net.register_forward_pre_hook(count):
+            found = square_attack(net, x, y, threat, dtype=dtype, **how)
+        logits = net(found).detach()
+        others = logits.scatter(1, y[:, None], -torch.inf).max(1).values
+        seen.append(others - logits.gather(1, y[:, None])[:, 0])
+    assert asked[False] < 0.75 * asked[True]
+    assert ((seen[0] > 0) != (seen[1] > 0)).sum() <= 1
+    torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=0.05 * float(seen[0].std()))
 
 
 def test_square_does_not_ask_what_it_knows(digit_networks, digit_images):

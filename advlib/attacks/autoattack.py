@@ -87,10 +87,10 @@ def autoattack(
     Notes
     -----
     With fewer than four classes there is no targeted DLR: "apgd_t" is left out, with a warning.
-    All search on the folded network: APGD in `dtype`, Square in float32, since bfloat16 hides what
-    a small square does. FAB begins in `dtype` if the logits show small changes there, which they
-    do better where the network's end computes in float32. Every success is verified in float32 by
-    `model`; so is the best that was found for each image that stands.
+    All search on the folded network in `dtype`, FAB and Square if its logits show small changes
+    there, which they do better where the network's end computes in float32. Of Square, float32
+    decides about all that may gain something. Every success is verified in float32 by `model`; so
+    is the best that was found for each image that stands.
     """
     components = _checked(components, threat, num_classes)
     device = torch.device(device or default_device())
@@ -102,8 +102,8 @@ def autoattack(
     run = {
         "apgd_ce": lambda piece: attack_apgd(piece, search_dtype, steps, 0),
         "apgd_t": lambda piece: attack_apgd(piece, search_dtype, steps, targets),
-        "fab_t": lambda piece: attack_fab(piece, fab_dtype, steps, targets),
-        "square": lambda piece: attack_square(piece, queries),
+        "fab_t": lambda piece: attack_fab(piece, fine_dtype, steps, targets),
+        "square": lambda piece: attack_square(piece, fine_dtype, queries),
     }
     how = {"num_classes": num_classes, "batch_size": batch_size, "seed": seed}
     facts = {"components": components, "threat": threat.to_dict(), "steps": steps, **how}
@@ -121,7 +121,7 @@ def autoattack(
         sharpen(search)
     with attack_mode(search, "eval"):
         shown = shows_small_changes(search, x, threat.eps, search_dtype)
-    fab_dtype = search_dtype if shown else torch.float32
+    fine_dtype = search_dtype if shown else torch.float32
     for number, component in list(enumerate(components))[done[0] :]:
         rows = np.flatnonzero(table.broken_by == "")
         rows = rows[rows >= done[1]] if number == done[0] else rows

@@ -82,8 +82,8 @@ def attack_apgd(piece, dtype, steps, targets) -> None:
     _refilled(piece, start, advance, image)
 
 
-def attack_square(piece, queries) -> None:
-    """In float32: a small square moves the logits by less than bfloat16 can tell."""
+def attack_square(piece, dtype, queries) -> None:
+    """What `dtype` sees to gain nothing is passed over; float32 decides about the rest."""
     x, device = piece.x, piece.x.device
     numbers = (1, draws_needed(x.shape, queries))
 
@@ -94,8 +94,9 @@ def attack_square(piece, queries) -> None:
     def advance(hunt):
         # What is still here though the search saw it broken was not: the hunt goes on.
         hunt = hunt._replace(margin=hunt.margin.clamp_max(0))
-        with torch.no_grad(), autocast(device, torch.float32):
-            hunt = hunt_on(piece.search, hunt, piece.threat, piece.how["num_classes"], queries)
+        with torch.no_grad():
+            known = piece.threat, piece.how["num_classes"], queries, dtype
+            hunt = hunt_on(piece.search, hunt, *known)
         return hunt, hunt.best, ~hunt.margin.isfinite(), hunt.taken > queries
 
     _refilled(piece, start, advance, piece.image)

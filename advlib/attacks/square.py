@@ -8,8 +8,10 @@ import torch
 
 from advlib.attacks.pgd import _each, _l2, _margin, _seen_logits
 from advlib.labels import class_logits, model_logits
+from advlib.networks.device import autocast
 
 SHARE = 0.8  # of the image that the first squares cover
+FORGOTTEN = 0.9  # of the doubt that remains at the next image that is asked twice
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 
 
@@ -22,6 +24,8 @@ class Hunt(NamedTuple):
     taken: torch.Tensor  # (n,) int64, queries taken
     best: torch.Tensor  # (n, C, H, W)
     margin: torch.Tensor  # (n,), of the best: the largest other logit less the label's; inf: wrong
+    rough: torch.Tensor  # (n,), its margin in the type in which all proposals are asked
+    doubt: torch.Tensor  # (n,), how far off the type was lately in what a proposal gains
 
 
 def draws_needed(shape: tuple, queries: int) -> int:
@@ -53,22 +57,44 @@ def start_hunt(x, label, draws, threat) -> Hunt:
             change[:, :, top : top + side, left : left + side] = cell
         change = change / _l2(change)
     x_adv = (x + threat.eps * change).clamp(0, 1)
-    return Hunt(x, label, draws, torch.zeros_like(label), x_adv, draws[:, 0] - math.inf)
+    none = [torch.full_like(label, -math.inf, dtype=torch.float32) for _ in range(3)]
+    return Hunt(x, label, draws, torch.zeros_like(label), x_adv, *none)
 
 
-def hunt_on(model, hunt, threat, num_classes, queries) -> Hunt:
-    """The hunt after one more query; of an image that has taken all, after its last one again."""
+def hunt_on(model, hunt, threat, num_classes, queries, dtype=torch.float32) -> Hunt:
+    """The hunt after one more query; of an image that has taken all, after its last one again.
+
+    In a `dtype` that rounds more than float32 most proposals are seen to gain nothing. Those that
+    may gain something, for all that it was off lately, are asked in float32, which decides.
+    """
     propose = _linf_square if threat.norm == "Linf" else _l2_square
     hunt, x_adv = propose(hunt, threat.eps, queries)
     x_adv = torch.where(_each(hunt.taken == 0), hunt.best, x_adv)
-    logits = model_logits(model, x_adv).float()
-    wrong = class_logits(logits, num_classes or logits.shape[1]).argmax(1) != hunt.label
-    margin = _margin(_seen_logits(logits, threat, num_classes), hunt.label)
-    margin = torch.where(wrong, math.inf, margin)  # of which nothing is higher: it stays
-    better = ~(margin <= hunt.margin)  # so that what is no number is seen
+    asked = functools.partial(_asked, model, threat, num_classes)
+    rows, rough, doubt = torch.arange(len(x_adv), device=x_adv.device), hunt.rough, hunt.doubt
+    if dtype != torch.float32:
+        rough, _ = asked(dtype, x_adv, hunt.label)
+        rows = rows[~(rough <= hunt.rough - doubt)]  # so that what is no number is seen
+    margin = torch.full_like(hunt.margin, -math.inf)
+    if len(rows):
+        found, wrong = asked(torch.float32, x_adv[rows], hunt.label[rows])
+        off = torch.where(hunt.taken == 0, 0, hunt.rough - hunt.margin)[rows]
+        off = (rough[rows] - found - off).abs()
+        doubt = doubt.index_copy(0, rows, torch.maximum(off, FORGOTTEN * doubt[rows]))
+        margin[rows] = torch.where(wrong, math.inf, found)  # of which nothing is higher: it stays
+    better = ~(margin <= hunt.margin)
     best = torch.where(_each(better), x_adv, hunt.best)
     margin = torch.where(better, margin, hunt.margin)
-    return hunt._replace(taken=hunt.taken + 1, best=best, margin=margin)
+    rough = torch.where(better, rough, hunt.rough)
+    return Hunt(*hunt[:3], hunt.taken + 1, best, margin, rough, doubt)
+
+
+def _asked(model, threat, num_classes, dtype, x_adv, label):
+    """The margins (n,), and which images are misclassified."""
+    with autocast(x_adv.device, dtype):
+        logits = model_logits(model, x_adv).float()
+    wrong = class_logits(logits, num_classes or logits.shape[1]).argmax(1) != label
+    return _margin(_seen_logits(logits, threat, num_classes), label), wrong
 
 
 def _linf_square(hunt, eps, queries):

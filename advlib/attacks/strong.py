@@ -29,7 +29,6 @@ def evaluate_strong(
     sample: int | Mapping[str, float],
     cheap: pd.DataFrame | None = None,
     seed: int = 0,
-    indices: torch.Tensor | None = None,
     state: str | Path | None = None,
     **options,
 ) -> TwoPhase:
@@ -37,7 +36,7 @@ def evaluate_strong(
 
     Parameters
     ----------
-    model, dataset, num_classes, indices, options
+    model, dataset, num_classes, options
         As in `advlib.attacks.autoattack.autoattack`; PGD shares `SHARED` of the options.
     threat : ThreatModel
         PGD as it is described there, say with 40 steps; AutoAttack has its norm and ε.
@@ -76,17 +75,16 @@ def evaluate_strong(
         raise ValueError(f"half-widths are of 'error', 'class' or both, above 0, got {sample!r}")
     if not planned and sample < 2:
         raise ValueError(f"the sample of a class is of 2 images or more, got {sample!r}")
-    positions = torch.arange(len(dataset)) if indices is None else torch.as_tensor(indices)
-    names = item_names(dataset, positions.tolist())
+    names = item_names(dataset, range(len(dataset)))
     how = {"num_classes": num_classes, "seed": seed}
     if cheap is None:
         shared = how | {name: options[name] for name in SHARED if name in options}
         path, facts = state and Path(state) / "cheap.parquet", {"threat": threat.to_dict(), **how}
         facts |= {"dtype": options.get("dtype", "auto")}
-        facts |= _contents(model, dataset, positions) if state else {}
+        facts |= _contents(model, dataset, torch.arange(len(dataset))) if state else {}
         cheap, _ = _resumed(path, facts, names)
         if cheap is None:
-            cheap = evaluate_attack(model, dataset, threat, indices=positions, **shared)
+            cheap = evaluate_attack(model, dataset, threat, **shared)
             _keep(path, cheap, facts, None)
     elif list(cheap.file_name) != names:
         raise ValueError(OTHER)
@@ -99,7 +97,7 @@ def evaluate_strong(
     for number in itertools.count():
         if len(new := np.flatnonzero((turn <= wanted) & ~table.drawn)):
             path = state and Path(state) / f"drawn_{number}.parquet"
-            draw = {"indices": positions[new], "state": path}
+            draw = {"indices": torch.from_numpy(new), "state": path}
             rows = autoattack(model, dataset, threat, **how, **draw, **options)
             rows = rows.assign(drawn=True).set_axis(new)
             if (rows.label != table.label[new]).any():

@@ -12,8 +12,11 @@ import os
 import signal
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
+
+from advlib.files import replacing
 
 SIDE = 32  # px, the smallest image that the library takes
 
@@ -43,20 +46,20 @@ def library():
     return corruptions
 
 
-def corrupt_rows(clean: str, target: str, start: int, corruption, severity, seeds) -> int:
-    """Corrupt images of one .npy file into another, from `start`, one for each seed."""
-    rows = slice(start, start + len(seeds))
-    pixels = np.load(clean, mmap_mode="r")[rows]
-    np.load(target, mmap_mode="r+")[rows] = corrupt(pixels, corruption, severity, seeds)
-    return len(seeds)
+def corrupt_file(clean: Path, path: Path, corruption: str, severity: int, seeds) -> None:
+    """Write the images of one .npy file, corrupted, to another, whole or not at all."""
+    pixels = np.load(clean, mmap_mode="r")
+    with replacing(path) as partial:
+        result = np.lib.format.open_memmap(partial, "w+", np.uint8, pixels.shape)
+        corrupt(pixels, corruption, severity, seeds, result)
 
 
-def corrupt(pixels: np.ndarray, corruption: str, severity: int, seeds) -> np.ndarray:
+def corrupt(pixels: np.ndarray, corruption: str, severity: int, seeds, result=None) -> np.ndarray:
     """Corrupt images uint8 (N, C, H, W), each by random numbers of its own seed (N,)."""
     from PIL import Image
 
     function = getattr(library(), corruption)
-    result = np.empty_like(pixels)
+    result = np.empty_like(pixels) if result is None else result
     for i, seed in enumerate(map(int, seeds)):
         # Most functions draw from NumPy's global generator; two have one of their own.
         np.random.seed(seed)

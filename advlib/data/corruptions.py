@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import multiprocessing
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,7 +22,6 @@ __all__ = ["CONDITIONS", "CORRUPTIONS", "SEVERITIES", "check_generated", "corrup
 
 LIBRARY = "imagecorruptions-imaug"
 RECIPE = 1  # to be raised with any change of what is generated
-CHUNK_PIXELS = 2**18  # of all the images that a process corrupts at a time
 
 
 def prepare(images, *, published: Path | None = None) -> dict:
@@ -122,16 +120,12 @@ def _generate(images) -> None:
         todo = [c for c in CONDITIONS if not _file(folder, *c).is_file()]
         if not todo:
             return
-        clean, drafts = folder / "clean.npy", {c: folder / f"{c[0]}-{c[1]}.partial" for c in todo}
+        clean, jobs = folder / "clean.npy", []
         _write_clean(images, clean)
-        chunk = max(1, CHUNK_PIXELS // max(int(np.prod(images.shape[2:])), corrupting.SIDE**2))
-        jobs = []
-        for condition, draft in drafts.items():
-            np.lib.format.open_memmap(draft, "w+", np.uint8, images.shape)
+        for condition in todo:
             seeds = [stream_seed(name, *condition) % 2**32 for name in images.file_names]
-            seeds = np.array(seeds, np.uint32)
-            for start in range(0, len(seeds), chunk):
-                jobs.append((clean, draft, start, *condition, seeds[start : start + chunk]))
+            path = _file(folder, *condition)
+            jobs.append((clean, path, *condition, np.array(seeds, np.uint32)))
         pool = ProcessPoolExecutor(
             min(usable_cores(), len(jobs)),
             # Not "fork": torch and tqdm have threads, which a forked process lacks.
@@ -141,21 +135,12 @@ def _generate(images) -> None:
         total = len(todo) * len(images)
         bar = tqdm(total=total, unit=" images", desc="Corrupting", mininterval=2)
         try:
-            done = pool.map(corrupting.corrupt_rows, *zip(*jobs, strict=True))
-            for (_, draft, start, *condition, _), n in zip(jobs, done, strict=True):
-                bar.update(n)
-                if start + n == len(images):
-                    _finish(draft, _file(folder, *condition))
+            for _ in pool.map(corrupting.corrupt_file, *zip(*jobs, strict=True)):
+                bar.update(len(images))
         finally:
             pool.shutdown(cancel_futures=True)
             bar.close()
         clean.unlink()
-
-
-def _finish(draft: Path, path: Path) -> None:
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def check_generated(images) -> None:

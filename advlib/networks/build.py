@@ -203,8 +203,7 @@ def _pretrained(source: str, name: str, weights, num_classes: int, new_head: boo
         ) from error
     if outputs != num_classes:
         path, head = find_head(net)
-        parent, _, leaf = path.rpartition(".")
-        setattr(net.get_submodule(parent), leaf, nn.Linear(head.in_features, num_classes))
+        net.set_submodule(path, nn.Linear(head.in_features, num_classes))
     return net
 
 
