@@ -27,7 +27,7 @@ torch.set_num_threads(1)  # 8 x 8 digits gain nothing from more
 
 def marks(chart) -> str:
     """The SVG that Vega draws, so that a wrong field or type shows as missing marks."""
-    return vl_convert.vegalite_to_svg(chart.to_dict())
+    return vl_convert.vegalite_to_svg(chart.to_dict(validate=False))
 
 
 class Ran(NamedTuple):

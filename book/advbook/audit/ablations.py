@@ -134,18 +134,18 @@ def off_the_line(tables: pd.DataFrame, run: str, n_resamples: int) -> tuple[floa
     classes = [part.to_numpy(float) for _, part in wrong.groupby(level="label")]
     images = np.array([len(part) for part in classes])[:, None]
 
-    def distance(errors, times):  # errors: classes by networks; the sampling noise comes off times
-        noise = (errors * (1 - errors) / (images - 1)).mean(axis=0) * (1 - 1 / len(errors))
-        std, adv, own = errors.mean(axis=0)
-        sd = np.sqrt(np.maximum(errors.var(axis=0) - times * noise, 0))
+    def distance(errors, times):  # errors: (…, classes, networks); the noise comes off times
+        noise = (errors * (1 - errors) / (images - 1)).mean(axis=-2) * (1 - 1 / len(classes))
+        std, adv, own = errors.mean(axis=-2).T
+        sd = np.sqrt(np.maximum(errors.var(axis=-2) - times * noise, 0)).T
         return sd[2] - sd[1] - (sd[1] - sd[0]) / (adv - std) * (own - adv)
 
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(n_resamples):
-        counts = [rng.multinomial(len(part), np.full(len(part), 1 / len(part))) for part in classes]
-        errors = [c @ part / len(part) for c, part in zip(counts, classes, strict=True)]
-        drawn.append(distance(np.array(errors), 2))  # a draw adds the noise once more
+    rng, drawn = np.random.default_rng(0), []
+    for part in classes:  # images that fare alike are drawn together
+        kinds, counts = np.unique(part, axis=0, return_counts=True)
+        times = rng.multinomial(len(part), counts / len(part), n_resamples)
+        drawn.append(times @ kinds / len(part))
+    drawn = distance(np.stack(drawn, axis=1), 2)  # a draw adds the noise once more
     value = distance(np.array([part.mean(axis=0) for part in classes]), 1)
     low, high = value + np.percentile(drawn, [2.5, 97.5]) - np.mean(drawn)
     return value, low, high
