@@ -207,9 +207,10 @@ def write_predictions(
     table = table.round({"predicted_probability": DECIMALS})
     facts = {**facts, "n_images": int(table.file_name.nunique()), **environment()}
     arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata()
-    # One page a column, so that what conditions have in common is stored once; and no Arrow schema,
-    # which would hold the facts a second time.
+    # One page a column, so that what conditions have in common is stored once; names that differ
+    # in a digit are smaller without a dictionary. An Arrow schema would repeat the facts.
     how = {"data_page_size": 1 << 30, "max_rows_per_page": len(table), "store_schema": False}
+    how["use_dictionary"] = [name for name in arrow.schema.names if name != "file_name"]
     return write_parquet(arrow, path, facts, compression_level=19, **how)
 
 
