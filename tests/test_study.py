@@ -445,6 +445,9 @@ def test_audited_images_are_as_many_of_each_class():
         assert len(subset) == got
         if got < len(images):
             assert subset.labels.unique(return_counts=True)[1].tolist() == [got // 10] * 10
+    kept = [i for i, label in enumerate(images.labels) if label != 7 or i < 60]
+    rare = images.subset(images.labels.new_tensor(kept))
+    assert len(audit_set(rare, 200)) == 10 * (rare.labels == 7).sum() < 100
 
 
 def test_runs_are_kept_in_a_folder(tmp_path, monkeypatch):

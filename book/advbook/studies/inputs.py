@@ -24,16 +24,14 @@ def images_of(study, split: str):
 
 
 def audit_set(images, n_images: int | None):
-    """Up to `n_images` of the images, as many of each class, at least one; None: all.
-
-    Raises ValueError if a class has fewer images than that.
-    """
+    """Up to `n_images` of the images, as many of each class as the smallest has; None: all."""
     from advlib.data.sets import stratified_subset
 
     if n_images is None or n_images >= len(images):
         return images
-    classes = len(images.labels.unique())
-    return stratified_subset(images, max(1, n_images // classes) * classes)
+    _, sizes = images.labels.unique(return_counts=True)
+    each = min(max(1, n_images // len(sizes)), int(sizes.min()))
+    return stratified_subset(images, each * len(sizes))
 
 
 def corruption_set(study, images) -> tuple:
