@@ -171,7 +171,9 @@ def _train(run: Run, folder, settings, checkpoint_seconds, late_epochs, on_step)
     log_every = max(1, min(50, steps_per_epoch // 10))
     saved = window = time.monotonic()
     window_from, outcomes = run.done, []
-    bar = _bar(run, total)
+    how = dict(unit=" images", unit_scale=True, mininterval=2, disable=distributed.rank() > 0)
+    how |= dict(total=total * batch_size, initial=run.done * batch_size, desc=run.recipe.title)
+    bar = tqdm(**how)
     for epoch in range(run.done // steps_per_epoch, training.epochs):
         for x, y, index in _batches(run, epoch, run.done - epoch * steps_per_epoch):
             lr = training.lr_at(run.done, total)
@@ -251,12 +253,6 @@ def _save(run: Run, folder: Path, settings: dict, finished: bool) -> None:
         save_checkpoint(
             folder / CHECKPOINT, state, optimizer, run.done, run.log, settings, how, others
         )
-
-
-def _bar(run: Run, total: int) -> tqdm:
-    size, how = run.training.batch_size, dict(unit=" images", unit_scale=True, mininterval=2)
-    how |= dict(desc=run.recipe.title, disable=distributed.rank() > 0)
-    return tqdm(total=total * size, initial=run.done * size, **how)
 
 
 def _summary(run: Run) -> str:
