@@ -77,10 +77,14 @@ def build_model(
         torch.manual_seed(seed)
         if source == "cifar_resnet":
             net = cifar_resnet(known, num_classes, len(mean))
-        elif published is None:
-            net = _maker(source)(known, num_classes=num_classes)
-        else:
+        elif published is not None:
             net = _pretrained(source, known, published, num_classes, new_head)
+        elif source == "torchvision":
+            net = torchvision.models.get_model(known, num_classes=num_classes)
+        else:
+            import timm
+
+            net = timm.create_model(known, num_classes=num_classes)
     model = nn.Sequential(OrderedDict(normalize=Normalize(mean, std), net=net))
     if file is not None:
         state = read_weights(Path(file), model)
@@ -146,15 +150,6 @@ def _find(name: str) -> tuple[str, str]:
     )
 
 
-def _maker(source: str):
-    """The function that makes a network by its name."""
-    if source == "torchvision":
-        return torchvision.models.get_model
-    import timm
-
-    return timm.create_model
-
-
 def _published(source: str, name: str, weights: str):
     """Published weights by name: torchvision's entry, or timm's configuration of them."""
     if source == "cifar_resnet":
@@ -192,9 +187,11 @@ def _pretrained(source: str, name: str, weights, num_classes: int, new_head: boo
     _check_classes(title, outputs, num_classes, new_head)
     try:
         if not ours:
+            import timm
+
             tagged = f"{weights.architecture}.{weights.tag}"
-            return _maker(source)(tagged, pretrained=True, num_classes=num_classes)
-        net = _maker(source)(name, weights=weights)
+            return timm.create_model(tagged, pretrained=True, num_classes=num_classes)
+        net = torchvision.models.get_model(name, weights=weights)
     except OSError as error:
         raise OSError(
             f"the weights {title} could not be downloaded ({error}): fetch them on a machine with "
