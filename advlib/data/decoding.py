@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from advlib.data import fetch
 from advlib.data.fetch import DataError
-from advlib.data.folders import Tree
 from advlib.files import replacing
 
 SMALL_SIDE = 96  # px; up to here images are decoded once and kept in memory …
@@ -123,24 +122,18 @@ def contents(paths: Sequence[str]) -> np.ndarray:
     return np.array(rows, _CONTENT)
 
 
-def decode_all(
-    tree: Tree, found: np.ndarray, name: str, resize: int, side: int, interpolation: str
-) -> np.ndarray:
-    """Every image, uint8 (N, 3, side, side), from ``data/cache/`` where it holds them already.
+def decode_all(images, name: str) -> np.ndarray:
+    """The pixels of images in files, from ``data/cache/`` where it holds them already.
 
-    The cache is found by the content of the files, `found`, and by how they are decoded.
+    The cache is found by the content of the files and by how they are decoded.
     """
-    how = f"{resize} {side} {interpolation} {RULE} Pillow {PIL.__version__}"
-    key = hashlib.sha256(f"{how} {listing_fingerprint(tree.names, found, tree.labels)}".encode())
+    how = f"{images.resize} {images.image_size} {images.interpolation} {RULE}"
+    key = hashlib.sha256(f"{how} Pillow {PIL.__version__} {images.fingerprint}".encode())
     cache = fetch.DATA / "cache" / f"{name}-{key.hexdigest()[:16]}.npz"
     pixels = _stored(cache, "pixels")
     if pixels is None:
-        pixels = np.empty((len(tree.paths), 3, side, side), np.uint8)
-
-        def one(i: int) -> torch.Tensor:
-            return decode(tree.paths[i], resize, side, None, interpolation)
-
-        decode_into(pixels, one, f"Decoding {name}")
+        pixels = np.empty(images.shape, np.uint8)
+        decode_into(pixels, images.decode, f"Decoding {name}")
         _write(cache, pixels=pixels)
     return pixels
 
@@ -155,14 +148,6 @@ def decode_into(pixels: np.ndarray, decode: Callable[[int], torch.Tensor], what:
     with ThreadPool(min(4, os.cpu_count() or 1)) as pool:
         for _ in tqdm(pool.imap_unordered(work, range(len(pixels)), 16), **how):
             pass
-
-
-def listing_fingerprint(names: Sequence[str], found: np.ndarray, labels: Sequence[int]) -> str:
-    """SHA-256 in hex of name, content (as `contents` finds it) and label of each file, in order."""
-    digest = hashlib.sha256()
-    for name, content, label in zip(names, found["content"].tolist(), labels, strict=True):
-        digest.update(f"{name}\t{content.hex()}\t{label}\n".encode())
-    return digest.hexdigest()
 
 
 def _stored(cache: Path, name: str) -> np.ndarray | None:

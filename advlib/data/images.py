@@ -83,7 +83,11 @@ class Images(Dataset):
             return digest.hexdigest()
         if self.contents is None:
             self.contents = decoding.contents(self.paths)
-        return decoding.listing_fingerprint(self.file_names, self.contents, self.labels.tolist())
+        digest, contents = hashlib.sha256(), self.contents["content"].tolist()
+        rows = zip(self.file_names, contents, self.labels.tolist(), strict=True)
+        for name, content, label in rows:
+            digest.update(f"{name}\t{content.hex()}\t{label}\n".encode())
+        return digest.hexdigest()
 
     def subset(self, indices) -> "Images":
         """The images at these positions, in this order."""

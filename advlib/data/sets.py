@@ -165,9 +165,10 @@ def _read_tree(name, stored, folder, source, image_size, resize, interpolation) 
     resize = resize or (side if small else round(side * 232 / 224))
     if resize < side:
         raise ValueError(f"resize = {resize} px is smaller than the crop, image_size = {side} px")
-    if small and 3 * side**2 * len(tree.paths) <= decoding.SMALL_BYTES:
-        found = decoding.contents(tree.paths)
-        pixels = decoding.decode_all(tree, found, f"{name}-{stored}", resize, side, interpolation)
-        return Images(**facts, labels=labels, pixels=pixels, contents=found)
+    facts |= {"labels": labels}
     how = dict(resize=resize, image_size=side, interpolation=interpolation)
-    return Images(**facts, labels=labels, paths=tree.paths, **how)
+    images = Images(**facts, paths=tree.paths, **how)
+    if not small or np.prod(images.shape) > decoding.SMALL_BYTES:
+        return images
+    pixels = decoding.decode_all(images, f"{name}-{stored}")
+    return Images(**facts, pixels=pixels, contents=images.contents)
