@@ -23,8 +23,7 @@ from advbook.charts.base import (
     tips,
 )
 
-SCALE = 10_000  # fractions are packed as whole numbers of this
-
+FIGURES = ["error", "low", "high", "first", "last"]  # of a class, in one cell each
 WIDTH = 200  # of a panel: with the names at its axis, it fits a telephone
 AXIS = alt.Axis(**ERROR_AXIS, tickCount=4)
 HUNDREDTHS = "format(100 * datum.value, '.3~g')"
@@ -105,9 +104,9 @@ def distinct(class_names: Sequence[str]) -> list[str]:
     return [f"{name} ({i})" if twice[i] else name for i, name in enumerate(names)]
 
 
-def _whole(table: pd.DataFrame, by: int = SCALE) -> list[list[int | None]]:
-    """The rows as lists of whole numbers, `by` times as large; None where one is missing."""
-    return [[None if pd.isna(v) else round(by * v) for v in row] for row in table.to_numpy()]
+def _lists(table: pd.DataFrame) -> list[list[float | None]]:
+    """The rows as lists of rounded numbers; None where one is missing."""
+    return table.round(4).astype(object).where(table.notna(), None).to_numpy().tolist()
 
 
 def _pack(errors, confusions, corruptions, ranking, names, methods, confused) -> pd.DataFrame:
@@ -123,11 +122,10 @@ def _pack(errors, confusions, corruptions, ranking, names, methods, confused) ->
         part = errors[errors.seed == seed]
         return part.pivot(index="label", columns=cells, values=column)[order].reindex(labels)
 
-    packed = {column: _whole(wide(column)) for column in ("error", "low", "high")}
-    packed |= {column: _whole(wide(column), 1) for column in ("first", "last")}
-    others = [_whole(wide("error", seed)) for seed in seeds[1:]]
+    packed = {column: _lists(wide(column)) for column in FIGURES}
+    others = [_lists(wide("error", seed)) for seed in seeds[1:]]
     packed["seeds"] = [list(rows) for rows in zip(*others, strict=True)] or [[]] * len(labels)
-    shares = zip(confusions.other, _whole(confusions[methods]), strict=True)
+    shares = zip(confusions.other, _lists(confusions[methods]), strict=True)
     entries = confusions.assign(entry=[[other, *share] for other, share in shares])
     entries = entries.groupby(["direction", "benchmark", "label"], sort=False).entry.agg(list)
     for way in ("out", "in"):
@@ -135,7 +133,7 @@ def _pack(errors, confusions, corruptions, ranking, names, methods, confused) ->
     if len(corruptions):
         order = pd.MultiIndex.from_product([corruptions.corruption.unique(), methods])
         own = corruptions.pivot(index="label", columns=["corruption", "method"], values="error")
-        packed["corruption"] = _whole(own.reindex(index=labels, columns=order))
+        packed["corruption"] = _lists(own.reindex(index=labels, columns=order))
     n_images = errors[errors.benchmark == errors.benchmark.iloc[0]].groupby("label").n_images
     return pd.DataFrame(packed).assign(
         place=np.arange(1, len(labels) + 1),
@@ -151,22 +149,17 @@ def _heading(text: str) -> alt.Title:
     return alt.Title(text, anchor="start", frame="group", dx=-90, fontSize=13, fontWeight="normal")
 
 
-def _cells(columns: dict[str, int], outer: str, values: str) -> list[dict]:
-    """Transforms that unpack lists, each divided by a number: one row an outer value and method.
+def _cells(columns: list[str], outer: str, values: str) -> list[dict]:
+    """Transforms that unpack lists: one row an outer value and method.
 
     `outer` is the column of the outer values, and `values` the parameter that holds them. Where the
     first column has no value, there is no row.
     """
-    first = next(iter(columns))
+    first = columns[0]
     return [
         {"calculate": f"sequence(length(datum.{first}))", "as": "cell"},
         {"flatten": ["cell", *columns]},
         {"filter": f"isValid(datum.{first})"},
-        # What is missing stays so: null / 1 would be 0.
-        *(
-            {"calculate": f"isValid(datum.{c}) ? datum.{c} / {by} : null", "as": c}
-            for c, by in columns.items()
-        ),
         {"calculate": "methods[datum.cell % length(methods)]", "as": "method"},
         {"calculate": f"{values}[floor(datum.cell / length(methods))]", "as": outer},
     ]
@@ -203,7 +196,6 @@ def _ranking(rows: pd.DataFrame, params: list, title: str, unit: str) -> alt.Lay
 def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> alt.FacetChart:
     """The shown class among all: every class a tick, its own error with interval, and its rank."""
     width = WIDTH - 60  # the ranks stand to the right
-    columns = {"error": SCALE, "low": SCALE, "high": SCALE, "first": 1, "last": 1}
     x = alt.X("error:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS)
     # With its domain stated: Vega-Lite would look for it in data that only the facet knows.
     y = alt.Y("method:N", title=None, axis=LABELS, scale=alt.Scale(domain=methods))
@@ -226,9 +218,8 @@ def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> al
         + tips(".2%", error="Error", **INTERVAL)
         + tips(rank="Rank"),
     )
-    seeds = own.transform_flatten(["seeds"]).transform_calculate(
-        error=f"datum.seeds[datum.cell] / {SCALE}"
-    )
+    seeds = own.transform_flatten(["seeds"])
+    seeds = seeds.transform_calculate(error="datum.seeds[datum.cell]")
     seeds = seeds.mark_point(size=40, filled=False, opacity=1, strokeWidth=1.5)
     seeds = seeds.encode(tooltip=tips(".2%", error="Another seed"))
     rank = own.mark_text(align="left", dx=8).encode(
@@ -239,7 +230,7 @@ def _errors(rows: pd.DataFrame, methods: list[str], benchmarks: list[str]) -> al
         layers.properties(width=width, height=alt.Step(18))
         .facet(facet("benchmark", benchmarks, labelAnchor="start"), columns=1, spacing=8)
         .properties(
-            transform=_cells(columns, "benchmark", "benchmarks"),
+            transform=_cells(FIGURES, "benchmark", "benchmarks"),
             title=_heading(f"Its error, and its rank of {len(rows):,}"),
         )
     )
@@ -256,7 +247,6 @@ def _confusions(rows: pd.DataFrame, methods: list[str], direction: str) -> alt.C
         {"calculate": "slice(datum.entry, 1)", "as": "share"},
         {"calculate": "methods", "as": "method"},
         {"flatten": ["method", "share"]},
-        {"calculate": f"datum.share / {SCALE}", "as": "share"},
     ]
     title = {"out": "Its images are taken for", "in": "Taken for it are images of"}[direction]
     share = {"out": "Share of this class", "in": "Share of that class"}[direction]
@@ -274,7 +264,7 @@ def _confusions(rows: pd.DataFrame, methods: list[str], direction: str) -> alt.C
 def _corruptions(rows: pd.DataFrame, methods: list[str]) -> alt.Chart:
     """Error of the shown class under each corruption, mean over the severities."""
     shown = {"filter": "datum.label == shown"}
-    cells = _cells({"corruption": SCALE}, "name", "corruptions")
+    cells = _cells(["corruption"], "name", "corruptions")
     base = alt.Chart(rows, transform=[shown, *cells]).mark_circle(size=45, opacity=0.9)
     return base.encode(
         x=alt.X("corruption:Q", title="Error (%)", scale=alt.Scale(domain=[0, 1]), axis=AXIS),
