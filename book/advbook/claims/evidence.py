@@ -117,7 +117,6 @@ class _Known:
                 index="file_name", columns=["corruption", "severity"], values="wrong"
             )
             self.wrong[key] = wide.loc[self.shared["corruptions"].images.file_name]
-        self.errors = {key: wide.mean() for key, wide in self.wrong.items()}
 
 
 def _measure(study, known: _Known, claim: Claim, comparison: Comparison) -> dict:
@@ -129,8 +128,8 @@ def _measure(study, known: _Known, claim: Claim, comparison: Comparison) -> dict
     found = _difference(known, claim, comparison, before, after, study.n_resamples)
     if np.isnan(found["value"]):
         return {"absent": "no value: too few images for it"}
-    ends = ([_statistic(known, claim, comparison, key) for key in side] for side in (before, after))
-    single = [there - here for here, there in zip(*ends, strict=True)]
+    sides = zip(before, after, strict=True)
+    single = [_difference(known, claim, comparison, [b], [a], 1)["value"] for b, a in sides]
     found |= {"sd": np.std(single, ddof=1) if len(seeds) > 1 else np.nan, "n_seeds": len(seeds)}
     found |= {"n_agree": sum(np.sign(value) == comparison.sign for value in single)}
     if claim.statistic == "sd":
@@ -145,20 +144,6 @@ def _measure(study, known: _Known, claim: Claim, comparison: Comparison) -> dict
         least, attacked = map(np.mean, sides)
         found["room"] = least - attacked
     return found
-
-
-def _statistic(known: _Known, claim: Claim, comparison: Comparison, key: tuple) -> float:
-    """What a comparison is about, of one network."""
-    if claim.statistic == "sd":
-        return known.summaries[key]["sd_noise_corrected"]
-    if claim.statistic == "error_ratio":
-        ratios = metrics.error_ratio(known.tables[key], annotations.imagenet_x())
-        return ratios.set_index("factor").error_ratio[comparison.part]
-    if comparison.part:
-        return known.errors[key].loc[_conditions(comparison)].mean()
-    if claim.benchmark == "corruptions":
-        return metrics.mean_corruption_error(known.tables[key])
-    return metrics.error(known.tables[key])
 
 
 def _conditions(comparison: Comparison) -> tuple[str, list[int]]:
