@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.special import stdtrit
 
 from advbook.studies.current import SAMPLES, study_tables
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
+from advlib.metrics import t_interval
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import environment
 
@@ -160,7 +160,6 @@ def mean_over_images(shares: pd.DataFrame) -> pd.DataFrame:
 
     From one row per image, with columns method and share, to method, value, low and high.
     """
-    found = shares.groupby("method", sort=False).share.agg(["mean", "sem", "count"])
-    half = stdtrit(found["count"] - 1, 0.975) * found["sem"]
-    columns = {"value": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
-    return pd.DataFrame(columns).reset_index()
+    found = shares.groupby("method", sort=False).share.agg(["mean", "std", "count"])
+    low, high = t_interval(found["mean"], found["std"], found["count"])
+    return pd.DataFrame({"value": found["mean"], "low": low, "high": high}).reset_index()
