@@ -1,6 +1,5 @@
 """Where things lie: study files, their runs and tables, and the files that they name."""
 
-import os
 import shlex
 from pathlib import Path
 
@@ -65,11 +64,6 @@ def where_found(given: str) -> str:
 def data_root(study) -> Path | None:
     """`data_dir`, relative to the project's root whatever the working directory."""
     return None if study.data_dir is None else ROOT / Path(study.data_dir).expanduser()
-
-
-def runs_folder(study_id: str) -> Path:
-    """Where a study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
-    return ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser() / study_id
 
 
 def tables_folder(study, source: str) -> Path:

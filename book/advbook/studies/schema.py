@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import re
 from dataclasses import field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from advbook.studies.checks import in_words, refuse_unknown
 from advbook.studies.identity import training_settings
-from advbook.studies.places import ROOT, STUDIES, find_study, runs_folder
+from advbook.studies.places import ROOT, STUDIES, find_study
 from advbook.studies.rules import check_study
 from advbook.studies.views import FILES, Views
 from advbook.text import one_line
@@ -206,8 +207,8 @@ class Study(Views):
 
     @property
     def runs(self) -> Path:
-        """Where this study's fresh runs lie: see `advbook.studies.places.runs_folder`."""
-        return runs_folder(self.study)
+        """Where this study's fresh runs lie: ``runs/<study>``, or under ``ADVLIB_RUNS``."""
+        return ROOT / Path(os.environ.get("ADVLIB_RUNS") or "runs").expanduser() / self.study
 
     @property
     def published(self) -> Path:
