@@ -79,14 +79,9 @@ def pair_changes(
     return pd.DataFrame(rows, columns=["attack", "value", "low", "high"])
 
 
-def one_image_a_class(table: pd.DataFrame) -> bool:
-    """Whether more than 5 % of the classes have one image, so that none tells its own chance."""
-    return bool((table.groupby("label").file_name.nunique() == 1).mean() > 0.05)
-
-
 def _resampled(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is resampled: within classes or, with one image a class, across them."""
-    if not one_image_a_class(table):
+    """The table as it is resampled: within classes, or across them if over 5 % have one image."""
+    if (table.groupby("label").file_name.nunique() == 1).mean() <= 0.05:
         return table
     return table.assign(correct=metrics.correct(table), label=0)  # one class holds all images
 
