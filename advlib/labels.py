@@ -44,9 +44,12 @@ def label_augmentation_targets(
     if check:
         check_range("label", y, 0, num_classes)
         check_range("transform", transform, -1, num_transforms)
-    share = delta * (transform >= 0).float()[:, None]
-    of_class = F.one_hot(y, num_classes) * (1 - share)
-    return torch.cat([of_class, F.one_hot(transform.clamp(min=0), num_transforms) * share], 1)
+    transformed = (transform >= 0).float()
+    targets = torch.zeros(len(y), num_classes + num_transforms, device=y.device)
+    targets.scatter_(1, y[:, None], 1 - delta * transformed[:, None])
+    column = num_classes + transform.clamp(min=0)
+    targets.scatter_add_(1, column[:, None], delta * transformed[:, None])
+    return targets
 
 
 def label_augmentation_loss(
