@@ -13,17 +13,17 @@ The samples table has one row an image and method (of the first seed):
 ====================================================  ==============================================
 """
 
-import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from scipy.special import stdtrit
 
 from advbook.studies.current import SAMPLES, study_tables
 from advbook.studies.inputs import images_of
 from advbook.studies.places import tables_folder
-from advlib.metrics import t_interval
 from advlib.parquet import read_table, write_parquet
 from advlib.predictions import environment
 
@@ -34,6 +34,7 @@ ATTACK = "pgd40_last"  # the last iterate of one start: each image is attacked t
 NETWORK = ("checkpoint_hash", "settings")  # the facts of each network
 COARSE = 8  # px: waves as long as this or longer are coarse
 LARGE_SIDE = 64  # px; of larger images there are fewer
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def make_samples(study) -> Path:
@@ -120,15 +121,37 @@ def sample_positions(file_names, labels, side: int) -> list[int]:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG of an image (C, H, W) with values in [0, 255], grey or RGB."""
-    pixels, file = pixels.astype(np.uint8), io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(file, "PNG")
-    return file.getvalue()
+    """A PNG of an image (C, H, W) with values in [0, 255]: grey with one channel, RGB with three.
+
+    Rows are not filtered, so the bytes depend on zlib alone and `decode_png` is a few lines: the
+    book is also built where there is no image library.
+    """
+    c, h, w = pixels.shape
+    colour = {1: 0, 3: 2}[c]
+    rows = pixels.astype(np.uint8).transpose(1, 2, 0).reshape(h, w * c)
+    rows = np.pad(rows, ((0, 0), (1, 0)))  # before each row the number of its filter: none
+    header = struct.pack(">IIBBBBB", w, h, 8, colour, 0, 0, 0)
+    png = PNG_SIGNATURE
+    for kind, data in (
+        (b"IHDR", header),
+        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
+        (b"IEND", b""),
+    ):
+        png += struct.pack(">I", len(data)) + kind + data
+        png += struct.pack(">I", zlib.crc32(kind + data))
+    return png
 
 
 def decode_png(png: bytes) -> np.ndarray:
     """The uint8 image (C, H, W) of a PNG that `encode_png` made."""
-    return np.atleast_3d(Image.open(io.BytesIO(png))).transpose(2, 0, 1)
+    chunks, at = {}, len(PNG_SIGNATURE)
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        chunks[png[at + 4 : at + 8]] = png[at + 8 : at + 8 + length]
+        at += 12 + length
+    w, h, _, colour, *_ = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(h, -1)[:, 1:]
+    return rows.reshape(h, w, {0: 1, 2: 3}[colour]).transpose(2, 0, 1)
 
 
 def coarse_share(perturbation: bytes) -> float:
@@ -160,6 +183,7 @@ def mean_over_images(shares: pd.DataFrame) -> pd.DataFrame:
 
     From one row per image, with columns method and share, to method, value, low and high.
     """
-    found = shares.groupby("method", sort=False).share.agg(["mean", "std", "count"])
-    low, high = t_interval(found["mean"], found["std"], found["count"])
-    return pd.DataFrame({"value": found["mean"], "low": low, "high": high}).reset_index()
+    found = shares.groupby("method", sort=False).share.agg(["mean", "sem", "count"])
+    half = stdtrit(found["count"] - 1, 0.975) * found["sem"]
+    columns = {"value": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
+    return pd.DataFrame(columns).reset_index()
