@@ -543,14 +543,14 @@ rule page:
         "book/generated/{page}.ipynb",
     params:
         told=lambda wildcards: PAGES[wildcards.page].get("told", []),
-        made=lambda wildcards: PAGES[wildcards.page].get("made", []),
+        made=lambda wildcards: PAGES[wildcards.page].get("made", ""),
     retries: 1
     log:
         "_build/logs/{page}.ipynb",
     benchmark:
         "_build/benchmarks/{page}.tsv"
     shell:
-        "{PAGE} advbook.build.place {log} {output} --tables {input.tables} {params.made:q} "
+        "{PAGE} advbook.build.place {log} {output} --tables {input.tables} {params.made} "
         "--read {input.read:q} --papermill {QUIETLY} {input.notebook:q} {log:q} {params.told:q}"
 
 

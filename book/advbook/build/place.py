@@ -7,7 +7,6 @@ and can be told to run papermill first: one process does both in less time than 
 """
 
 import argparse
-import itertools
 import json
 import re
 import shlex
@@ -255,9 +254,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from papermill.cli import papermill
 
         papermill(words, standalone_mode=False)
-    # A pattern names tables that the run has just made.
-    tables = [sorted(Path().glob(str(t))) if "*" in t.name else [t] for t in options["tables"]]
-    options["tables"] = itertools.chain.from_iterable(tables)
     place_notebook(**options)
 
 
