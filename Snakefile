@@ -525,7 +525,9 @@ PAGES = {
         "read": [f"{QUICK}/pgd40/{method}-seed0.parquet" for method in BY_ID[pages.DEFAULT].methods],
     },
     "bring_your_own": {
-        "made": "_build/brought/*.csv",
+        "made": " ".join(
+            f"_build/brought/bring_your_own-{name}.csv" for name in ("classes", "pairs", "summary", "table")
+        ),
         "read": [f"{QUICK}/clean/{method}-seed0.parquet" for method in ("std", "adv")],
         "told": ["-p", "study", "example", "-p", "output", "_build/brought"],
     },

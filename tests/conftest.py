@@ -204,6 +204,7 @@ def project(tmp_path_factory):
     one_thread = [f"{rule}=1" for rule in ("train", *evaluations)]
     done = snakemake(copy, "--set-threads", *one_thread, "--retries", "1")
     assert done.returncode == 0, f"the book does not build:\n{done.stdout}\n{done.stderr}"
+    assert "No such file" not in done.stdout + done.stderr  # a second attempt would hide it
     return copy
 
 
