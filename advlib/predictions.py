@@ -62,9 +62,10 @@ def predict(
     """
     import torch
 
+    from advlib.attacks.pgd import classify
     from advlib.data.batches import evaluation_batches, item_names
-    from advlib.labels import check_pixels, class_logits, model_logits
-    from advlib.networks.device import autocast, default_device
+    from advlib.labels import check_pixels
+    from advlib.networks.device import default_device
 
     device = torch.device(device or default_device())
     models = {k: m.to(device, memory_format=torch.channels_last).eval() for k, m in models.items()}
@@ -79,16 +80,14 @@ def predict(
         chosen += index.tolist()
         labels.append(y)
         for name, model in models.items():
-            with torch.no_grad(), autocast(device, torch.float32):
-                logits = class_logits(model_logits(model, x), num_classes)
-                probabilities = logits.float().softmax(1)
-            outcomes[name].append(probabilities.max(1))  # stays on the device: nothing waits
+            # What it finds stays on the device: nothing waits.
+            outcomes[name].append(classify(model, x, num_classes, len(x)))
         if progress:
             progress(len(y))
     names, y = item_names(dataset, chosen), torch.cat(labels).cpu().numpy()
     tables = {}
     for name, parts in outcomes.items():
-        probability, predicted = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
+        predicted, probability = (torch.cat(p).cpu().numpy() for p in zip(*parts, strict=True))
         if len(odd := np.flatnonzero(~np.isfinite(probability))):
             raise FloatingPointError(
                 f"the network {name!r} gives logits that are no numbers for {len(odd)} of "

@@ -1,6 +1,5 @@
 """Threat models, their checks and their one-line description."""
 
-import math
 from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
 
@@ -21,15 +20,11 @@ def parse_number(value, name: str = "eps") -> float:
     Raises ValueError, with the `name`, if it is neither, or not finite.
     """
     try:
-        fraction = isinstance(value, str) and "/" in value
-        number = float(Fraction(value.replace(" ", "")) if fraction else value)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        number = None
-    if number is None or isinstance(value, bool):
-        raise ValueError(f"{name} is a number or a text such as '8/255', got {value!r}")
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is a finite number, got {value!r}")
-    return number
+        return float(Fraction(str(value).replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(
+            f"{name} is a finite number or a text such as '8/255', got {value!r}"
+        ) from None
 
 
 def identity(record, first: frozenset) -> dict:

@@ -117,7 +117,7 @@ def test_own_predictions_are_read_and_results_of_earlier_runs_are_not(table, tmp
     done = papermill("bring_your_own", tmp_path / "out.ipynb", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    assert "mine: mine.csv in the working directory" in page
+    assert "mine: mine.csv" in page
     assert "bring_your_own-summary.csv" in page and "ratios.csv" not in page
     assert not (tmp_path / "out/bring_your_own-ratios.csv").exists()
     assert len(list((tmp_path / "runs").glob("brought-*/data.json"))) == 1

@@ -11,7 +11,7 @@ import yaml
 from advbook.studies.identity import data_settings, recipe_of, training_settings
 from advbook.studies.inputs import audit_set, images_of
 from advbook.studies.parameters import notebook_parameters
-from advbook.studies.places import data_root, named_file, tables_folder, where_found
+from advbook.studies.places import data_root, named_file, tables_folder
 from advbook.studies.schema import (
     ROOT,
     STUDIES,
@@ -56,7 +56,9 @@ def test_the_committed_json_schema_is_that_of_the_code():
 
 def test_a_changed_study_is_checked_too():
     study = make_study(SHORT)
-    with pytest.raises(ValueError, match="^eps is a number or a text such as '8/255', got 'x'$"):
+    with pytest.raises(
+        ValueError, match="^eps is a finite number or a text such as '8/255', got 'x'$"
+    ):
         dataclasses.replace(study, eps="x")
     with pytest.raises(dataclasses.FrozenInstanceError):
         study.eps = 0.1
@@ -82,12 +84,12 @@ def test_the_imagenet_study_is_the_papers():
         ({"epochs": True}, "epochs is a valid integer, got True"),
         ({"epochs": 0}, "epochs is greater than or equal to 1, got 0"),
         ({"eps": 8}, "^ε is in .*; did you mean 8/255"),
-        ({"eps": "8:255"}, "eps is a number"),
+        ({"eps": "8:255"}, "eps is a finite number or a text"),
         ({"lr": -1}, "lr is greater than 0, got -1"),
-        ({"lr": float("inf")}, "lr is a finite number, got inf"),
+        ({"lr": float("inf")}, "lr is a finite number .*got inf"),
         ({"weight_decay": "1e400"}, "weight_decay is a finite number"),
         ({"momentum": 1}, "momentum is less than 1"),
-        ({"mean": [float("nan")], "std": [1]}, "mean is a finite number, got nan"),
+        ({"mean": [float("nan")], "std": [1]}, "mean is a finite number .*got nan"),
         ({"mean": [123.7], "std": [58.4]}, "mean is less than or equal to 1, got 123.7"),
         ({"train_step_size": float("nan")}, "train_step_size is a finite number"),
         ({"train_step_size": 0}, "^train_step_size is greater than 0"),
@@ -275,14 +277,12 @@ def test_of_two_files_at_one_path_none_is_taken(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         (folder / "a.csv").write_text("the same")
     assert named_file("a.csv") == tmp_path / "project/a.csv"
-    assert where_found("a.csv") == "a.csv in the project's folder"
     (tmp_path / "a.csv").write_text("another")
     for find in (named_file, find_study):
         with pytest.raises(ValueError, match="two files a.csv, which differ.* whole path"):
             find("a.csv")
     (tmp_path / "project/a.csv").unlink()
     assert named_file("a.csv").read_text() == "another"
-    assert where_found("a.csv") == "a.csv in the working directory"
 
 
 @pytest.mark.parametrize("name", [5, 1.5, None, ""])

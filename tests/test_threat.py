@@ -8,7 +8,7 @@ from advlib.threat import PROTOCOLS, ThreatModel
     [
         ({"eps": 8}, r"ε is in \[0, 1\] pixel units; did you mean 8/255\?"),
         ({"eps": -0.1}, "at least 0"),
-        ({"eps": float("nan")}, "eps is a finite number, got nan"),
+        ({"eps": float("nan")}, "eps is a finite number .*got nan"),
         ({"eps": "eight"}, "8/255"),
         ({"step_size": 0}, "step_size is positive"),
         ({"norm": "linf"}, "norm is one of Linf, L2"),

@@ -82,42 +82,26 @@ def same_attack(study) -> str | None:
 
 
 def run_summary(tables: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
-    """`MEASURES` of every run with 95 % intervals over images.
-
-    From the table of `advbook.studies.tables.read_audit` to run, benchmark, statistic, value, low
-    and high.
-    """
-    parts = []
-    for (benchmark, run), table in tables.groupby(["benchmark", "method"], sort=False):
-        found = metrics.summarise(table, n_resamples=n_resamples)
-        parts.append(found.assign(benchmark=benchmark, run=run))
-    return _measured(parts, ["run"])
+    """`MEASURES` of every run with 95 % intervals over images: as `differences`, uncompared."""
+    return differences(tables, pd.DataFrame({"run": tables.method.unique()}), n_resamples)
 
 
 def differences(tables: pd.DataFrame, pairs: pd.DataFrame, n_resamples: int) -> pd.DataFrame:
     """`MEASURES` of each run less its control's, paired on the same images.
 
-    From the same table, and pairs as of `comparisons`, to run, control, benchmark, statistic,
-    value, low and high.
+    From the table of `advbook.studies.tables.read_audit`, and pairs as of `comparisons`, to run,
+    control, benchmark, statistic, value, low and high.
     """
-    shared = {
-        benchmark: metrics.together(dict(list(rows.groupby("method", sort=False))))
-        for benchmark, rows in tables.groupby("benchmark", sort=False)
-    }
     parts = []
-    for pair in pairs.to_dict("records"):
-        for benchmark in ("clean", "pgd40"):
-            figure = shared[benchmark].of([pair["run"]], [pair["control"]])
+    for benchmark, rows in tables.groupby("benchmark", sort=False):
+        shared = metrics.together(dict(list(rows.groupby("method", sort=False))))
+        for pair in pairs.to_dict("records"):
+            figure = shared.of(*([name] for name in pair.values()))
             found = metrics.summarise(figure, n_resamples=n_resamples)
+            found = found[[(benchmark, name) in MEASURES for name in found.statistic]]
             parts.append(found.assign(benchmark=benchmark, **pair))
-    return _measured(parts, list(pairs.columns))
-
-
-def _measured(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    table = pd.concat(parts, ignore_index=True)
-    keys = pd.MultiIndex.from_frame(table[["benchmark", "statistic"]])
-    columns = [*columns, "benchmark", "statistic", "value", "low", "high"]
-    return table.loc[keys.isin(MEASURES), columns].reset_index(drop=True)
+    columns = [*pairs.columns, "benchmark", "statistic", "value", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def off_the_line(tables: pd.DataFrame, run: str, n_resamples: int) -> tuple[float, float, float]:

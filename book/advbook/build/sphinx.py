@@ -1,16 +1,4 @@
-"""What makes the book self-contained, and its charts and captions behave.
-
-* Vega and MathJax are written into ``_static`` from installed packages, so that no page asks the
-  network for them. A page loads Vega only if it shows a chart.
-* A captioned cell output whose name is ``tab-...`` (after a study's name) is numbered as a table;
-  the others are figures, as myst-nb makes them.
-* The style sheet and the script of ``book/_static`` are copied at every build, also where Sphinx
-  finds no page to write.
-* Titles are text: the theme's templates and the script of the search would take some for HTML.
-* Tables say what their headers head, which neither pandas nor docutils does.
-* Every page ends with the project's version and the date of the newest table in the book.
-* autodoc finds advlib without its being installed, and reads ``torch.device | None`` without torch.
-"""
+"""What makes the book self-contained, and its charts, tables and titles behave."""
 
 import functools
 import html
@@ -63,7 +51,10 @@ class CaptionTables(SphinxTransform):
 
 
 def write_scripts(app: Sphinx) -> None:
-    """Write Vega, MathJax and the book's own static files into the built ``_static``."""
+    """Write Vega, MathJax and ``book/_static`` into the built ``_static``, at every build.
+
+    Vega and MathJax are those of installed packages, so that no page asks the network for them.
+    """
     if app.builder.format != "html":
         return
     out = Path(app.outdir) / "_static"
@@ -178,7 +169,7 @@ def escape_context(app: Sphinx, pagename: str, templatename: str, context: dict,
 
 
 def _mocked_union(left, right):
-    """``left | right`` in an annotation where one of them is a mocked type: its text."""
+    """``left | right`` of annotations, as ``torch.device | None`` without torch: its text."""
 
     def text(part):
         return "None" if part in (None, type(None)) else getattr(part, "__name__", str(part))

@@ -108,9 +108,7 @@ def added_by_attack(table: pd.DataFrame) -> alt.FacetChart:
     return panels(chart, "title", titles)
 
 
-def error_against(
-    table: pd.DataFrame, x: str, title: str, marked: float | None = None
-) -> alt.LayerChart:
+def error_against(table: pd.DataFrame, x: str, title: str, marked: float) -> alt.LayerChart:
     """Each method's error against ε or the number of steps, with its interval.
 
     The table has columns method, value, low, high (fractions), and the one that `x` names: it goes
@@ -135,6 +133,5 @@ def error_against(
     at = errors_on(alt.Y, "value", scale=alt.Scale(domain=[0, 1]))
     shape = alt.Shape("method:N", sort=method_order(table.method), legend=None)
     chart = dots(base, at, 45, stroke=1, shape=shape) + base.mark_line(strokeWidth=2).encode(at)
-    if marked is not None:
-        chart = line_at(table, marked, **DASHED) + chart
+    chart = line_at(table, marked, **DASHED) + chart
     return chart.properties(width="container", height=280).add_params(picked)

@@ -12,6 +12,10 @@ from advbook.claims.claims import CLAIMS, COMPARED, VARIANTS, Claim, Comparison
 from advlib import metrics
 from advlib.data import annotations
 
+FIGURES = ["value", "low", "high", "raw", "n_images", "sd", "n_seeds"]
+FIGURES += ["error_before", "error_after", "room", "expected"]
+"""What is measured in each comparison, nan where it is not."""
+
 
 def evidence_of(
     study, tables: Mapping[tuple, pd.DataFrame], ablations: pd.DataFrame | None = None
@@ -49,9 +53,8 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
     study, variant, claim, before, after, part, severity, sign, paper (the printed difference),
     paper_room (of a PGD-40 error: the difference were the second method immune, its error the clean
     one), absent (why it was not measured, or ""), value, low, high, raw, n_images, sd, n_seeds,
-    n_agree (seeds in which the difference has the paper's sign), error_before and error_after (the
-    mean errors behind a difference of SDs), room (here), expected (`published_expected`).
-    Differences are fractions, those of error ratios plain numbers.
+    error_before and error_after (the mean errors behind a difference of SDs), room (here), expected
+    (`published_expected`). Differences are fractions, those of error ratios plain numbers.
     """
     rows, known = [], _Known(tables)
     for variant, names in VARIANTS.items():
@@ -66,16 +69,13 @@ def compare(study, tables: Mapping[tuple, pd.DataFrame], paper: pd.DataFrame) ->
                 row |= dataclasses.asdict(here)
                 row["paper"] = claims.published_difference(paper, claim, asked)
                 row["paper_room"] = claims.published_room(paper, claim, asked)
+                row |= dict.fromkeys(FIGURES, np.nan)
                 row["absent"] = _absent(study, tables, claim, here)
                 if not row["absent"]:
                     row |= _measure(study, known, claim, here)
-                    left = row.get("room", np.nan)
-                    row["expected"] = claims.published_expected(paper, claim, asked, left)
+                    row["expected"] = claims.published_expected(paper, claim, asked, row["room"])
                 rows.append(row)
-    columns = ["value", "low", "high", "raw", "n_images", "sd", "n_seeds", "n_agree"]
-    columns += ["error_before", "error_after", "room", "expected"]
-    table = pd.DataFrame(rows)
-    return table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)])
+    return pd.DataFrame(rows)
 
 
 def _absent(study, tables, claim: Claim, comparison: Comparison) -> str:
@@ -106,12 +106,8 @@ class _Known:
 
     def __init__(self, tables: Mapping[tuple, pd.DataFrame]):
         self.tables, self.shared = tables, together(tables)
-        corrupted = {key for key in tables if key[0] == "corruptions"}
-        self.summaries = {
-            key: metrics.class_summary(tables[key]) for key in tables.keys() - corrupted
-        }
         self.wrong = {}  # of each image, in each of the 75 conditions
-        for key in corrupted:
+        for key in [key for key in tables if key[0] == "corruptions"]:
             table = tables[key].assign(wrong=1.0 - metrics.correct(tables[key]))
             wide = table.pivot(
                 index="file_name", columns=["corruption", "severity"], values="wrong"
@@ -131,13 +127,13 @@ def _measure(study, known: _Known, claim: Claim, comparison: Comparison) -> dict
     sides = zip(before, after, strict=True)
     single = [_difference(known, claim, comparison, [b], [a], 1)["value"] for b, a in sides]
     found |= {"sd": np.std(single, ddof=1) if len(seeds) > 1 else np.nan, "n_seeds": len(seeds)}
-    found |= {"n_agree": sum(np.sign(value) == comparison.sign for value in single)}
     if claim.statistic == "sd":
-        summaries = [[known.summaries[key] for key in side] for side in (before, after)]
-        means = [np.mean([s["mean"] for s in side]) for side in summaries]
-        found |= dict(zip(["error_before", "error_after"], means, strict=True))
-        raw = [np.mean([s["sd"] for s in side]) for side in summaries]
-        found["raw"] = raw[1] - raw[0]
+        first, second = (
+            pd.DataFrame([metrics.class_summary(known.tables[key]) for key in side]).mean()
+            for side in (before, after)
+        )
+        found |= {"error_before": first["mean"], "error_after": second["mean"]}
+        found["raw"] = second["sd"] - first["sd"]
     clean = [("clean", pair[1], seed) for seed in seeds]
     if (claim.benchmark, claim.statistic) == ("pgd40", "error") and clean[0] in known.tables:
         sides = [[metrics.error(known.tables[key]) for key in side] for side in (clean, before)]

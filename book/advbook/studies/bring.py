@@ -7,7 +7,7 @@ import re
 import pandas as pd
 
 from advbook.studies.identity import data_settings
-from advbook.studies.places import named_file, where_found
+from advbook.studies.places import named_file
 from advbook.studies.views import group_of
 from advlib.data import annotations
 from advlib.files import file_hash, replacing
@@ -31,7 +31,7 @@ def bring(study) -> None:
     tables = {}
     for name, given in study.predictions.items():
         path = named_file(given)
-        print(f"{name}: {where_found(given)}")
+        print(f"{name}: {path}")
         table = read_predictions(path, "imagenet" if study.dataset == "imagenet" else None)
         try:
             parts = _benchmarks(study, table)

@@ -24,8 +24,6 @@ def study_tables(study, folder: Path, part: str = "study") -> dict[tuple, tuple[
     FileNotFoundError if a table or training log is missing, ValueError if one was made from other
     images, under another threat model or with other training settings than the study file's.
     """
-    if part == "samples" and study.predictions:
-        raise ValueError(f"{study.study} holds predictions: there is no image to attack")
     again = to_make(study, "book" if part in ("study", "samples") else "audit")
     found = _checked(study, folder, paths_of(study, folder, part), again)
     if part == "samples":  # one table of all networks

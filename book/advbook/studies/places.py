@@ -53,14 +53,6 @@ def named_file(given: str) -> Path:
     )
 
 
-def where_found(given: str) -> str:
-    """A file that the study names, with the place where it was found, in words."""
-    if Path(given).expanduser().is_absolute():
-        return given
-    where = "project's folder" if (ROOT / given).is_file() else "working directory"
-    return f"{given} in the {where}"
-
-
 def data_root(study) -> Path | None:
     """`data_dir`, relative to the project's root whatever the working directory."""
     return None if study.data_dir is None else ROOT / Path(study.data_dir).expanduser()

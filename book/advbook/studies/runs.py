@@ -19,7 +19,7 @@ from advbook.studies.identity import (
     training_settings,
 )
 from advbook.studies.inputs import images_of, study_preprocessing
-from advbook.studies.places import named_file, tables_folder, where_found
+from advbook.studies.places import named_file, tables_folder
 from advbook.studies.schema import Study
 from advbook.studies.views import to_make, to_train
 from advlib import distributed
@@ -80,7 +80,7 @@ def train_method(study: Study, method: str, seed: int, *, device=None) -> dict:
     first = distributed.rank() == 0
     if first and (given := study.checkpoints.get(method, study.weights)):
         if given.endswith(WEIGHT_FILES):
-            print(f"Weights: {where_found(given)}")
+            print(f"Weights: {named_file(given)}")
         print(_preparation(train_set, model))
     if recipe and recipe.post_hoc:
         taken, model = True, helper
