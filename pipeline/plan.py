@@ -138,6 +138,7 @@ class _Costs:
 
     def train(self, method, seed):
         start, brought = self.seconds["start training"], method in self.study.checkpoints
+        late = self.study.late_epochs.get(method, 0)
         study, method = recipe_of(self.study, method)
         epochs = study.pretrain_epochs if method == "pretrained" else study.epochs
         if brought or method not in study.recipes or not epochs:
@@ -147,8 +148,8 @@ class _Costs:
         share = recipe_for(study, method).passes(steps) / measured.passes(self.study.train_steps)
         images = epochs * (self.sizes["train"] // study.batch_size) * study.batch_size
         seconds = start + self._images(images, share * self.seconds[kind])
-        # Weights and momentum, and the checkpoint before until the new one is in place.
-        disk = 4 * 4 * self.network["parameters"] / 1e9
+        # Weights and momentum, the checkpoint before until the new one is in place, and late ones.
+        disk = 4 * (4 + late) * self.network["parameters"] / 1e9
         return self._row(seconds, kind, f"{images:,} images: {kind}", disk)
 
     def evaluate_clean(self, networks=None):
