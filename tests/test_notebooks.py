@@ -99,7 +99,8 @@ def test_a_notebook_runs_alone_from_any_folder_with_a_study_file(tmp_path):
     study = tmp_path / "a copy.yaml"  # elsewhere, of any name: a trial still has its own folder
     text = (ROOT / "notebooks/studies/digits.yaml").read_text(encoding="utf-8")
     study.write_text(text.replace("study: digits", "study: copied"), encoding="utf-8")
-    options = ["-f", str(study), "-p", "method", "pretrained", "-p", "pretrain_epochs", "1"]
+    options = [f"--parameters_file={study}", "-p", "method", "pretrained"]
+    options += ["-p", "pretrain_epochs", "1"]
     options += ["-p", "train_images", "320"]
     done = papermill("train", tmp_path / "out.ipynb", *options)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The parameters of a notebook, checked before anything else runs."""
 
 import dataclasses
-import itertools
 import types
 from pathlib import Path
 
@@ -72,13 +71,16 @@ def _file_of(study_id: str) -> str | Path:
     papermill injects values without saying which of them are the file's.
     """
     import psutil  # comes with every kernel
+    from papermill.cli import papermill
 
     parent = psutil.Process().parent()
     command = parent.cmdline() if parent else []
-    for option, file in itertools.pairwise(command):
-        if "papermill" in " ".join(command) and option in ("-f", "--parameters_file"):
-            if load_study(file).study == study_id:
-                return file
+    for at, part in enumerate(command):
+        if Path(part).stem == "papermill":
+            options = papermill.make_context(part, command[at + 1 :], resilient_parsing=True)
+            for file in options.params["parameters_file"] or []:
+                if load_study(file).study == study_id:
+                    return file
     return STUDIES / f"{study_id}.yaml"
 
 
