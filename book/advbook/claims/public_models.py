@@ -35,7 +35,7 @@ def read_networks(folder: Path) -> pd.DataFrame:
         for name in ("networks", "label", "real", "groups")
     }
     found = read["networks"].join(read["label"]).join(read["real"].add_prefix("real_"))
-    return found.assign(groups_sd=read["groups"].drop(columns="other").std(axis=1))
+    return found.assign(groups_sd=read["groups"].drop(columns="other").std(axis=1, ddof=0))
 
 
 def own_network(clean: pd.DataFrame, corruptions: pd.DataFrame | None = None) -> dict[str, float]:
