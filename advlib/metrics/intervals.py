@@ -144,7 +144,7 @@ STATISTICS = {
     ),
     "worst": Statistic("worst class", "%", lambda of: of.errors[0]),
     "worst_decile": Statistic(
-        "worst 10 %", "%", lambda of: of.errors[: max(1, len(of.errors) // 10)].mean()
+        "worst decile", "%", lambda of: of.errors[: max(1, len(of.errors) // 10)].mean()
     ),
     "gap": Statistic(
         "gap", "points", lambda of: of.errors[0] - of.errors[-1] if of.sd >= 0 else np.nan

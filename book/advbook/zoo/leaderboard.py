@@ -33,7 +33,7 @@ FOLDER = ROOT / "results" / "leaderboard"
 BENCHMARKS = ("clean", "pgd40", "autoattack")
 SELECTIONS = ("last epoch", "validation images", "test images", None)
 STATISTICS = ("error", "worst", "sd", "sd_noise_corrected", "worst_decile")
-MANY_CLASSES = 20  # with fewer, the worst tenth of the classes is one class
+MANY_CLASSES = 20  # with fewer, the worst decile is one class
 
 
 _strict = dataclass(config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
