@@ -511,7 +511,7 @@ def parse(arguments=None) -> argparse.Namespace:
                         default=["advlib", *PEERS])  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", help="cpu, cuda, ...; by availability if left out")
-    parser.add_argument("--quick", action="store_true", help="a minute: does it work here?")
+    parser.add_argument("--quick", action="store_true", help="two minutes: does it work here?")
     parser.add_argument("--fresh", action="store_true", help="forget the measurements so far")
     parser.add_argument("--output", type=Path, help="of the tables (results/benchmark)")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
