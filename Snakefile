@@ -529,7 +529,7 @@ PAGES = {
             f"_build/brought/bring_your_own-{name}.csv" for name in ("classes", "pairs", "summary", "table")
         ),
         "read": [f"{QUICK}/clean/{method}-seed0.parquet" for method in ("std", "adv")],
-        "told": ["-p", "study", "example", "-p", "output", "_build/brought"],
+        "told": ["-p", "title", "example", "-p", "output", "_build/brought"],
     },
 }
 

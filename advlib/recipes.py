@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from advlib.threat import ThreatModel
+from advlib.threat import ThreatModel, check_choices
 from advlib.zoo import ZOO
 
 
@@ -87,10 +87,20 @@ class Training:
     dtype: str = "auto"  #: or "float32", "bfloat16"
     workers: int = 0  #: processes that decode image files
 
+    def __post_init__(self):
+        objectives = ("label_augmentation", "cross_entropy")
+        check_choices(self, {"schedule": tuple(_SCHEDULES), "train_objective": objectives})
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The only threat model; ValueError where there are several."""
+        if len(self.threats) > 1:
+            raise ValueError(f"this method attacks in one way, got {len(self.threats)} threats")
+        return self.threats[0]
+
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0, of `total` steps."""
-        schedule = {"cosine": cosine_lr, "one_cycle": one_cycle_lr}[self.schedule]
-        return schedule(self.lr, self.lr_final_factor, step, total)
+        return _SCHEDULES[self.schedule](self.lr, self.lr_final_factor, step, total)
 
 
 def cosine_lr(base: float, final_factor: float, step: int, total: int) -> float:
@@ -116,3 +126,6 @@ def with_options(recipe: Recipe, **options: float) -> Recipe:
         known = ", ".join(recipe.options) or "none"
         raise ValueError(f"{recipe.title} has no option {name!r}: known are {known}")
     return replace(recipe, options={**recipe.options, **options})
+
+
+_SCHEDULES = {"cosine": cosine_lr, "one_cycle": one_cycle_lr}

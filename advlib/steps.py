@@ -18,6 +18,7 @@ from advlib.data.sets import Images
 from advlib.labels import check_range
 from advlib.objectives.step import Networks, Objective, Step
 from advlib.recipes import Recipe, Training
+from advlib.threat import ThreatModel
 
 
 @dataclass
@@ -90,9 +91,13 @@ def starts(x, training: Training, seed: int, epoch: int, done: int) -> torch.Ten
     """
     generator = torch.Generator(x.device).manual_seed(stream_seed(seed, "attack", epoch, done))
     shape = (len(x) * distributed.world_size(), *x.shape[1:])
-    threat = next((t for t in training.threats if t.random_start), training.threats[0])
-    noise = start_noise(shape, threat, generator, x.device)
+    noise = start_noise(shape, _drawing(training), generator, x.device)
     return noise[len(x) * distributed.rank() :][: len(x)]
+
+
+def _drawing(training: Training) -> ThreatModel:
+    """The threat model that starts are drawn by."""
+    return next((t for t in training.threats if t.random_start), training.threats[0])
 
 
 def backward(objective: Objective, step: Step, pieces: int) -> list[torch.Tensor]:
@@ -145,7 +150,7 @@ def validation_steps(run: Run, epoch: int) -> Iterator[Step]:
         ((x, y, index),) = evaluation_batches(run.validation, indices=batches[number], **how)
         seed = stream_seed(run.seed, "validation", epoch, number)
         generator = torch.Generator(x.device).manual_seed(seed)
-        noise = start_noise(x.shape, training.threats[0], generator, x.device)
+        noise = start_noise(x.shape, _drawing(training), generator, x.device)
         x = x.contiguous(memory_format=torch.channels_last)
         yield Step(x, y, index.to(x.device), noise, networks)
 

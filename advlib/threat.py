@@ -1,5 +1,6 @@
 """Threat models, their checks and their one-line description."""
 
+import math
 from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
 
@@ -19,12 +20,21 @@ def parse_number(value, name: str = "eps") -> float:
 
     Raises ValueError, with the `name`, if it is neither, or not finite.
     """
+    text = str(value).replace(" ", "")
     try:
-        return float(Fraction(str(value).replace(" ", "")))
+        number = float(Fraction(text) if "/" in text else text)
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(
-            f"{name} is a finite number or a text such as '8/255', got {value!r}"
-        ) from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is a finite number or a text such as '8/255', got {value!r}")
+    return number
+
+
+def check_choices(record, known: dict[str, tuple]) -> None:
+    """Raise ValueError for a field that has none of its known values."""
+    for name, choices in known.items():
+        if (value := getattr(record, name)) not in choices:
+            raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
 
 
 def identity(record, first: frozenset) -> dict:
@@ -104,9 +114,7 @@ class ThreatModel:
     success: str = "any"
 
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")
+        check_choices(self, _CHOICES)
         object.__setattr__(self, "eps", parse_number(self.eps))
         if self.step_size is not None:
             object.__setattr__(self, "step_size", parse_number(self.step_size, "step_size"))

@@ -89,7 +89,8 @@ def fit(
     -------
     DataFrame
         The log: epoch, step, lr, loss, error (of the batches trained on), eps (the mean radius of
-        the training attack; 0 without one), images_per_second.
+        the training attack, of N-FGSM the 3 ε that it may reach; 0 without one),
+        images_per_second.
 
     Raises
     ------
@@ -122,7 +123,7 @@ def fit(
     if settings is None:
         settings = {"recipe": dataclasses.asdict(recipe), "seed": seed}
         settings |= {"training": dataclasses.asdict(dataclasses.replace(training, **HOW))}
-        settings |= {"images": dataset.fingerprint}
+        settings |= {"images": dataset.prepared}
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder), repeatable(device), memory_advice(training, device, folder):
         batch_share(training, distributed.world_size())
@@ -147,6 +148,8 @@ def fit(
             weight_decay=training.weight_decay,
             fused=device.type == "cuda",  # on a CPU it gains milliseconds, and rounds differently
         )
+        # Before the checkpoint is read: DDP gives all processes the first one's running statistics.
+        dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
         with distributed.in_turns():  # the first process sets a damaged file aside
             done, log = load_checkpoint(folder / CHECKPOINT, state, optimizer, settings)
         if len(set(found := distributed.from_all(done))) > 1:
@@ -154,7 +157,6 @@ def fit(
                 f"the processes found checkpoints of different steps in {folder} ({found}): put "
                 "the runs (ADVLIB_RUNS) where all nodes see the same files"
             )
-        dtype, forward = resolve_dtype(training.dtype, device), one_call(model, device)
         run = Run(
             dataset, training, recipe, seed, device, dtype, objective, state, optimizer, forward,
             done, log, validation, helper,

@@ -177,7 +177,8 @@ def _network(study, sizes, seconds) -> list[tuple]:
     how = f"evaluate_attack, {n} images, {steps} steps"
     rows.append(measured("attack", spent, max(0, at_once - n), how))
     kinds = {}
-    for name in (*study.trained, *study.ablations):
+    start = ["pretrained"] * (study.pretrain_epochs > 0)
+    for name in (*start, *study.trained, *study.ablations):
         method = recipe_of(study, name)[1]
         kinds.setdefault(kind_of_step(study, method), method)
     for kind, method in kinds.items():

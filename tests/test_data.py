@@ -25,6 +25,7 @@ from advbook.__main__ import main
 from advbook.studies.schema import ROOT
 from advlib.data import annotations, decoding, fetch
 from advlib.data.batches import augment, evaluation_batches, stream_seed, training_batches
+from advlib.data.images import Images
 from advlib.data.sets import DATASETS, DataError, load_dataset, warn_of_shared
 from advlib.data.vision import torchvision
 from advlib.recipes import Training
@@ -690,6 +691,18 @@ def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "elsewhere" / "latest").symlink_to(".")
     with pytest.raises(DataError, match="ape/latest is a link to a folder above itself"):
         load_dataset("folder", "train", data_dir=root, image_size=16)
+
+
+def test_images_that_are_resized_otherwise_are_not_the_same(tmp_path):
+    """Their files are, and so is the fingerprint; the state of a run tells them apart."""
+    paths = sorted(write_tree(tmp_path / "tree").rglob("*.png"))
+    names = [str(number) for number in range(len(paths))]
+    known = {"title": "t", "source": "s", "labels": [0] * len(paths), "class_names": ["a"]}
+    known |= {"file_names": names, "paths": paths, "resize": 18, "image_size": 16}
+    how = [{}, {"resize": 20}, {"interpolation": "bicubic"}, {"image_size": 15}]
+    sets = [Images(**known | changed) for changed in how]
+    assert len({images.fingerprint for images in sets}) == 1
+    assert len({images.prepared for images in sets}) == 4
 
 
 def test_hidden_files_and_folders_do_not_count(tmp_path):

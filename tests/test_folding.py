@@ -14,6 +14,7 @@ from torchvision.models import VisionTransformer
 
 from advlib.attacks.folding import folding, sharpen, shows_small_changes
 from advlib.networks.build import Normalize, build_model, pixel_std
+from advlib.threat import ThreatModel
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -178,10 +179,10 @@ def test_a_network_keeps_its_randomness(draw):
 def test_a_sharp_end_shows_changes_that_bfloat16_hides(name, shown):
     model = network(name)
     kept, folded = copy.deepcopy(model), folding(model, IMAGES)()
-    assert not shows_small_changes(folded, IMAGES, 0.03, torch.bfloat16)
+    assert not shows_small_changes(folded, IMAGES, ThreatModel(), torch.bfloat16)
     sharpen(folded)
-    assert shows_small_changes(folded, IMAGES, 0.03, torch.bfloat16) == shown
-    assert shows_small_changes(folded, IMAGES, 0.03, torch.float32)
+    assert shows_small_changes(folded, IMAGES, ThreatModel(), torch.bfloat16) == shown
+    assert shows_small_changes(folded, IMAGES, ThreatModel(), torch.float32)
     with torch.no_grad():
         assert torch.allclose(folded(IMAGES), model(IMAGES), rtol=1e-3, atol=1e-3)
         assert torch.equal(model(IMAGES), kept(IMAGES))  # which shares no changed layer

@@ -147,6 +147,17 @@ def label_loss(y):
 # What methods share
 
 
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match="schedule is one of cosine, one_cycle, got 'cosin'"):
+        dataclasses.replace(training(), schedule="cosin")
+    several = dataclasses.replace(training(), threats=(ThreatModel(), ThreatModel(steps=1)))
+    for method in ("gairat", "ham", "cfa", "frl", "n_fgsm"):  # of which ε, of which steps?
+        with pytest.raises(ValueError, match="attacks in one way, got 2 threats"):
+            images = SimpleNamespace(num_classes=3, labels=Y)
+            objective = OBJECTIVES[RECIPES[method].objective](RECIPES[method], several, images)
+            objective(None)
+
+
 def test_a_method_may_extend_what_calls_the_hooks():
     """Methods of one's own were written so before there were `set_up` and `look_back`."""
 

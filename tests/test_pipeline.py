@@ -77,10 +77,9 @@ def test_the_page_of_a_study_has_every_table_that_its_data_allow(project):
 
 
 def test_the_books_example_leaves_a_readers_own_tables_alone(project):
-    assert (project / "runs/example/data.json").is_file()
-    assert not list(
-        (project / "runs").glob("brought*")
-    )  # where bring_your_own keeps a reader's tables
+    """It has a folder of its files and settings, whatever a reader calls a study."""
+    assert len(list((project / "runs").glob("brought-*/data.json"))) == 1
+    assert not (project / "runs/example").exists()
 
 
 def test_corruption_tables_say_how_they_were_made(project):

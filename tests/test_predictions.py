@@ -38,8 +38,11 @@ def test_a_callers_autocast_changes_no_verdict(tiny_study):
     model = build_model("cifar_resnet8", num_classes=10, mean=(0.3,), std=(0.4,))
     test = images_of(tiny_study, "test")
     plain = predict({"a": model}, test, num_classes=10)["a"]
+    torch.set_float32_matmul_precision("medium")
     with torch.autocast("cpu", torch.bfloat16):
         inside = predict({"a": model}, test, num_classes=10)["a"]
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("highest")
     pd.testing.assert_frame_equal(inside, plain)
 
 

@@ -29,6 +29,13 @@ from advlib.threat import ThreatModel
 LINF, L2 = ThreatModel(eps=0.02), ThreatModel(norm="L2", eps=0.3)
 
 
+def test_a_target_is_a_class():
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)), torch.rand(2, 1, 2, 2)
+    for target in ([-1, 2], [2, 10]):
+        with pytest.raises(ValueError, match=r"target is in \[0, 10\)"):
+            apgd_attack(net, x, [0, 1], LINF, target=torch.tensor(target))
+
+
 def square_attack(
     net, x, y, threat, *, num_classes=10, generator=None, queries=60, draws=None, **how
 ):

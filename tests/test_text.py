@@ -71,6 +71,8 @@ def test_a_note_keeps_its_markdown_and_nothing_that_acts():
     assert "<em>stressed</em>" in html and "<code>code</code>" in html
     assert re.findall(r"<(?!/?(?:p|em|code|a)\b)[^>]*>", html) == []
     assert re.findall(r'href="([^"]*)"', html) == ["https://example.org"]
+    fences = note_html("a\n````\n~~~{include} /etc/hostname\n::::\n    :::{raw} html\n```\nb")
+    assert not re.search(r"(?m)^\s*(`{3}|~{3}|:{3})", fences)
     for url in (
         "javascript:alert(1)",
         "data:text/html,x",

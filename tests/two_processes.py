@@ -94,7 +94,7 @@ def main():
             pass
         for folder, step in (("normed", None), ("normed_again", 4), ("normed_again", None)):
             with contextlib.suppress(Stopped):
-                train(study, "std", options.folder / folder, normed, on_step=stop_at(step))
+                train(study, "adv", options.folder / folder, normed, on_step=stop_at(step))
         for method in METHODS:
             train(study, method, options.folder / method)
         study_in_pieces = dataclasses.replace(study, accumulate=2)

@@ -20,7 +20,7 @@ from advlib.attacks.pgd import (
     logits_and_gradient,
     start_noise,
 )
-from advlib.labels import class_logits
+from advlib.labels import check_range, class_logits, model_logits
 from advlib.threat import ThreatModel
 
 RHO = 0.75  # share of the steps that must have raised the loss, else the step is halved
@@ -68,8 +68,10 @@ def apgd_attack(
     with attack_mode(model, threat.model_mode):
         y = torch.as_tensor(y, device=x.device)
         y = _attacked_label(model, x, y, threat, num_classes, check)
-        if check and target is not None and (target == y).any():
-            raise ValueError("a target is another class than the label")
+        if check and target is not None:
+            check_range("target", target, 0, num_classes or model_logits(model, x[:1]).shape[1])
+            if (target == y).any():
+                raise ValueError("a target is another class than the label")
         if noise is None:
             noise = border_noise(x.shape, threat, generator, x.device)
         eps, _ = _radius(model, x, threat)

@@ -120,7 +120,7 @@ def autoattack(
     if search is not model:
         sharpen(search)
     with attack_mode(search, "eval"):
-        shown = shows_small_changes(search, x, threat.eps, search_dtype)
+        shown = shows_small_changes(search, x, threat, search_dtype)
     fine_dtype = search_dtype if shown else torch.float32
     for number, component in list(enumerate(components))[done[0] :]:
         rows = np.flatnonzero(table.broken_by == "")
@@ -185,7 +185,7 @@ def _checked(components, threat, num_classes) -> list[str]:
 def _contents(model, dataset, positions) -> dict:
     """Digests: a state belongs to one network and its images."""
     weights = {name: values.detach().cpu() for name, values in model.state_dict().items()}
-    if not (images := getattr(dataset, "fingerprint", None)):
+    if not (images := getattr(dataset, "prepared", None)):
         items = enumerate(evaluation_batches(dataset, batch_size=256, indices=positions))
         images = digest({}, {f"{i}.{j}": part for i, item in items for j, part in enumerate(item)})
     return {"weights": digest({}, weights)[:16], "images": images}

@@ -1,5 +1,6 @@
 """A network as the attack runs it: batch norm folded into the convolutions before it."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 from advlib.attacks.pgd import attack_mode
 from advlib.networks.build import Normalize
 from advlib.networks.device import autocast
+from advlib.threat import ThreatModel
 
 PASSES = 16  # of the network that is compared with its folded copy
 
@@ -78,14 +80,15 @@ def sharpen(folded: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def shows_small_changes(model: nn.Module, x: torch.Tensor, eps: float, dtype) -> bool:
+def shows_small_changes(model: nn.Module, x: torch.Tensor, threat: ThreatModel, dtype) -> bool:
     """Whether the logits of a network show in `dtype` what a small square does to them.
 
-    The square has an eighth of the image's side.
+    The square has an eighth of the image's side, and the size of the ball.
     """
     there, (height, width) = x.clone(), x.shape[-2:]
     rows, columns = (slice(side // 2, side // 2 + max(side // 8, 1)) for side in (height, width))
-    there[:, :, rows, columns] += eps
+    square = there[:, :, rows, columns]
+    square += threat.eps / (1 if threat.norm == "Linf" else math.sqrt(square[0].numel()))
     changes = []
     for precision in (torch.float32, dtype):
         with autocast(x.device, precision):

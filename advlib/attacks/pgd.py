@@ -190,7 +190,7 @@ def _attacked_label(model, x, y, threat, num_classes, check=True):
         check_pixels(x)
     predicted = threat.label_source == "predicted"
     if predicted or (check and num_classes is None):
-        with torch.no_grad():
+        with torch.no_grad(), autocast(x.device, torch.float32):
             seen = _seen_logits(model_logits(model, x if predicted else x[:1]), threat, num_classes)
     if check:
         check_range("label", y, 0, num_classes or seen.shape[1])

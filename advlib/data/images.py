@@ -89,6 +89,13 @@ class Images(Dataset):
             digest.update(f"{name}\t{content.hex()}\t{label}\n".encode())
         return digest.hexdigest()
 
+    @property
+    def prepared(self) -> str:
+        """The fingerprint, and for files how they are resized: what decides the pixels."""
+        if self.pixels is not None:
+            return self.fingerprint
+        return f"{self.fingerprint}, {self.resize}, {self.image_size} px, {self.interpolation}"
+
     def subset(self, indices) -> "Images":
         """The images at these positions, in this order."""
         indices = torch.as_tensor(indices, dtype=torch.int64)

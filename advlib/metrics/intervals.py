@@ -28,6 +28,7 @@ class ClassErrors(NamedTuple):
 
     classes: pd.DataFrame  # label, n_images, error, noise: one row per class
     errors: np.ndarray  # (K,), the largest first
+    mean: float
     sd: float  # population; nan for a single class and for one image per class
     overall: float  # the error over the images; nan where only the classes are known
 
@@ -37,7 +38,8 @@ def class_errors(classes: pd.DataFrame, overall: float = np.nan) -> ClassErrors:
     errors = np.sort(classes["error"].to_numpy())[::-1]
     # One class has no spread, and one image per class shows only its own noise.
     spread = len(errors) >= 2 and classes["n_images"].max() >= 2
-    return ClassErrors(classes, errors, errors.std() if spread else np.nan, overall)
+    sd = errors.std() if spread else np.nan
+    return ClassErrors(classes, errors, errors.mean(), sd, overall)
 
 
 def corrected_variance(classes: pd.DataFrame) -> tuple[float, float]:
@@ -58,6 +60,8 @@ class Resampled:
     """The inputs of an interval; nothing is drawn until a statistic asks for it."""
 
     def __init__(self, shared: SharedImages, n_resamples: int, seed: int):
+        if n_resamples < 1:
+            raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
         self.shared, self._how = shared, (n_resamples, seed)
 
     @functools.cached_property
@@ -109,16 +113,6 @@ def _sd_interval(of: Resampled) -> Sequence[float]:
     return _root(corrected) @ weights - np.quantile(deviations, [0.975, 0.025])
 
 
-def _cv(of: ClassErrors) -> float:
-    mean = of.errors.mean()
-    return of.sd / mean if mean > 0 else np.nan
-
-
-def _sd_normalised(of: ClassErrors) -> float:
-    mean = of.errors.mean()
-    return of.sd / np.sqrt(mean * (1 - mean)) if 0 < mean < 1 else np.nan
-
-
 class Statistic(NamedTuple):
     """A figure of a network's class errors.
 
@@ -134,7 +128,7 @@ class Statistic(NamedTuple):
 
 STATISTICS = {
     "error": Statistic("error", "%", lambda of: of.overall, _error_interval),
-    "mean": Statistic("mean", "%", lambda of: of.errors.mean(), _mean_interval),
+    "mean": Statistic("mean", "%", lambda of: of.mean, _mean_interval),
     "sd": Statistic("SD", "points", lambda of: of.sd),
     "sd_noise_corrected": Statistic(
         "noise-corrected SD",
@@ -149,8 +143,10 @@ STATISTICS = {
     "gap": Statistic(
         "gap", "points", lambda of: of.errors[0] - of.errors[-1] if of.sd >= 0 else np.nan
     ),
-    "cv": Statistic("SD / mean", "", _cv),
-    "sd_normalised": Statistic("SD / √(p(1−p))", "", _sd_normalised),
+    "cv": Statistic("SD / mean", "", lambda of: of.sd / (of.mean or np.nan)),
+    "sd_normalised": Statistic(
+        "SD / √(p(1−p))", "", lambda of: of.sd / np.sqrt(of.mean * (1 - of.mean) or np.nan)
+    ),
 }
 """The figures of `summarise` and `bootstrap`, `error` over images, the rest over classes."""
 
@@ -169,7 +165,7 @@ def summarise(
     seed: int = 0,
 ) -> pd.DataFrame:
     """`bootstrap` for all `STATISTICS`: columns statistic, value, low, high, n_images."""
-    shared = shared_images(table, paired_with, n_resamples)
+    shared = shared_images(table, paired_with)
     of, wrong = Resampled(shared, n_resamples, seed), shared.wrong.T
     each = [class_errors(c, w.mean()) for c, w in zip(of.classes, wrong, strict=True)]
     values = [[s.value(one) for one in each] for s in STATISTICS.values()] @ shared.weights
@@ -213,7 +209,7 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}: choose from {', '.join(STATISTICS)}.")
-    shared = shared_images(table, paired_with, n_resamples)
+    shared = shared_images(table, paired_with)
     if statistic == "error":  # needs no classes and no draw
         value = shared.weights @ [column.mean() for column in shared.wrong.T]
         return BootstrapInterval(value, *_error_interval(Resampled(shared, n_resamples, seed)))

@@ -10,7 +10,6 @@ import pandas as pd
 class Replicates(NamedTuple):
     """Figures of resampled images, each of shape (n_resamples, m)."""
 
-    error: np.ndarray  # the mean over the images
     mean: np.ndarray  # the mean over the classes, each counting once
     variance: np.ndarray  # over the classes with two images or more, noise-corrected; may be < 0
 
@@ -52,19 +51,18 @@ def draws(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -
 
 def replicates(labels: np.ndarray, values: np.ndarray, n_resamples: int, seed: int) -> Replicates:
     """The figures of ``n_resamples`` resamples of values (N, m), drawn within labels (N,)."""
-    errors, means, kept_means, squares, noise = np.zeros((5, n_resamples, values.shape[1]))
+    means, kept_means, squares, noise = np.zeros((4, n_resamples, values.shape[1]))
     sizes = np.unique(labels, return_counts=True)[1]
     k = max(1, (sizes >= 2).sum())
     for rows, n, counts, distinct in draws(labels, values, n_resamples, seed):
         drawn, square = np.hsplit(counts @ np.hstack([distinct, distinct**2]) / n, 2)
-        errors[rows] += n / len(values) * drawn
         means[rows] += drawn / len(sizes)
         if n >= 2:
             kept_means[rows] += drawn
             squares[rows] += drawn**2
             noise[rows] += (square - drawn**2) / (n - 1)
     variances = squares / k - (kept_means / k) ** 2 - (k - 1) / k * noise / k
-    return Replicates(errors, means, variances)
+    return Replicates(means, variances)
 
 
 def error_ends(labels: np.ndarray, values: np.ndarray, unit: int) -> np.ndarray:

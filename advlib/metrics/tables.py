@@ -194,17 +194,13 @@ def several(tables: Tables | None) -> list[pd.DataFrame]:
 
 
 def shared_images(
-    table: "Tables | SharedImages",
-    paired_with: Tables | None = None,
-    n_resamples: int = 1,
+    table: "Tables | SharedImages", paired_with: Tables | None = None
 ) -> SharedImages:
     """The images of the tables, each with its mean over all its `counted` rows of a table.
 
     What is shared already is returned as it is. Raises ValueError if the tables differ in images or
     labels, or an image lacks a condition.
     """
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, not {n_resamples}.")
     if isinstance(table, SharedImages):
         return table
     sides, parts = (several(table), several(paired_with)), []

@@ -30,13 +30,24 @@ def resolve_dtype(dtype: str, device: torch.device | str) -> torch.dtype:
 
 
 @contextlib.contextmanager
+def _full_precision(flags: dict):
+    """Neither convolutions nor matrix products of float32 in fewer bits; cuDNN with these flags."""
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(**flags, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+@contextlib.contextmanager
 def autocast(device: torch.device | str, dtype: torch.dtype):
     """Autocast to `dtype`; for float32 none, not a caller's, and none of TF32's 10 bits either."""
     flags = contextlib.nullcontext()
     if dtype == torch.float32:
         names = ("enabled", "benchmark", "deterministic")
-        kept = {name: getattr(torch.backends.cudnn, name) for name in names}
-        flags = torch.backends.cudnn.flags(**kept, allow_tf32=False)
+        flags = _full_precision({name: getattr(torch.backends.cudnn, name) for name in names})
     with flags, torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
         yield
 
@@ -45,9 +56,7 @@ def autocast(device: torch.device | str, dtype: torch.dtype):
 def repeatable(device: torch.device):
     """Kernels that end a resumed run with the same bits, and torch's generators lent to the run."""
     # No TF32 either, which gradients of float32 training would otherwise be computed in.
-    flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
+    flags = _full_precision({"enabled": True, "benchmark": False, "deterministic": True})
     # Dropout and stochastic depth draw from torch's global generators.
     with flags, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

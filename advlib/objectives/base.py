@@ -126,15 +126,13 @@ def n_fgsm(recipe: Recipe, training: Training, images) -> Objective:
     """
 
     def objective(step: Step):
-        eps = training.threats[0].eps
-        threat = replace(training.threats[0], steps=1, step_size=eps, clip=False)
+        eps = training.threat.eps
+        threat = replace(training.threat, steps=1, step_size=eps, clip=False)
         # A ball of 3ε holds every such image, so that the projection does nothing.
         radius = torch.full((len(step.y),), 3 * eps)
         x_adv, _ = step.attack(threat=threat, radius=radius, start=step.x + 2 * eps * step.noise)
         (logits,) = step.logits(x_adv.clamp(0, 1))
-        smoothing = training.delta if recipe.label_smoothing else 0.0
-        loss = F.cross_entropy(logits.float(), step.y, label_smoothing=smoothing)
-        return loss, step.wrong(logits)
+        return F.cross_entropy(logits.float(), step.y), step.wrong(logits)
 
     return objective
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advlib import distributed
 from advlib.objectives.base import away_from, cross_entropy, divergence, trades_parts
-from advlib.objectives.state import ClassMethod, Steps, Tally, validation_means
+from advlib.objectives.state import ClassMethod, Steps, Tally, by_class, validation_means
 from advlib.objectives.step import Objective, Step
 from advlib.recipes import Recipe, Training
 
@@ -77,7 +77,7 @@ class Cfol(ClassMethod):
         x_adv, _ = step.attack()
         (logits,) = step.logits(x_adv)
         wrong = step.wrong(logits)
-        found = torch.zeros_like(self.score).index_add_(0, step.y, wrong.to(self.score.dtype))
+        found = by_class(wrong.to(self.score.dtype), step.y, classes)
         self.score += self.options["eta"] * classes * distributed.total(found)
         loss = (classes * chance[step.y] * cross_entropy(logits, step.y)).mean()
         return loss, wrong
@@ -97,7 +97,7 @@ def faal(recipe: Recipe, training: Training, images) -> Objective:
         own = p.gather(1, step.y[:, None])
         margin = (p.scatter(1, step.y[:, None], 0.0).amax(1, keepdim=True) - own)[:, 0]
         # The sum over a class's images; a class that the batch lacks has no part in it.
-        gain = margin.new_zeros(images.num_classes).index_add_(0, step.y, margin)
+        gain = by_class(margin, step.y, images.num_classes)
         # Found on the CPU, since each step of the search would wait for the device.
         p = worst_weights(distributed.total(gain).cpu().double(), recipe.options["r"]).to(gain)
         weight = images.num_classes * p[step.y]

@@ -44,7 +44,7 @@ def survived(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         return F.cross_entropy(logits, labels, reduction="sum")
 
     x_adv, _ = step.attack(climbed)
-    return x_adv, right / step.networks.training.threats[0].steps
+    return x_adv, right / step.networks.training.threat.steps
 
 
 class Gairat(ClassMethod):
@@ -70,7 +70,7 @@ def ham(recipe: Recipe, training: Training, images) -> Objective:
     The others are left out of the step. If none is wrong, all go on (the released code then trains
     on none); with `first` 0 all do.
     """
-    first, threat = int(recipe.options["first"]), training.threats[0]
+    first, threat = int(recipe.options["first"]), training.threat
     if first >= threat.steps:
         raise ValueError(f"first is less than the {threat.steps} steps of the attack, got {first}")
     early = replace(threat, steps=max(1, first), step_size=threat.step)

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from advlib import distributed
+from advlib.networks.device import autocast
 from advlib.objectives.step import Step
 from advlib.recipes import Recipe, Training
 
@@ -24,7 +26,7 @@ class ClassMethod(nn.Module):
     def __init__(self, recipe: Recipe, training: Training, images):
         super().__init__()
         self.options = recipe.options
-        self.threat = training.threats[0]
+        self.threat = training.threat
         self.num_classes = images.num_classes
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.set_up(recipe, images)
@@ -58,6 +60,15 @@ def mean_one(weights: torch.Tensor) -> torch.Tensor:
     return weights / distributed.mean(weights.mean())
 
 
+def by_class(rows: torch.Tensor, y: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Sums (K, …) of rows (N, …) over the images of each class; with the same bits each time.
+
+    ``index_add_`` has no fixed order on CUDA.
+    """
+    with autocast(rows.device, torch.float32):
+        return F.one_hot(y, num_classes).to(rows.dtype).T @ rows
+
+
 class Tally(nn.Module):
     """Sums of one or more numbers per image, by class, over all processes."""
 
@@ -70,7 +81,7 @@ class Tally(nn.Module):
         rows = values.detach().to(self.sums.dtype).view(len(y), -1)
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
         # Added up at once: a run may go on with another number of processes.
-        self.sums += distributed.total(torch.zeros_like(self.sums).index_add_(0, y, rows))
+        self.sums += distributed.total(by_class(rows, y, len(self.sums)))
 
     def means(self) -> torch.Tensor:
         """The mean of each class, (K,) or (K, columns); NaN without an image. Then it is empty."""

@@ -39,13 +39,13 @@ def note_html(note: str) -> str:
     """The HTML of a study's note, the one field that may hold Markdown.
 
     Emphasis, code, lists and links to the web are rendered. HTML, images, roles, directives,
-    formulas and other links stay the text that was typed.
+    formulas and other links stay the text that was typed, and no line ends a block of the page.
     """
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("zero").enable(list(_MARKDOWN))
     reader.validateLink = lambda url: re.match(r"(https?://|mailto:)", url) is not None
-    return reader.render(note)
+    return re.sub("[`~]|:(?=:)", lambda found: f"&#{ord(found[0])};", reader.render(note))
 
 
 class InScript(json.JSONEncoder):

@@ -53,8 +53,8 @@ def errors(study, shared: Shared) -> pd.DataFrame:
     for benchmark, images in shared.items():
         for network in images.names:
             found = metrics.bootstrap(images.of([network]), "error", n_resamples=study.n_resamples)
-            rows.append((benchmark, *network, *found))
-    rows = pd.DataFrame(rows, columns=[*KEYS, "value", "low", "high"])
+            rows.append((benchmark, *network, *found, len(images.images)))
+    rows = pd.DataFrame(rows, columns=[*KEYS, "value", "low", "high", "n_images"])
     return rows.assign(group="all", statistic="error")
 
 
@@ -123,7 +123,8 @@ def strong(study, found: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
             _, each, of_all = metrics.two_phase(table, n_resamples=study.n_resamples)
             each = each.assign(statistic="error", value=each.error)
             each["group"] = each.label.map(class_names.__getitem__)
-            rows = pd.concat([of_all.assign(group="all classes"), each])
+            of_all = of_all.assign(group="all classes", n_images=len(table))
+            rows = pd.concat([of_all, each])
             parts.append(_keyed(rows, ("autoattack", *network), condition=condition))
     return pd.concat(parts, ignore_index=True)
 

@@ -20,6 +20,7 @@ import pandas as pd
 import yaml
 
 from advbook.commands import plainly
+from advbook.studies.results import NAMES
 from advbook.studies.tables import results_date
 from advbook.text import as_typed
 from advlib import __version__
@@ -232,7 +233,8 @@ def _place_table(table: Path, folder: Path) -> str:
     """Copy a CSV and write it as LaTeX beside it; return their links."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(table, folder / table.name)
-    frame = pd.read_csv(table, keep_default_na=False, na_values=[""])  # a class may be called NA
+    # A class may be called 007, or NA.
+    frame = pd.read_csv(table, dtype=NAMES, keep_default_na=False, na_values=[""])
     latex = frame.to_latex(index=False, na_rep="", escape=True, longtable=len(frame) > 40)
     (folder / f"{table.stem}.tex").write_text(latex, encoding="utf-8")
     return (

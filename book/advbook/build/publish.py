@@ -48,9 +48,14 @@ def publish(name: str) -> None:
     # Which network each table is of is checked against the facts of its training.
     runs = {path.stem for path in paths if path.suffix == ".parquet"}
     paths += [study.runs / "train" / f"{run}.json" for run in runs]
-    paths += [path for path in _weights(study, study.runs) if path.stat().st_size < LARGE]
-    for path in dict.fromkeys(path for path in paths if path.is_file()):
-        target = partial / path.relative_to(study.runs)
+    found = {path.relative_to(study.runs): path for path in paths if path.is_file()}
+    ours = _weights(study, study.runs)
+    # Published weights of the same networks stay, also where the run's are gone.
+    for network, path in [*_weights(study, study.published).items(), *ours.items()]:
+        if network in ours and path.is_file() and path.stat().st_size < LARGE:
+            found[path.relative_to(path.parents[2])] = path
+    for place, path in found.items():
+        target = partial / place
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     shutil.rmtree(old, ignore_errors=True)
@@ -70,7 +75,8 @@ def restore(name: str) -> None:
     study = load_study(name)
     # Of a run's last epochs no weights are published: such a method is trained anew.
     late = tuple(f"{name}-seed" for name in study.late_epochs)
-    weights = [p for p in _weights(study, study.published) if not p.parent.name.startswith(late)]
+    weights = [path for path in _weights(study, study.published).values() if path.is_file()]
+    weights = [path for path in weights if not path.parent.name.startswith(late)]
     if not weights:
         sys.exit(f"No weights of {study.study} are published: `make book STUDY={study.study}`")
     for path in weights:
@@ -84,12 +90,15 @@ def restore(name: str) -> None:
     print(f"{study.runs}: {len(weights)} networks of {study.study}, as they were published")
 
 
-def _weights(study: Study, folder: Path) -> list[Path]:
-    """The checkpoints of the methods' first seed in ``runs/<study>`` or ``results/<study>``."""
+def _weights(study: Study, folder: Path) -> dict[tuple[str, str], Path]:
+    """The checkpoints, which may be gone, of the methods' first seed: by its folder and hash."""
     runs = [folder / "train" / f"{method}-seed{study.seeds[0]}.json" for method in study.trained]
     facts = [read_json(path) for path in runs if path.is_file()]
-    paths = [folder / "models" / run["folder"] / "checkpoint.safetensors" for run in facts]
-    return [path for path in paths if path.is_file()]
+    models = folder / "models"
+    return {
+        (run["folder"], run["checkpoint_hash"]): models / run["folder"] / "checkpoint.safetensors"
+        for run in facts
+    }
 
 
 if __name__ == "__main__":

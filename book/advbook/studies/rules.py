@@ -42,6 +42,8 @@ def check_study(study) -> None:
     if twice := sorted({name for name in grouped if grouped.count(name) > 1}):
         raise ValueError(f"groups: {', '.join(twice)} in more than one place; once each")
     _ = study.train_threats  # checks norm, eps, steps and step size
+    if study.zoo and ("adv" not in study.methods or "pgd40" not in study.attacks):
+        raise ValueError("a zoo compares methods with adv, under pgd40: add both to the study")
     _check_ablations(study)
 
 
@@ -120,6 +122,10 @@ def _check_ablations(study) -> None:
     for name, changes in study.ablations.items():
         refuse_unknown(set(changes) - {"method", "title", *ABLATED}, ["method", *ABLATED])
         base, changed = changes.get("method"), set(changes) & set(ABLATED)
+        for key, kind in {"method": str, "options": dict, "transforms": list}.items():
+            if not isinstance(changes.get(key, kind()), kind):
+                words = {str: "a name", dict: "a mapping", list: "a list"}[kind]
+                raise ValueError(f"ablation {name}: {key} is {words}, got {changes[key]!r}")
         if base not in study.recipes or base == "pretrained":
             choices = ", ".join([*study.recipes][1:])
             raise ValueError(f"ablation {name}: method is one of {choices}, got {base!r}")

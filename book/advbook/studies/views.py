@@ -88,7 +88,9 @@ class Views:
         known = [("std", "adv"), ("std", "adv_plus"), ("adv", "adv_plus")]
         known += [("adv_mix", "adv_plus_mix")]
         found = [pair for pair in known if set(pair) <= set(self.methods)]
-        return found or [tuple(self.methods[:2])]
+        # All start from pretrained: it is compared where nothing else is.
+        trained = [method for method in self.methods if method != "pretrained"]
+        return found or [tuple((trained if len(trained) > 1 else self.methods)[:2])]
 
     @property
     def unavailable(self) -> dict[str, str]:
