@@ -695,7 +695,7 @@ def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path):
 
 def test_images_that_are_resized_otherwise_are_not_the_same(tmp_path):
     """Their files are, and so is the fingerprint; the state of a run tells them apart."""
-    paths = sorted(write_tree(tmp_path / "tree").rglob("*.png"))
+    paths = sorted(map(str, write_tree(tmp_path / "tree").rglob("*.png")))
     names = [str(number) for number in range(len(paths))]
     known = {"title": "t", "source": "s", "labels": [0] * len(paths), "class_names": ["a"]}
     known |= {"file_names": names, "paths": paths, "resize": 18, "image_size": 16}
