@@ -518,6 +518,9 @@ PAGES = {
             "results/benchmark/facts.json",
             "results/cifar10/predictions/pgd40/adv-seed0.parquet",
             "results/cifar10/audit/battery/adv-seed0.parquet",
+            "results/cifar10/audit/autoattack/adv-seed0.parquet",
+            "results/benchmark/every_image.parquet",
+            "results/benchmark/every_image.csv",
         ],
     },
     "scale": {
