@@ -149,7 +149,13 @@ def test_the_lines_that_make_a_csv_of_a_factory_or_of_autoattack(tmp_path, monke
     clean = made[made.attack.isna()].drop(columns="attack")
     clean.to_csv("clean.csv", index=False)
     robust = (clean.label == clean.predicted_class) & (clean.index % 2 == 0)
-    (tmp_path / "state.json").write_text(json.dumps({"_robust_flags": robust.tolist()}))
+    left = {"_attacks_to_run": ["apgd-ce", "square"], "_run_attacks": ["apgd-ce"]}
+    left |= {"_robust_flags": robust.tolist()}
+    (tmp_path / "state.json").write_text(json.dumps(left))
+    with pytest.raises(AssertionError, match="it was stopped"):
+        exec(state, {})
+    whole = left | {"_run_attacks": ["square", "apgd-ce"]}  # of a set, in any order
+    (tmp_path / "state.json").write_text(json.dumps(whole))
     Path("mine.csv").rename("first.csv")
     exec(state, {})
     for file, attack in {"first.csv": "pgd40", "mine.csv": "autoattack"}.items():
