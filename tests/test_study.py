@@ -149,6 +149,10 @@ def test_the_imagenet_study_is_the_papers():
         ({"dataset": "none", "checkpoints": {"a": "f.pt"}}, "dataset is one of digits"),
         ({8: "x", True: "y"}, "unknown parameter 8: known are study"),
         ({"ablations": {"a": {True: 1}}}, "unknown parameter True: known are method"),
+        ({"ablations": {"a": {"method": ["adv"]}}}, "a: method is a name, got"),
+        ({"ablations": {"a": {"method": "adv", "options": 5}}}, "a: options is a mapping, got 5"),
+        ({"zoo": True, "methods": ["pretrained", "trades", "dafa"]}, "with adv, under pgd40"),
+        ({"eps": "1e-99999999/1"}, "eps is a finite number"),
     ],
 )
 def test_bad_values_name_their_key(change, said):
@@ -162,6 +166,8 @@ def test_what_a_study_compares():
     assert paper.methods == ["pretrained", "std", "adv", "adv_plus"]
     assert paper.pairs == [("std", "adv"), ("std", "adv_plus"), ("adv", "adv_plus")]
     assert paper.benchmarks == ("clean", "pgd40", "corruptions")
+    other = make_study(SHORT | {"methods": ["pretrained", "adv", "trades"]})
+    assert other.pairs == [("adv", "trades")]  # all start from pretrained
     own = make_study(SHORT | {"checkpoints": {"ours": "a.pt", "theirs": "b.pt"}})
     assert own.methods == ["ours", "theirs"] and own.pairs == [("ours", "theirs")]
     assert "training" in own.unavailable and own.names == {"ours": "ours", "theirs": "theirs"}

@@ -221,6 +221,18 @@ def test_each_part_is_published_whole_and_none_that_is_published_is_lost(
     assert found >= {"data.json", "train/new-seed0.csv", "predictions/clean/adv-seed0.parquet"}
     assert found >= set(battery) and not any("autoattack" in path for path in found)
     assert pages.tables_shown(study, None) == {"committed": ["study", "ablations", "battery"]}
+    facts = {"folder": "adv-seed0-x", "checkpoint_hash": "h"}
+    for place in (study.runs, study.published):
+        (place / "train/adv-seed0.json").write_text(json.dumps(facts))
+    weights = study.published / "models/adv-seed0-x/checkpoint.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"of the same network")  # which the run has no more
+    with monkeypatch.context() as patch:  # these tables name no network
+        patch.setattr(publish, "outdated", lambda *part: part[2] == "autoattack")
+        publish.publish(str(file))
+    for place in (study.runs, study.published):
+        (place / "train/adv-seed0.json").unlink()
+    assert weights.is_file()
     (study.runs / battery[0]).unlink()
     with pytest.raises(SystemExit, match="published tables would be lost: .*std-seed0.parquet is"):
         publish.publish(str(file))
