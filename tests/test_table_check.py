@@ -30,9 +30,6 @@ def cells(printed, benchmark):
     return [values.to_numpy() for values in found]
 
 
-# ---------------------------------------------------------------- rounding
-
-
 # ---------------------------------------------------------------- sampling noise
 
 
